@@ -1,0 +1,51 @@
+"""Compose `conf/` into the typed RunConfig, and keep what the typed form cannot catch out of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from sgdpo.config.schema import RunConfig
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+
+def register_schema() -> None:
+    """Make the typed form known to Hydra; conf/config.yaml names it first in its defaults."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def compose_run(overrides: list[str]) -> DictConfig:
+    """Compose a run from command-line overrides, without Hydra's application around it."""
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides)
+
+
+def unknown_keys(config: DictConfig) -> list[str]:
+    """List the keys that no dataclass knows: `+typo=1` composes, and must not pass."""
+    return sorted(_unknown(OmegaConf.to_container(config, resolve=False), RunConfig, ""))
+
+
+def _unknown(node: Any, schema: type, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    defaults = schema()
+    known = {f.name: getattr(defaults, f.name) for f in fields(schema)}
+    found = [f"{prefix}{key}" for key in node if key not in known and key != "hydra"]
+    for key, value in known.items():
+        if is_dataclass(value) and key in node:
+            found += _unknown(node[key], type(value), f"{prefix}{key}.")
+    return found
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """Return the resolved run as typed dataclasses; below this point no config object travels."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved.pop("hydra", None)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), resolved))

@@ -1,0 +1,98 @@
+"""The vocabulary that crosses rooms: what a method sees and what it returns.
+
+Shape suffixes, everywhere in this code:
+    B   examples (pairs) of a row         T   completion tokens, padded to the longest of the row
+    N   tokens of a packed row            L   completion tokens of a packed row, both sides, flat
+    V   vocabulary                        D   hidden width
+A tensor `logp_BT` has shape (B, T); `length_B` has shape (B,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """Hold the per-token log-probs of one completion of every pair: the chosen or the rejected one.
+
+    logp_BT: policy log-probs, nats, float32 or float64, 0 outside the mask; gradient flows through it.
+    reference_BT: reference log-probs, nats, same shape, no gradient; None for a method without a reference.
+    mask_BT: bool, True on trained completion tokens (the closing end-of-turn token is one).
+    """
+
+    logp_BT: Tensor
+    reference_BT: Tensor | None
+    mask_BT: Tensor
+
+    @property
+    def ratio_BT(self) -> Tensor:
+        """Return the per-token log-ratio d_t = log pi - log pi_ref, nats, 0 outside the mask."""
+        assert self.reference_BT is not None, "a log-ratio needs the reference's log-probs"
+        return (self.logp_BT - self.reference_BT) * self.mask_BT
+
+    @property
+    def length_B(self) -> Tensor:
+        """Return the number of completion tokens, int64. Lengths come from the mask, never from values."""
+        return self.mask_BT.sum(-1)
+
+    @property
+    def ratio_B(self) -> Tensor:
+        """Return R, the sum of the log-ratio over the whole completion, nats."""
+        return self.ratio_BT.sum(-1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Hold one row of preference pairs: both sides and the ids that key the draws.
+
+    rejected is None in the SFT phase, which trains on the chosen conversation alone.
+    example_id_B: int64, stable over runs, shuffles and machines.
+    """
+
+    chosen: Side
+    rejected: Side | None
+    example_id_B: Tensor
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """Hold what a method returns for a row of pairs.
+
+    loss_B: the loss of each pair, unreduced; the trainer divides by the global batch's count.
+    chosen_reward_B, rejected_reward_B: beta times R over *all* tokens, detached; None without a reference.
+    metrics: the method's own per-pair numbers, detached, keys as logged ("pilot/chosen").
+    """
+
+    loss_B: Tensor
+    chosen_reward_B: Tensor | None = None
+    rejected_reward_B: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Hold the pilot ratios: chosen (the paper's r1) and rejected (r2), each in (0, 1]."""
+
+    chosen: float
+    rejected: float
+
+
+@dataclass(frozen=True)
+class DrawKey:
+    """Hold what keys a draw beside the example id, the side and the position.
+
+    seed: the run's seed. epoch: 0-based; evaluation always uses 0.
+    """
+
+    seed: int
+    epoch: int = 0
+
+
+def rewards(pair: Pair, beta: float) -> tuple[Tensor, Tensor]:
+    """Return the implicit rewards beta * R_w and beta * R_l over all tokens, detached, shape B each."""
+    with torch.no_grad():
+        return beta * pair.chosen.ratio_B, beta * pair.rejected.ratio_B
