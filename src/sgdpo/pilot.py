@@ -1,0 +1,104 @@
+"""Draw pilots: sub-sequences of a completion, keyed, without state, in one vectorised operation.
+
+Completion position t of example e gets a 64-bit key, a hash of (seed, epoch, side, stream, e, t); the k
+positions with the smallest keys are the subset. So a draw does not depend on rank count, micro-batch, order,
+padding, packing or a resume. Within an example keys are a bijection of t (splitmix64), so two never tie.
+
+Departures from the authors' code: keyed draws in place of the global random state; floor(r m) in exact
+decimal arithmetic (0.7 of 90 is 63, not 62); no loop over pairs and no host synchronisation.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sgdpo.pairs import DrawKey, Side
+
+Draw = Literal["shared", "independent"]
+CHOSEN, REJECTED = 0, 1
+POLICY, REFERENCE = 0, 1
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLY_1 = 0xBF58476D1CE4E5B9
+_MULTIPLY_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+_LIMB_DIGITS = 9
+_LAST = torch.iinfo(torch.int64).max
+
+
+def pilot_size(length_B: Tensor, ratio: float) -> Tensor:
+    """Return max(floor(ratio * length), 1), tokens, exact for the decimal that `ratio` prints as.
+
+    length_B: int64, tokens, at most 2**32. ratio: in (0, 1], the paper's r1 or r2.
+    The decimals are multiplied nine at a time, from the right, so that no product leaves 64 bits.
+    """
+    decimal = Decimal(str(ratio))
+    count = max(-(-max(-decimal.as_tuple().exponent, 0) // _LIMB_DIGITS), 1)
+    left = int(decimal.scaleb(count * _LIMB_DIGITS))
+    carry_B = torch.zeros_like(length_B)
+    for _ in range(count):
+        left, limb = divmod(left, 10**_LIMB_DIGITS)
+        carry_B = (length_B * limb + carry_B) // 10**_LIMB_DIGITS
+    return (length_B * left + carry_B).clamp(min=1)
+
+
+def draw_subset(
+    mask_BT: Tensor, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, stream: int = POLICY
+) -> Tensor:
+    """Draw `size_B` completion tokens of each example, uniformly without replacement; return them as bool BT.
+
+    mask_BT: bool, the completion tokens; the j-th of them has position j wherever it lies in the row.
+    size_B: int64, at least 1 and at most the number of completion tokens. example_id_B: int64.
+    side: CHOSEN or REJECTED. stream: POLICY, or REFERENCE for the reference's own draw (`draw: independent`).
+    """
+    base = _fold(draws.seed, draws.epoch, side, stream)
+    key_B = _mix64_(example_id_B + _signed(base))
+    position_BT = mask_BT.cumsum(-1)
+    key_BT = _mix64_(position_BT.mul_(_signed(_GOLDEN)).add_(key_B[:, None]))
+    key_BT.masked_fill_(~mask_BT, _LAST)
+    smallest_BT = key_BT.sort(-1).values
+    threshold_B1 = smallest_BT.gather(-1, (size_B - 1)[:, None])
+    return (key_BT <= threshold_B1) & mask_BT
+
+
+def subset_ratio(
+    part: Side, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, draw: Draw
+) -> Tensor:
+    """Return R[S], the log-ratio summed over `size_B` drawn tokens, nats, shape B; gradient flows through it.
+
+    draw: `shared` takes one subset for policy and reference, `independent` draws the reference's again.
+    """
+    subset_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws)
+    if draw == "shared":
+        return (part.ratio_BT * subset_BT).sum(-1)
+    other_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws, REFERENCE)
+    return (part.logp_BT * subset_BT).sum(-1) - (part.reference_BT * other_BT).sum(-1)
+
+
+def _mix64_(x: Tensor) -> Tensor:
+    """Apply splitmix64's finaliser in place (Steele et al., 2014); int64 wraps, a mask makes shifts logical."""
+    for shift, factor in ((30, _MULTIPLY_1), (27, _MULTIPLY_2), (31, None)):
+        x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+        if factor is not None:
+            x *= _signed(factor)
+    return x
+
+
+def _fold(*words: int) -> int:
+    """Hash a few integers of any size or sign to 64 bits, on the host."""
+    state = 0
+    for word in words:
+        state = (state + _GOLDEN + (word & _MASK)) & _MASK
+        state = ((state ^ (state >> 30)) * _MULTIPLY_1) & _MASK
+        state = ((state ^ (state >> 27)) * _MULTIPLY_2) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _signed(word: int) -> int:
+    """Return the int64 with the same 64 bits."""
+    return word - (1 << 64) if word >> 63 else word
