@@ -1,0 +1,214 @@
+"""Accept only complete checkpoints: a checkpoint is complete when its manifest says so, file by file.
+
+The Trainer writes into checkpoint-<step>/ directly, so a kill can leave a folder that loads without a word
+and trains on wrongly (no optimizer.pt, no random state). The manifest is written last, after all ranks saved
+and everything is on disk; a folder whose files do not match it in size and SHA-256 is passed over.
+
+Every rank must see the same folder: over several machines the run's folder lies on shared storage.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+MANIFEST = "manifest.json"
+PREFIX = "checkpoint-"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` optimizer steps."""
+    return checkpoints / f"{PREFIX}{step}"
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return how many optimizer steps a checkpoint has seen."""
+    return int(folder.name.removeprefix(PREFIX))
+
+
+@contextmanager
+def saving(folder: Path, is_main: bool) -> Iterator[None]:
+    """Clear what an interrupted save left at this step, then save inside the block, on every rank.
+
+    Raise ValueError on a full disk, with the torn folder removed and the earlier checkpoints untouched.
+    """
+    if is_main:
+        remove_checkpoint(folder)
+    if dist.is_initialized():
+        dist.barrier()
+    try:
+        yield
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        raise _full_disk_error(folder, is_main) from error
+
+
+def mark_complete(folder: Path, world_size: int, deepspeed: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest: every file's size and SHA-256 and who wrote them; on disk, atomically, last.
+
+    Call it on rank 0, after all ranks saved. deepspeed: the settings the state was written under, if any.
+    """
+    files = _files(folder)
+    for path in files:
+        _sync(path)
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_sha256, files))
+    manifest = {
+        "format": 1,
+        "step": checkpoint_step(folder),
+        "state_layout": state_layout(deepspeed),
+        "world_size": world_size,
+        "files": {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(files, digests, strict=True)
+        },
+    }
+    beside = folder / f"{MANIFEST}.part"
+    beside.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
+    _sync(beside)
+    beside.replace(folder / MANIFEST)
+    _sync(folder)
+
+
+def find_resumable(
+    checkpoints: Path, world_size: int, deepspeed: Mapping[str, Any] | None = None
+) -> tuple[Path | None, list[str]]:
+    """Return the newest complete checkpoint, or None, and a note on each newer one that was passed over.
+
+    Raise ValueError if that checkpoint holds another engine's state, which would load wrongly or not at all.
+    """
+    notes = []
+    for folder in _newest_first(checkpoints):
+        wrong = what_is_wrong(folder)
+        if wrong is None:
+            _check_fit(folder, world_size, deepspeed)
+            return folder, notes
+        notes.append(f"{folder.name} is not complete and is passed over: {wrong}")
+    return None, notes
+
+
+def what_is_wrong(folder: Path) -> str | None:
+    """Return why a checkpoint is not complete, as a phrase, or None if every file is as it was written."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"it has no readable {MANIFEST}, so the save did not end"
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} does not have the content that was saved"
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a checkpoint, or None if it is missing or not as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest if manifest.pop("sha256") == _digest(manifest) else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Keep the `keep` newest complete checkpoints; remove everything older than the oldest of them."""
+    marked = [folder for folder in _newest_first(checkpoints) if (folder / MANIFEST).is_file()]
+    if len(marked) < keep:
+        return
+    for folder in _newest_first(checkpoints):
+        if checkpoint_step(folder) < checkpoint_step(marked[keep - 1]):
+            remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; its manifest goes first, so that one half removed is never taken for complete."""
+    if folder.is_dir():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        _sync(folder)
+        shutil.rmtree(folder)
+
+
+def state_layout(deepspeed: Mapping[str, Any] | None) -> str:
+    """Return how the optimizer's state is laid out: `plain`, or sharded as a DeepSpeed ZeRO stage does."""
+    if not deepspeed:
+        return "plain"
+    zero = deepspeed.get("zero_optimization", {})
+    devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
+    return f"zero{zero.get('stage', 0)}" + ("_offload" if set(devices) != {"none"} else "")
+
+
+def _check_fit(folder: Path, world_size: int, deepspeed: Mapping[str, Any] | None) -> None:
+    """Raise ValueError with both ways out if this engine cannot load the checkpoint's state."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, "only a complete checkpoint comes here"
+    layout, count = manifest["state_layout"], manifest["world_size"]
+    wanted = state_layout(deepspeed)
+    if layout != wanted or (layout != "plain" and count != world_size):
+        raise ValueError(
+            f"{folder} was written as {layout} by {count} processes and cannot be continued as {wanted} by "
+            f"{world_size}: the optimizer's state is cut differently. Continue with the engine and the "
+            "number of processes that wrote it (engine=..., engine.num_processes=...), or set resume=never"
+        )
+
+
+def _full_disk_error(folder: Path, is_main: bool) -> ValueError:
+    left = shutil.disk_usage(folder.parent).free / 2**20
+    earlier = [str(f) for f in _newest_first(folder.parent) if f != folder and (f / MANIFEST).is_file()]
+    if is_main:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # other ranks may still be writing into it
+    intact = f"{earlier[0]} is intact" if earlier else "there is no earlier checkpoint"
+    return ValueError(
+        f"the disk was full while {folder} was saved ({left:.0f} MiB were left); {intact}. Free some space "
+        "(or set trainer.keep_checkpoints=1) and run the same command again: it continues there"
+    )
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Tell a full disk: safetensors hides the errno in a text, torch reports a short write."""
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    safetensors = any(f"(os error {number})" in str(error) for number in NO_SPACE)
+    return safetensors or ("inline_container" in str(error) and "unexpected pos" in str(error))
+
+
+def _newest_first(checkpoints: Path) -> list[Path]:
+    found = [f for f in checkpoints.glob(f"{PREFIX}*") if f.is_dir() and f.name[len(PREFIX) :].isdigit()]
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    inside = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in inside if path.name not in (MANIFEST, f"{MANIFEST}.part"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,166 @@
+"""Only complete checkpoints are ever picked up, and older ones go only once a newer one counts."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sgdpo.training import checkpoints
+from sgdpo.training.checkpoints import MANIFEST, find_resumable, mark_complete, prune, saving
+
+FILES = (
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state_0.pth",
+    "global_step3/bf16_rank_0.pt",
+)
+ZERO3 = {"zero_optimization": {"stage": 3}}
+
+
+def save(folder: Path, world_size: int = 1, deepspeed: dict | None = None) -> Path:
+    """Write what a checkpoint looks like from outside: files of known content, then the manifest."""
+    for name in FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{name} of {folder.name}".encode() * 7)
+    mark_complete(folder, world_size, deepspeed)
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    for step in (3, 20, 100):
+        save(tmp_path / f"checkpoint-{step}")
+    return tmp_path
+
+
+def test_the_newest_complete_checkpoint_is_found_by_number_not_by_name(saved: Path) -> None:
+    assert find_resumable(saved, 1) == (saved / "checkpoint-100", [])
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert find_resumable(tmp_path / "nothing", 1) == (None, [])
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, flip_a_bit])
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_torn_checkpoint_is_passed_over_with_a_note(saved: Path, name: str, damage) -> None:
+    damage(saved / "checkpoint-100" / name)
+    found, notes = find_resumable(saved, 1)
+    assert found == saved / "checkpoint-20"
+    assert len(notes) == 1
+    assert "checkpoint-100" in notes[0]
+    assert name in notes[0] or name == MANIFEST
+
+
+def test_a_manifest_with_any_bit_flipped_is_not_believed(saved: Path) -> None:
+    manifest = saved / "checkpoint-100" / MANIFEST
+    content = manifest.read_bytes()
+    for position in range(len(content)):
+        manifest.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert find_resumable(saved, 1)[0] == saved / "checkpoint-20", content[position - 9 : position + 9]
+
+
+def test_a_save_without_its_manifest_never_counts(saved: Path) -> None:
+    """SIGKILL between the last file and the manifest: everything is there, and still it is not trusted."""
+    folder = saved / "checkpoint-200"
+    save(folder)
+    (folder / MANIFEST).rename(folder / f"{MANIFEST}.part")
+    assert find_resumable(saved, 1)[0] == saved / "checkpoint-100"
+
+
+def test_pruning_keeps_the_newest_complete_ones_and_never_counts_a_torn_one(saved: Path) -> None:
+    """Of 3, 20, 100 complete and 200 torn, keep 2: 20 and 100 stay, 200 is left alone, 3 goes."""
+    (saved / "checkpoint-200").mkdir()
+    prune(saved, keep=2)
+    assert sorted(f.name for f in saved.iterdir()) == ["checkpoint-100", "checkpoint-20", "checkpoint-200"]
+
+
+def test_pruning_before_enough_are_complete_removes_nothing(saved: Path) -> None:
+    prune(saved, keep=4)
+    assert len(list(saved.iterdir())) == 3
+
+
+def test_a_torn_save_is_cleared_before_the_step_is_saved_again(saved: Path) -> None:
+    """A file of the torn save must not end up in the manifest of the next one."""
+    torn = saved / "checkpoint-200"
+    torn.mkdir()
+    (torn / "rng_state_7.pth").write_text("from a run of eight ranks")
+    with saving(torn, is_main=True):
+        assert not torn.exists()
+        save(torn)
+    assert "rng_state_7.pth" not in checkpoints.read_manifest(torn)["files"]
+
+
+@pytest.mark.parametrize("wanted", [(4, ZERO3), (2, {"zero_optimization": {"stage": 2}}), (2, None)])
+def test_a_zero_checkpoint_of_another_process_count_or_stage_is_refused(tmp_path: Path, wanted) -> None:
+    save(tmp_path / "checkpoint-5", 2, ZERO3)
+    assert find_resumable(tmp_path, 2, ZERO3)[0] == tmp_path / "checkpoint-5"
+    with pytest.raises(ValueError, match=r"zero3 by 2 processes.*resume=never"):
+        find_resumable(tmp_path, *wanted)
+
+
+def test_a_plain_checkpoint_does_not_care_how_many_processes_continue_it(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoint-5", 2)
+    assert find_resumable(tmp_path, 1)[0] == tmp_path / "checkpoint-5"
+
+
+def test_another_error_while_saving_is_not_called_a_full_disk(saved: Path) -> None:
+    with pytest.raises(KeyError), saving(saved / "checkpoint-200", is_main=True):
+        raise KeyError("No space left for doubt")
+
+
+WRITERS = {
+    "torch": "torch.save(state, folder / 'optimizer.pt')",
+    "safetensors": "save_file(state, folder / 'model.safetensors')",
+    "plain": "(folder / 'trainer_state.json').write_bytes(bytes(1 << 21))",
+}
+FILL = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from sgdpo.training.checkpoints import saving
+folder, state = Path(sys.argv[1]), {{"w": torch.zeros(1 << 19)}}
+try:
+    with saving(folder, is_main=True):
+        folder.mkdir()
+        {write}
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_clear_error_and_the_earlier_checkpoint_stays(saved: Path, writer: str) -> None:
+    """A file-size limit of 1 MiB makes real writes of 2 MiB end short, as a full disk does."""
+    folder = saved / "checkpoint-200"
+    out = subprocess.run(
+        [sys.executable, "-c", FILL.format(write=WRITERS[writer]), str(folder)],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "src"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+    ).stdout  # fmt: skip
+    assert "the disk was full" in out
+    assert "checkpoint-100 is intact" in out
+    assert not folder.exists()
+    assert find_resumable(saved, 1) == (saved / "checkpoint-100", [])
