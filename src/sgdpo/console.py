@@ -1,0 +1,47 @@
+"""What a command says on the screen: one line at the start, errors in one form, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+from sgdpo.config.schema import RunConfig
+
+
+class ConfigError(SystemExit):
+    """End the program with code 1 after its errors were printed; a sweep counts the cell as failed."""
+
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__(1)
+        self.errors = errors
+
+
+def fail(errors: list[str]) -> NoReturn:
+    """Print every error, one a line, and end with exit code 1."""
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    raise ConfigError(errors)
+
+
+def greet(run: RunConfig) -> None:
+    """Say in one line what is about to happen."""
+    ratio = f" ratio={run.ratio.chosen},{run.ratio.rejected}" if run.ratio.chosen is not None else ""
+    print(
+        f"{run.method['name']}{ratio} on {run.data.name} with {run.model.name}, seed {run.seed}, "
+        f"{run.precision.name}, engine {run.engine.name}",
+        flush=True,
+    )
+
+
+def set_up_logging() -> None:
+    """Let our messages through and keep the libraries' chatter out."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
+    logging.getLogger("sgdpo").setLevel(logging.INFO)
+    for name in ("DeepSpeed", "accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|accelerate")

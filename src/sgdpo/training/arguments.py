@@ -1,0 +1,61 @@
+"""Turn the typed config into transformers' TrainingArguments, with the traps of its defaults closed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from sgdpo.config.schema import RunConfig
+
+# Evaluations and checkpoints of a run when the config leaves their interval at 0.
+EVALS_A_RUN, SAVES_A_RUN = 10, 5
+
+
+def total_steps(config: RunConfig, examples: int) -> int:
+    """Return the optimizer steps of a run over so many examples; a remainder below a batch is left out."""
+    if config.optimizer.max_steps > 0:
+        return config.optimizer.max_steps
+    return math.ceil(config.optimizer.epochs * (examples // config.optimizer.batch_size))
+
+
+def training_arguments(config: RunConfig, folder: Path, steps: int, rows: int, evaluates: bool) -> TrainingArguments:
+    """Return the Trainer's arguments for a run of `steps` steps, `rows` rows a step and rank."""
+    optimizer, trainer = config.optimizer, config.trainer
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=rows,
+        learning_rate=optimizer.lr,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=math.ceil(steps * optimizer.warmup_ratio),
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_epsilon=optimizer.eps,
+        max_grad_norm=optimizer.max_grad_norm,
+        optim="adamw_torch_fused" if not config.engine.deepspeed else "adamw_torch",
+        bf16=config.precision.name == "bf16",
+        use_cpu=config.device == "cpu",
+        deepspeed=config.engine.deepspeed,
+        ddp_timeout=int(config.engine.timeout_minutes * 60),
+        ddp_find_unused_parameters=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        dataloader_num_workers=trainer.workers,
+        accelerator_config={"split_batches": False, "dispatch_batches": False, "even_batches": False},
+        remove_unused_columns=False,
+        logging_steps=trainer.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=trainer.eval_steps or max(steps // EVALS_A_RUN, 1),
+        save_strategy="steps",
+        save_steps=trainer.save_steps or max(steps // SAVES_A_RUN, 1),
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )

@@ -1,0 +1,60 @@
+"""One definition of every metric, for every method: a sum and a count, reduced once.
+
+A mean of means is wrong over an uneven last batch and over ranks, so nothing here averages before the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sgdpo.pairs import Pair, PairLoss
+
+Sums = dict[str, tuple[Tensor, Tensor]]
+
+
+def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
+    """Return (sum, count) of every metric of a row, float64 scalars on the row's device.
+
+    loss_count: what the loss is divided by: pairs, or trained tokens in the SFT phase.
+    Rewards are nats times beta over whole completions; logps are summed over a completion's real tokens.
+    """
+    pairs = torch.full_like(loss_count, result.loss_B.numel())
+    values = {"logps/chosen": pair.chosen.logp_BT.sum(-1), "lengths/chosen": pair.chosen.length_B}
+    if pair.rejected is not None:
+        values["logps/rejected"] = pair.rejected.logp_BT.sum(-1)
+        values["lengths/rejected"] = pair.rejected.length_B
+    if result.chosen_reward_B is not None:
+        chosen_B, rejected_B = result.chosen_reward_B, result.rejected_reward_B
+        values["rewards/chosen"], values["rewards/rejected"] = chosen_B, rejected_B
+        values["rewards/margins"] = chosen_B - rejected_B
+        values["rewards/accuracies"] = chosen_B > rejected_B
+    values.update(result.metrics)
+    sums = {key: (value_B.detach().double().sum(), pairs) for key, value_B in values.items()}
+    return {"loss": (result.loss_B.detach().double().sum(), loss_count), **sums}
+
+
+class MetricSums:
+    """Add up (sum, count) on the device between two log lines; nothing is read back before `take`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, sums: Sums) -> None:
+        """Add one row's sums."""
+        for key, (total, count) in sums.items():
+            if key in self._sums:
+                total, count = self._sums[key][0] + total, self._sums[key][1] + count
+            self._sums[key] = (total, count)
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the means since the last call, summed over ranks by one `reduce`, and start again."""
+        if not self._sums:
+            return {}
+        keys = list(self._sums)
+        table = torch.stack([torch.stack([t, c.to(t.dtype)]) for t, c in self._sums.values()])
+        self._sums = {}
+        rows = reduce(table).tolist()
+        return {key: total / count for key, (total, count) in zip(keys, rows, strict=True)}

@@ -1,0 +1,268 @@
+"""transformers' Trainer, taught pairs: one batch is one packed row, one step is a fixed number of rows.
+
+It knows no method by name. What it leaves to its base class: the loop, accumulation, DDP and DeepSpeed,
+schedules, checkpoints. What it replaces, and why:
+- the loss is a sum over the row divided by the *global* batch's count, so it depends neither on how a step is
+  split into rows nor on the number of processes (the base class would divide again under accumulation);
+- metrics are sums and counts, reduced once a log line;
+- a checkpoint counts only when its manifest is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from sgdpo.config.schema import EngineConfig
+from sgdpo.data.packing import model_inputs, pair_of
+from sgdpo.method import Method
+from sgdpo.pairs import DrawKey, Pair, PairLoss
+from sgdpo.training import checkpoints
+from sgdpo.training.metrics import MetricSums, pair_metrics
+from sgdpo.training.selfcheck import check_step0
+
+METHOD_STATE = "method_state.json"
+MAX_IDS_SHOWN = 8
+
+
+class NonFiniteError(ValueError):
+    """Say that a loss or a gradient stopped being finite, where, and what still stands."""
+
+
+class PairTrainer(Trainer):
+    """Train a model on packed rows of pairs.
+
+    method: the bound method. train_rows, eval_rows: batch samplers of row indices. collator: examples to row.
+    log_row: receives each row of metrics (rank 0). seed keys the draws.
+    """
+
+    # compute_loss divides by the step's global count, so the base class must not divide by its rows again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        train_rows: Iterable[list[int]],
+        eval_rows: Iterable[list[int]] | None,
+        collator: Callable[[list[Any]], dict[str, Tensor]],
+        log_row: Callable[[dict[str, Any]], None],
+        draws_seed: int,
+        precision: str,
+        step0_check: bool,
+        on_nonfinite: str,
+        keep_checkpoints: int,
+        engine: EngineConfig,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_collator=collator, **kwargs)
+        self.method, self.method_state = method, method.new_state()
+        self._train_rows, self._eval_rows = train_rows, eval_rows
+        self._log_row, self._draws_seed, self._precision = log_row, draws_seed, precision
+        self._step0_check, self._on_nonfinite = step0_check, on_nonfinite
+        self._keep, self._engine = keep_checkpoints, engine
+        self._sums, self._step = MetricSums(), StepNotes()
+        self.skipped_steps = 0
+        self._clock = time.perf_counter()
+        self._worked = torch.zeros(2, dtype=torch.float64)
+        self.add_callback(StepEnd(self))
+
+    # ---- data: rows of a step, dealt to the ranks ------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader whose batches are packed rows, in the order that the sampler keys."""
+        return self._row_loader(self.train_dataset, self._train_rows)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the loader over the held-out rows; every rank gets as many rows as the others."""
+        return self._row_loader(self.eval_dataset, self._eval_rows)
+
+    def _row_loader(self, examples: Any, rows: Iterable[list[int]]) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            examples, batch_sampler=rows, collate_fn=self.data_collator, num_workers=workers,
+            persistent_workers=workers > 0,
+        )  # fmt: skip
+        return self.accelerator.prepare(loader)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Return what the step's loss is divided by, over all rows and ranks: pairs, or trained tokens."""
+        key = "count_tokens" if self.method.phase == "sft" else "count_pairs"
+        total = torch.stack([row[key] for row in batch_samples]).sum().to(device)
+        return self.accelerator.reduce(total) if self.args.world_size > 1 else total
+
+    # ---- loss ------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """Return the row's share of the global batch's loss."""
+        pair, result = self._pair_loss(model, inputs, self._epoch_of_step())
+        if self._step0_check and self.state.global_step == 0:
+            check_step0(
+                self.method, pair, result, DrawKey(self._draws_seed, 0), self._precision, self.method_state
+            )
+            self._step0_check = False
+        self._note(inputs, pair, result)
+        # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
+        return result.loss_B.sum() * (self.args.world_size / num_items_in_batch)
+
+    def _pair_loss(self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int) -> tuple[Pair, PairLoss]:
+        pair = pair_of(row, model(**model_inputs(row)))
+        with torch.autocast(self.args.device.type, enabled=False):
+            return pair, self.method(pair, DrawKey(self._draws_seed, epoch), self.method_state)
+
+    def _epoch_of_step(self) -> int:
+        rows_a_step = self.args.gradient_accumulation_steps * self.args.world_size
+        return self.state.global_step * rows_a_step // len(self._train_rows)
+
+    def _note(self, row: dict[str, Tensor], pair: Pair, result: PairLoss) -> None:
+        sums = pair_metrics(pair, result, self._loss_count(row))
+        self._sums.add(sums)
+        self._step.add(row["example_id_B"], result)
+        self._worked += torch.tensor([result.loss_B.numel(), row["input_ids"].numel()], dtype=torch.float64)
+
+    def _loss_count(self, row: dict[str, Tensor]) -> Tensor:
+        return row["count_tokens" if self.method.phase == "sft" else "count_pairs"]
+
+    # ---- after a step ----------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Return the gradient's norm; a step that is not finite stops the run or is skipped here."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # A loss can overflow on one rank alone; its gradient, averaged over ranks, tells all of them.
+        if not math.isfinite(float(norm)):
+            if self._on_nonfinite == "stop":
+                raise NonFiniteError(self._nonfinite_message(float(norm)))
+            self.skipped_steps += 1
+            model.zero_grad(set_to_none=True)  # AdamW leaves a parameter without gradient as it is
+        return norm
+
+    def _nonfinite_message(self, norm: float) -> str:
+        good, _ = checkpoints.find_resumable(Path(self.args.output_dir), self._engine)
+        return (
+            f"step {self.state.global_step + 1}: the loss or its gradient is not finite (gradient norm {norm}); "
+            f"pairs {self._step.suspects()}; last good checkpoint: {good.name if good else 'none'}. "
+            "Lower optimizer.lr, look at these pairs, or skip such steps with trainer.on_nonfinite=skip."
+        )
+
+    def end_step(self) -> None:
+        """Let the method's state see the rewards of the whole global batch, once a step."""
+        if self.method_state is not None:
+            total, count = self._reduce(self._step.reward_sums(self.args.device)).tolist()
+            self.method_state.advance(total, int(count))
+        self._step.clear()
+
+    def _reduce(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums) if self.args.world_size > 1 else sums
+
+    # ---- metrics ---------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write one row of training metrics: the sums since the last row, over all ranks."""
+        if "grad_norm" not in logs:  # the base class's closing summary, not a step
+            return
+        row = self._sums.take(self._reduce)
+        row |= {"grad_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], **self._speed()}
+        self._write("train", row)
+        super().log({**row, "epoch": self.state.epoch}, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        now = time.perf_counter()
+        pairs, tokens = self._reduce(self._worked.to(self.args.device)).tolist()
+        seconds = now - self._clock
+        self._clock, self._worked = now, torch.zeros(2, dtype=torch.float64)
+        return {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds}
+
+    def _write(self, split: str, row: dict[str, Any]) -> None:
+        if self.is_world_process_zero():
+            self._log_row(
+                {"step": self.state.global_step, "epoch": self.state.epoch or 0.0, "split": split, **row}
+            )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the metrics of the held-out pairs; draws are epoch 0's, always."""
+        model, sums, paused = self.model_wrapped, MetricSums(), time.perf_counter()
+        model.eval()
+        with torch.no_grad():
+            for row in self.get_eval_dataloader():
+                row = self._prepare_inputs(row)
+                with self.compute_loss_context_manager():
+                    pair, result = self._pair_loss(model, row, epoch=0)
+                sums.add(pair_metrics(pair, result, self._loss_count(row)))
+        model.train()
+        metrics = sums.take(self._reduce)
+        self._write("eval", metrics)
+        self._clock += time.perf_counter() - paused  # speed is of training alone
+        return {f"eval_{key}": value for key, value in metrics.items()}
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
+        with checkpoints.complete_checkpoint(folder, self._engine, self._keep):
+            super()._save_checkpoint(model, trial)
+            if self.method_state is not None and self.is_world_process_zero():
+                (folder / METHOD_STATE).write_text(json.dumps(self.method_state.state_dict()))
+
+    def resume_method_state(self, folder: Path) -> None:
+        """Restore the method's state from a complete checkpoint."""
+        if self.method_state is not None:
+            self.method_state.load_state_dict(json.loads((folder / METHOD_STATE).read_text()))
+
+
+class StepNotes:
+    """Remember the current step's losses, rewards and pair ids, on the device, until the step ends."""
+
+    def __init__(self) -> None:
+        self._ids: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._rewards: list[Tensor] = []
+
+    def add(self, example_id_B: Tensor, result: PairLoss) -> None:
+        """Remember one row."""
+        self._ids.append(example_id_B)
+        self._losses.append(result.loss_B.detach())
+        if result.chosen_reward_B is not None:
+            self._rewards += [result.chosen_reward_B, result.rejected_reward_B]
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self._ids, self._losses, self._rewards = [], [], []
+
+    def reward_sums(self, device: torch.device) -> Tensor:
+        """Return the sum over the step's 2B rewards and their count, float64."""
+        flat = torch.cat([reward_B.double() for reward_B in self._rewards])
+        return torch.stack(
+            [flat.sum(), torch.tensor(float(flat.numel()), dtype=torch.float64, device=device)]
+        )
+
+    def suspects(self) -> str:
+        """Name the pairs whose loss is not finite, or all of the step's if the loss does not tell."""
+        ids, bad = torch.cat(self._ids), ~torch.isfinite(torch.cat(self._losses))
+        named = (ids[bad] if bad.any() else ids).tolist()
+        more = f" and {len(named) - MAX_IDS_SHOWN} more" if len(named) > MAX_IDS_SHOWN else ""
+        return ", ".join(map(str, named[:MAX_IDS_SHOWN])) + more
+
+
+class StepEnd(TrainerCallback):
+    """Call the trainer back when a step has ended, before it is logged."""
+
+    def __init__(self, trainer: PairTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.end_step()
