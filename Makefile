@@ -39,4 +39,7 @@ test: lint ## Set up, lint, run all tests
 # ---- evaluation ---------------------------------------------------------------------------------
 
 # ---- reproduction -------------------------------------------------------------------------------
+.PHONY: theorems
+theorems: setup ## Check Theorems 1 to 3 against autograd (RUN=folder for a run's values) and draw f
+	$(PY) scripts/theorems.py $(if $(RUN),--run $(RUN))
 

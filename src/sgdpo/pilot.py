@@ -80,7 +80,7 @@ def subset_ratio(
 
 
 def _mix64_(x: Tensor) -> Tensor:
-    """Apply splitmix64's finaliser in place (Steele et al., 2014); int64 wraps, a mask makes shifts logical."""
+    """Apply splitmix64's finaliser in place (Steele et al., 2014); int64 wraps, masks make shifts logical."""
     for shift, factor in ((30, _MULTIPLY_1), (27, _MULTIPLY_2), (31, None)):
         x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
         if factor is not None:

@@ -29,9 +29,9 @@ class Point:
 
 
 def objective(point: Point, beta: float) -> Tensor:
-    """Return l, the maximised objective, as the paper writes it."""
-    x1, x2, y1, y2 = (v**beta for v in (point.x1, point.x2, point.y1, point.y2))
-    return torch.log(x1 / (x1 + y2)) + torch.log(y1 / (y1 + x2))
+    """Return l, the maximised objective, as a sum of log sigma, so that autograd does not cancel."""
+    up = logsigmoid(beta * (point.x1.log() - point.y2.log()))
+    return up + logsigmoid(beta * (point.y1.log() - point.x2.log()))
 
 
 def chosen_gradient(point: Point, beta: float) -> Tensor:

@@ -40,6 +40,6 @@ def sgdpo(pair: Pair, *, beta: float, draw: Draw, ratios: Ratios, draws: DrawKey
 
 
 def _metrics(chosen_B: Tensor, rejected_B: Tensor, pilot_w_B: Tensor, pilot_l_B: Tensor) -> dict[str, Tensor]:
-    """Return the pilots' numbers from rewards and pilot rewards, whose differences are log p, log q, log u."""
+    """Return the pilots' numbers; log p, log q and log u are differences of rewards and pilot rewards."""
     balance_B = log_balance(pilot_w_B - chosen_B, pilot_l_B - rejected_B, chosen_B - rejected_B)
     return {"pilot/chosen": pilot_w_B, "pilot/rejected": pilot_l_B, "pilot/log_balance": balance_B}
