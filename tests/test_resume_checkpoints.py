@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sgdpo.config.schema import EngineConfig
 from sgdpo.training import checkpoints
-from sgdpo.training.checkpoints import MANIFEST, find_resumable, mark_complete, prune, saving
+from sgdpo.training.checkpoints import MANIFEST, complete_checkpoint, find_resumable, mark_complete, prune
 
 FILES = (
     "model.safetensors",
@@ -20,16 +21,21 @@ FILES = (
     "rng_state_0.pth",
     "global_step3/bf16_rank_0.pt",
 )
-ZERO3 = {"zero_optimization": {"stage": 3}}
+SINGLE = EngineConfig()
 
 
-def save(folder: Path, world_size: int = 1, deepspeed: dict | None = None) -> Path:
+def zero(stage: int, processes: int) -> EngineConfig:
+    deepspeed = {"zero_optimization": {"stage": stage}}
+    return EngineConfig(name=f"zero{stage}", num_processes=processes, deepspeed=deepspeed)
+
+
+def save(folder: Path, engine: EngineConfig = SINGLE) -> Path:
     """Write what a checkpoint looks like from outside: files of known content, then the manifest."""
     for name in FILES:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(f"{name} of {folder.name}".encode() * 7)
-    mark_complete(folder, world_size, deepspeed)
+    mark_complete(folder, engine)
     return folder
 
 
@@ -41,11 +47,11 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_the_newest_complete_checkpoint_is_found_by_number_not_by_name(saved: Path) -> None:
-    assert find_resumable(saved, 1) == (saved / "checkpoint-100", [])
+    assert find_resumable(saved, SINGLE) == (saved / "checkpoint-100", [])
 
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
-    assert find_resumable(tmp_path / "nothing", 1) == (None, [])
+    assert find_resumable(tmp_path / "nothing", SINGLE) == (None, [])
 
 
 def remove(path: Path) -> None:
@@ -66,7 +72,7 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 def test_a_torn_checkpoint_is_passed_over_with_a_note(saved: Path, name: str, damage) -> None:
     damage(saved / "checkpoint-100" / name)
-    found, notes = find_resumable(saved, 1)
+    found, notes = find_resumable(saved, SINGLE)
     assert found == saved / "checkpoint-20"
     assert len(notes) == 1
     assert "checkpoint-100" in notes[0]
@@ -78,7 +84,9 @@ def test_a_manifest_with_any_bit_flipped_is_not_believed(saved: Path) -> None:
     content = manifest.read_bytes()
     for position in range(len(content)):
         manifest.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        assert find_resumable(saved, 1)[0] == saved / "checkpoint-20", content[position - 9 : position + 9]
+        assert find_resumable(saved, SINGLE)[0] == saved / "checkpoint-20", content[
+            position - 9 : position + 9
+        ]
 
 
 def test_a_save_without_its_manifest_never_counts(saved: Path) -> None:
@@ -86,7 +94,7 @@ def test_a_save_without_its_manifest_never_counts(saved: Path) -> None:
     folder = saved / "checkpoint-200"
     save(folder)
     (folder / MANIFEST).rename(folder / f"{MANIFEST}.part")
-    assert find_resumable(saved, 1)[0] == saved / "checkpoint-100"
+    assert find_resumable(saved, SINGLE)[0] == saved / "checkpoint-100"
 
 
 def test_pruning_keeps_the_newest_complete_ones_and_never_counts_a_torn_one(saved: Path) -> None:
@@ -106,27 +114,27 @@ def test_a_torn_save_is_cleared_before_the_step_is_saved_again(saved: Path) -> N
     torn = saved / "checkpoint-200"
     torn.mkdir()
     (torn / "rng_state_7.pth").write_text("from a run of eight ranks")
-    with saving(torn, is_main=True):
+    with complete_checkpoint(torn, SINGLE, keep=9):
         assert not torn.exists()
         save(torn)
     assert "rng_state_7.pth" not in checkpoints.read_manifest(torn)["files"]
 
 
-@pytest.mark.parametrize("wanted", [(4, ZERO3), (2, {"zero_optimization": {"stage": 2}}), (2, None)])
+@pytest.mark.parametrize("wanted", [zero(3, 4), zero(2, 2), EngineConfig("ddp", 2)])
 def test_a_zero_checkpoint_of_another_process_count_or_stage_is_refused(tmp_path: Path, wanted) -> None:
-    save(tmp_path / "checkpoint-5", 2, ZERO3)
-    assert find_resumable(tmp_path, 2, ZERO3)[0] == tmp_path / "checkpoint-5"
+    save(tmp_path / "checkpoint-5", zero(3, 2))
+    assert find_resumable(tmp_path, zero(3, 2))[0] == tmp_path / "checkpoint-5"
     with pytest.raises(ValueError, match=r"zero3 by 2 processes.*resume=never"):
-        find_resumable(tmp_path, *wanted)
+        find_resumable(tmp_path, wanted)
 
 
 def test_a_plain_checkpoint_does_not_care_how_many_processes_continue_it(tmp_path: Path) -> None:
-    save(tmp_path / "checkpoint-5", 2)
-    assert find_resumable(tmp_path, 1)[0] == tmp_path / "checkpoint-5"
+    save(tmp_path / "checkpoint-5", EngineConfig("ddp", 2))
+    assert find_resumable(tmp_path, SINGLE)[0] == tmp_path / "checkpoint-5"
 
 
 def test_another_error_while_saving_is_not_called_a_full_disk(saved: Path) -> None:
-    with pytest.raises(KeyError), saving(saved / "checkpoint-200", is_main=True):
+    with pytest.raises(KeyError), complete_checkpoint(saved / "checkpoint-200", SINGLE, keep=2):
         raise KeyError("No space left for doubt")
 
 
@@ -140,10 +148,11 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from sgdpo.training.checkpoints import saving
+from sgdpo.training.checkpoints import complete_checkpoint
+from sgdpo.config.schema import EngineConfig
 folder, state = Path(sys.argv[1]), {{"w": torch.zeros(1 << 19)}}
 try:
-    with saving(folder, is_main=True):
+    with complete_checkpoint(folder, EngineConfig(), keep=1):
         folder.mkdir()
         {write}
 except ValueError as error:
@@ -163,4 +172,4 @@ def test_a_full_disk_is_one_clear_error_and_the_earlier_checkpoint_stays(saved: 
     assert "the disk was full" in out
     assert "checkpoint-100 is intact" in out
     assert not folder.exists()
-    assert find_resumable(saved, 1) == (saved / "checkpoint-100", [])
+    assert find_resumable(saved, SINGLE) == (saved / "checkpoint-100", [])

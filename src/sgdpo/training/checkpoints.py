@@ -22,6 +22,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sgdpo.config.schema import EngineConfig
+
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,27 +40,32 @@ def checkpoint_step(folder: Path) -> int:
 
 
 @contextmanager
-def saving(folder: Path, is_main: bool) -> Iterator[None]:
-    """Clear what an interrupted save left at this step, then save inside the block, on every rank.
+def complete_checkpoint(folder: Path, engine: EngineConfig, keep: int) -> Iterator[None]:
+    """Save a checkpoint inside the block, on every rank; it counts from the moment the block is left.
 
+    What an interrupted save left at this step goes first; older checkpoints go last, once this one counts.
     Raise ValueError on a full disk, with the torn folder removed and the earlier checkpoints untouched.
     """
-    if is_main:
+    if _is_main():
         remove_checkpoint(folder)
-    if dist.is_initialized():
-        dist.barrier()
+    _barrier()
     try:
         yield
+        _barrier()
+        if _is_main():
+            mark_complete(folder, engine)
+            prune(folder.parent, keep)
+        _barrier()
     except Exception as error:
         if not _disk_is_full(error):
             raise
-        raise _full_disk_error(folder, is_main) from error
+        raise _full_disk_error(folder) from error
 
 
-def mark_complete(folder: Path, world_size: int, deepspeed: Mapping[str, Any] | None = None) -> None:
+def mark_complete(folder: Path, engine: EngineConfig) -> None:
     """Write the manifest: every file's size and SHA-256 and who wrote them; on disk, atomically, last.
 
-    Call it on rank 0, after all ranks saved. deepspeed: the settings the state was written under, if any.
+    Call it on rank 0, after all ranks saved.
     """
     files = _files(folder)
     for path in files:
@@ -68,8 +75,9 @@ def mark_complete(folder: Path, world_size: int, deepspeed: Mapping[str, Any] | 
     manifest = {
         "format": 1,
         "step": checkpoint_step(folder),
-        "state_layout": state_layout(deepspeed),
-        "world_size": world_size,
+        "engine": engine.name,
+        "state_layout": state_layout(engine),
+        "world_size": engine.num_processes * engine.num_nodes,
         "files": {
             str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
             for path, digest in zip(files, digests, strict=True)
@@ -82,9 +90,7 @@ def mark_complete(folder: Path, world_size: int, deepspeed: Mapping[str, Any] | 
     _sync(folder)
 
 
-def find_resumable(
-    checkpoints: Path, world_size: int, deepspeed: Mapping[str, Any] | None = None
-) -> tuple[Path | None, list[str]]:
+def find_resumable(checkpoints: Path, engine: EngineConfig) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint, or None, and a note on each newer one that was passed over.
 
     Raise ValueError if that checkpoint holds another engine's state, which would load wrongly or not at all.
@@ -93,7 +99,7 @@ def find_resumable(
     for folder in _newest_first(checkpoints):
         wrong = what_is_wrong(folder)
         if wrong is None:
-            _check_fit(folder, world_size, deepspeed)
+            _check_fit(folder, engine)
             return folder, notes
         notes.append(f"{folder.name} is not complete and is passed over: {wrong}")
     return None, notes
@@ -142,33 +148,34 @@ def remove_checkpoint(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def state_layout(deepspeed: Mapping[str, Any] | None) -> str:
+def state_layout(engine: EngineConfig) -> str:
     """Return how the optimizer's state is laid out: `plain`, or sharded as a DeepSpeed ZeRO stage does."""
-    if not deepspeed:
+    if not engine.deepspeed:
         return "plain"
-    zero = deepspeed.get("zero_optimization", {})
+    zero = engine.deepspeed.get("zero_optimization", {})
     devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
     return f"zero{zero.get('stage', 0)}" + ("_offload" if set(devices) != {"none"} else "")
 
 
-def _check_fit(folder: Path, world_size: int, deepspeed: Mapping[str, Any] | None) -> None:
+def _check_fit(folder: Path, engine: EngineConfig) -> None:
     """Raise ValueError with both ways out if this engine cannot load the checkpoint's state."""
     manifest = read_manifest(folder)
     assert manifest is not None, "only a complete checkpoint comes here"
-    layout, count = manifest["state_layout"], manifest["world_size"]
-    wanted = state_layout(deepspeed)
-    if layout != wanted or (layout != "plain" and count != world_size):
-        raise ValueError(
-            f"{folder} was written as {layout} by {count} processes and cannot be continued as {wanted} by "
-            f"{world_size}: the optimizer's state is cut differently. Continue with the engine and the "
-            "number of processes that wrote it (engine=..., engine.num_processes=...), or set resume=never"
-        )
+    written = manifest["state_layout"], manifest["world_size"]
+    wanted = state_layout(engine), engine.num_processes * engine.num_nodes
+    if written == wanted or written[0] == wanted[0] == "plain":
+        return
+    raise ValueError(
+        f"{folder} was written as {written[0]} by {written[1]} processes and cannot be continued as "
+        f"{wanted[0]} by {wanted[1]}: the optimizer's state is cut differently. Continue with what wrote it "
+        f"(engine={manifest['engine']}, {written[1]} processes in all), or start again with resume=never"
+    )
 
 
-def _full_disk_error(folder: Path, is_main: bool) -> ValueError:
+def _full_disk_error(folder: Path) -> ValueError:
     left = shutil.disk_usage(folder.parent).free / 2**20
     earlier = [str(f) for f in _newest_first(folder.parent) if f != folder and (f / MANIFEST).is_file()]
-    if is_main:
+    if _is_main():
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # other ranks may still be writing into it
     intact = f"{earlier[0]} is intact" if earlier else "there is no earlier checkpoint"
@@ -212,3 +219,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
