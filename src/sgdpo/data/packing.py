@@ -1,0 +1,166 @@
+"""Pack examples into one row of tokens without padding, and read per-token log-probs back as a Pair.
+
+Layout `shared_prefix`: each pair is [prompt | chosen | rejected]; the rejected completion's positions restart
+after the prompt, and attention hides the chosen tokens from it. Layout `separate`: [prompt | chosen] and
+[prompt | rejected] are two sequences. Legend of the shape suffixes: `sgdpo/pairs.py`; S counts the spans of
+a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgdpo.data.example import Example
+from sgdpo.pairs import Pair, Side
+
+MODEL_KEYS = ("input_ids", "position_ids", "span_S3", "source_L", "target_L")
+
+Lookup = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+class RowCollator:
+    """Make one packed row of a list of examples: the collate function of a DataLoader.
+
+    layout: `shared_prefix` or `separate`.
+    references: per-token reference log-probs by example id (`ReferenceTable.lookup`); None leaves them out.
+
+    A row holds, all int64 but where said otherwise:
+        input_ids, position_ids (1, N)   the tokens, and their positions, which restart with every sequence
+        span_S3                          (prefix, trunk, branch) lengths of each span: `trunk` tokens attend
+                                         causally, `branch` tokens to the first `prefix` ones and causally
+                                         among themselves
+        source_L, target_L               index of the hidden state that predicts each trained completion
+                                         token, and that token's id: all chosen ones first, then all rejected
+        chosen_at, rejected_at           where these go in a flat (B * T)
+        chosen_mask_BT, rejected_mask_BT bool
+        reference_L                      float32, only with references
+        example_id_B, count_pairs, count_tokens (trained chosen tokens; scalars)
+    """
+
+    def __init__(self, layout: str, references: Lookup | None = None) -> None:
+        self.layout, self.references = layout, references
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        tokens, positions, spans, chosen, rejected = [], [], [], [], []
+        start = 0
+        for example in examples:
+            piece = _place(example, self.layout)
+            tokens += piece["tokens"]
+            positions += piece["positions"]
+            spans += piece["spans"]
+            chosen.append(piece["chosen_source"] + start)
+            rejected.append(piece["rejected_source"] + start)
+            start += sum(map(len, piece["tokens"]))
+        row = {
+            "input_ids": _int64(tokens)[None],
+            "position_ids": _int64(positions)[None],
+            "span_S3": torch.tensor(spans),
+            "source_L": _int64(chosen + rejected),
+            "target_L": _int64(
+                [e.chosen_ids[e.chosen_mask] for e in examples] + [e.rejected_ids for e in examples]
+            ),
+            "example_id_B": torch.tensor([e.example_id for e in examples]),
+            "count_pairs": torch.tensor(len(examples)),
+            "count_tokens": torch.tensor(sum(map(len, chosen))),
+        }
+        row |= _places("chosen", list(map(len, chosen))) | _places("rejected", list(map(len, rejected)))
+        if self.references is not None:
+            row["reference_L"] = self._reference(examples)
+        return row
+
+    def _reference(self, examples: Sequence[Example]) -> Tensor:
+        found = [self.references(example.example_id) for example in examples]
+        sides = [chosen for chosen, _ in found] + [rejected for _, rejected in found]
+        wanted = [len(e.chosen_ids) for e in examples] + [len(e.rejected_ids) for e in examples]
+        for example, values, length in zip([*examples, *examples], sides, wanted, strict=True):
+            if len(values) != length:
+                raise ValueError(
+                    f"the reference cache holds {len(values)} log-probs for a completion of {length} tokens"
+                    f" of example {example.example_id}: it was made for other data; delete it"
+                    " with scripts/cache.py"
+                )
+        return torch.from_numpy(np.concatenate(sides).astype(np.float32, copy=False))
+
+
+def model_inputs(row: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the keywords with which a taught model (`models/logprobs.py`) gives `logp_L` of the row."""
+    return {key: row[key] for key in MODEL_KEYS}
+
+
+def pair_of(row: dict[str, Tensor], logp_L: Tensor, reference_L: Tensor | None = None) -> Pair:
+    """Return the row's per-token log-probs as a Pair; gradient flows to `logp_L`.
+
+    logp_L: policy log-probs in the row's order, nats. reference_L: the reference's, in the same order;
+    default: the row's own, if it has them. Every side is 0 outside its mask.
+    """
+    reference_L = row.get("reference_L") if reference_L is None else reference_L
+    split = row["chosen_at"].shape[0]
+    chosen = _side(row, "chosen", logp_L[:split], None if reference_L is None else reference_L[:split])
+    if row["rejected_at"].shape[0] == 0:
+        return Pair(chosen, None, row["example_id_B"])
+    rejected = _side(row, "rejected", logp_L[split:], None if reference_L is None else reference_L[split:])
+    return Pair(chosen, rejected, row["example_id_B"])
+
+
+def _side(row: dict[str, Tensor], name: str, logp_L: Tensor, reference_L: Tensor | None) -> Side:
+    mask_BT, at_L = row[f"{name}_mask_BT"], row[f"{name}_at"]
+
+    def spread(value_L: Tensor) -> Tensor:
+        return value_L.new_zeros(mask_BT.numel()).index_copy(0, at_L, value_L).view(mask_BT.shape)
+
+    reference_BT = None if reference_L is None else spread(reference_L.detach().to(logp_L.dtype))
+    return Side(spread(logp_L), reference_BT, mask_BT)
+
+
+def _place(example: Example, layout: str) -> dict[str, Any]:
+    """Lay one example out from position 0: its tokens, positions, spans and predicting positions."""
+    prompt, chosen, rejected = len(example.prompt_ids), len(example.chosen_ids), len(example.rejected_ids)
+    _check(example)
+    trunk, branch = np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)
+    tokens = [example.prompt_ids, example.chosen_ids]
+    trained = np.flatnonzero(example.chosen_mask) + prompt - 1
+    if rejected == 0:
+        positions, spans, source = [trunk], [(0, prompt + chosen, 0)], branch
+    elif layout == "shared_prefix":
+        positions, spans = [trunk, branch], [(prompt, prompt + chosen, rejected)]
+        # The prompt's last token predicts the first token of both sides.
+        source = np.concatenate([[prompt - 1], np.arange(rejected - 1) + prompt + chosen])
+        tokens = [*tokens, example.rejected_ids]
+    else:
+        positions = [trunk, np.arange(prompt + rejected)]
+        spans = [(0, prompt + chosen, 0), (0, prompt + rejected, 0)]
+        source = np.arange(rejected) + prompt + chosen + prompt - 1
+        tokens = [*tokens, example.prompt_ids, example.rejected_ids]
+    return {
+        "tokens": tokens,
+        "positions": positions,
+        "spans": spans,
+        "chosen_source": trained,
+        "rejected_source": source,
+    }
+
+
+def _check(example: Example) -> None:
+    if len(example.prompt_ids) == 0 or not example.chosen_mask.any():
+        raise ValueError(
+            f"example {example.example_id} has an empty prompt or no completion token to train;"
+            " such rows are dropped when data is prepared (data.empty=drop)"
+        )
+
+
+def _places(name: str, lengths: list[int]) -> dict[str, Tensor]:
+    """Return the mask of ragged rows and where their tokens go in its flat form."""
+    mask = np.arange(max(lengths))[None] < np.asarray(lengths)[:, None]
+    return {
+        f"{name}_at": torch.from_numpy(np.flatnonzero(mask)),
+        f"{name}_mask_BT": torch.from_numpy(mask),
+    }
+
+
+def _int64(pieces: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(pieces).astype(np.int64, copy=False))

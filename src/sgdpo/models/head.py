@@ -1,0 +1,107 @@
+"""Per-token log-probs straight from hidden states: no tokens-by-vocabulary matrix ever exists.
+
+The lm-head is walked in blocks of the vocabulary. A block's logits live as long as the block: the forward
+pass keeps a running log-sum-exp for each token, the backward pass computes the block again. Blocks of the
+vocabulary, not of the tokens, so that each row of the weight's gradient is written once. Legend of the shape
+suffixes: `sgdpo/pairs.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+MIB = 1 << 20
+
+
+class ChunkedLogProb(torch.autograd.Function):
+    """Compute log softmax(hidden @ weight.T)[target] in O(tokens x chunk) memory, with both gradients."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden_LD: Tensor, weight_VD: Tensor, target_L: Tensor, chunk: int, dtype: torch.dtype
+    ) -> Tensor:
+        lse_L = None
+        operand_LD = hidden_LD.to(dtype)
+        for start in range(0, weight_VD.shape[0], chunk):
+            block_L = _wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T).logsumexp(-1)
+            lse_L = block_L if lse_L is None else torch.logaddexp(lse_L, block_L)
+        picked_L = _wide((operand_LD[:, None] @ weight_VD[target_L].to(dtype)[:, :, None])[:, 0, 0])
+        ctx.save_for_backward(hidden_LD, weight_VD, target_L, lse_L)
+        ctx.chunk, ctx.dtype = chunk, dtype
+        return picked_L - lse_L
+
+    @staticmethod
+    def backward(ctx, grad_L: Tensor):
+        hidden_LD, weight_VD, target_L, lse_L = ctx.saved_tensors
+        chunk, dtype = ctx.chunk, ctx.dtype
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        operand_LD = hidden_LD.to(dtype)
+        # d logp / d logits = onehot(target) - softmax. The softmax part goes block by block, the target's
+        # part is two sparse updates; scaling the hidden states by the incoming gradient spares a pass over
+        # each block.
+        scaled_LD = (hidden_LD * grad_L[:, None]).to(hidden_LD.dtype)
+        scaled_operand_LD = scaled_LD.to(dtype)
+        grad_hidden_LD = torch.zeros_like(hidden_LD, dtype=lse_L.dtype)
+        grad_weight_VD = torch.empty_like(weight_VD) if wants_weight else None
+        for start in range(0, weight_VD.shape[0], chunk):
+            block_VD = weight_VD[start : start + chunk].to(dtype)
+            softmax_LV = (_wide(operand_LD @ block_VD.T) - lse_L[:, None]).exp_().to(dtype)
+            if wants_hidden:
+                grad_hidden_LD -= softmax_LV @ block_VD
+            if wants_weight:
+                grad_weight_VD[start : start + chunk] = -(softmax_LV.T @ scaled_operand_LD)
+        if wants_hidden:
+            grad_hidden_LD += weight_VD[target_L]
+            grad_hidden_LD *= grad_L[:, None]
+        if wants_weight:
+            grad_weight_VD.index_add_(0, target_L, scaled_LD.to(grad_weight_VD.dtype))
+        return grad_hidden_LD.to(hidden_LD.dtype) if wants_hidden else None, grad_weight_VD, None, None, None
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Return the value in float32 at least: sums of exponentials never run in half precision."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+class LogProbHead(nn.Linear):
+    """Stand in for a model's lm-head: logits as before, or per-token log-probs if targets are given.
+
+    The weight is used inside this module's forward, so that ZeRO-3 gathers it and DDP reduces its gradient.
+    budget_mb: memory for one block of logits, MiB.
+    """
+
+    budget_mb: int = 64
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, budget_mb: int) -> LogProbHead:
+        """Return a head that shares the weight (tied embeddings stay tied). Raise ValueError if it cannot."""
+        if type(linear) not in (nn.Linear, cls):
+            raise ValueError(
+                f"the lm-head is a {type(linear).__name__}, not a plain linear layer: adapters or"
+                " quantisation on the lm-head are not supported; leave the lm-head out of them"
+            )
+        if linear.bias is not None:
+            raise ValueError(
+                "the lm-head has a bias, which per-token log-probs do not support; use another model"
+            )
+        if budget_mb < 1:
+            raise ValueError(f"trainer.head_budget_mb must be at least 1 MiB, not {budget_mb}")
+        head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        head.weight = linear.weight
+        head.budget_mb = budget_mb
+        return head.train(linear.training)
+
+    def forward(self, input: Tensor, target_L: Tensor | None = None) -> Tensor:
+        """Return logits of `input`; or, with targets, log-probs float32 L (float64 for float64 states)."""
+        if target_L is None:
+            return super().forward(input)
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        chunk = chunk_size(target_L.shape[0], self.weight.shape[0], self.budget_mb)
+        return ChunkedLogProb.apply(input, self.weight, target_L, chunk, dtype)
+
+
+def chunk_size(tokens: int, vocabulary: int, budget_mb: int) -> int:
+    """Return how many vocabulary entries fit the budget: a block's logits in float32 and one more copy."""
+    return max(1, min(vocabulary, budget_mb * MIB // (8 * max(tokens, 1))))

@@ -1,0 +1,232 @@
+"""Load a model and its tokenizer: from a folder, the hub, or a tiny architecture's config; check them first.
+
+Only safetensors are read. Dropout is off in both phases: at step 0 the policy must equal its reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sgdpo.config.schema import ModelConfig
+from sgdpo.models.tiny import tiny_config, tiny_tokenizer
+
+ATTENTIONS = ("sdpa", "eager", "flex_attention")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer with a chat template. Raise ValueError if there is no template."""
+    if model.path is None:
+        tokenizer = tiny_tokenizer()
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model.path, **_hub_arguments(model))
+    if model.chat_template is not None:
+        tokenizer.chat_template = _read_template(model)
+    if not tokenizer.chat_template:
+        raise ValueError(_no_template(model))
+    return tokenizer
+
+
+def load_config(model: ModelConfig, weights: Path | None = None) -> PreTrainedConfig:
+    """Return the architecture's config, with every dropout at 0; loads no weights."""
+    if weights is None and model.path is None:
+        config = tiny_config(model.tiny)
+    else:
+        config = AutoConfig.from_pretrained(weights or model.path, **_hub_arguments(model, weights))
+    for key, value in config.to_dict().items():
+        if key.endswith(("dropout", "pdrop")) and value:
+            setattr(config, key, 0.0)
+    return config
+
+
+def load_model(
+    model: ModelConfig, *, weights: Path | None = None, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Return the causal language model, in training mode, on the CPU.
+
+    weights: folder of a start run's model, else `model.path`, else random weights of `model.tiny` drawn from
+    `seed`, which leaves the global random state alone.
+    """
+    config = load_config(model, weights)
+    if weights is None and model.path is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention, dtype=dtype)
+    else:
+        built = AutoModelForCausalLM.from_pretrained(
+            weights or model.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=model.attention,
+            use_safetensors=True,
+            **_hub_arguments(model, weights),
+        )
+    return built.train()
+
+
+def model_errors(model: ModelConfig) -> list[str]:
+    """List what is wrong with the model's settings and files, as sentences with advice; loads no weights."""
+    errors = []
+    if model.attention not in ATTENTIONS:
+        errors.append(f"model.attention={model.attention!r} is not one of {list(ATTENTIONS)}")
+    if model.chat_template is not None:
+        errors += _template_errors(model)
+    if model.path is None:
+        return errors + _tiny_errors(model)
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return errors + _folder_errors(model, folder)
+    if HUB_ID.fullmatch(model.path) is None:
+        advice = (
+            model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
+        )
+        errors.append(f"model.path={model.path} does not exist; {advice}")
+    return errors
+
+
+def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> list[str]:
+    """List why data does not fit the model: ids beyond its vocabulary, sequences beyond its positions.
+
+    tokenizer_size: number of ids the tokenizer can give. longest: tokens of the longest sequence.
+    """
+    errors = []
+    if tokenizer_size > config.vocab_size:
+        errors.append(
+            f"the tokenizer gives ids up to {tokenizer_size - 1}, but the model's vocabulary holds"
+            f" {config.vocab_size}; take the tokenizer that belongs to the model"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        errors.append(
+            f"the longest sequence has {longest} tokens, but the model has {positions} positions;"
+            f" set data.max_length to {positions} or less"
+        )
+    return errors
+
+
+def weights_hash(source: Path | nn.Module) -> str:
+    """Return a hash of every tensor's name, dtype, shape and bytes, 16 hex digits.
+
+    source: a folder of safetensors, or a module. A tied tensor counts once in a folder, as it is saved.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _tensors(source):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def weights_folder(model: ModelConfig, weights: Path | None = None) -> Path | None:
+    """Return the folder of the weights (the start run's, the path, the hub's snapshot); None if random."""
+    if weights is not None or model.path is None:
+        return weights
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return folder
+    return Path(
+        snapshot_download(model.path, revision=model.revision, allow_patterns=["*.safetensors*", "*.json"])
+    )
+
+
+def _tensors(source: Path | nn.Module):
+    if isinstance(source, nn.Module):
+        yield from sorted(source.state_dict().items())
+        return
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{source} holds no *.safetensors to take a hash of")
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for name in sorted(opened.keys()):
+                yield name, opened.get_tensor(name)
+
+
+def _hub_arguments(model: ModelConfig, weights: Path | None = None) -> dict[str, Any]:
+    revision = None if weights is not None else model.revision
+    return {"revision": revision, "trust_remote_code": model.trust_remote_code}
+
+
+def _read_template(model: ModelConfig) -> str:
+    source = Path(model.chat_template)
+    if source.suffix == ".jinja":
+        return source.read_text()
+    template = AutoTokenizer.from_pretrained(model.chat_template).chat_template
+    if not template:
+        raise ValueError(
+            f"model.chat_template={model.chat_template} has no chat template; name another source"
+        )
+    return template
+
+
+def _template_errors(model: ModelConfig) -> list[str]:
+    source = Path(model.chat_template)
+    if source.suffix == ".jinja" and not source.is_file():
+        return [f"model.chat_template={source} does not exist; give a .jinja file, a folder or a hub id"]
+    if source.suffix != ".jinja" and not source.is_dir() and HUB_ID.fullmatch(model.chat_template) is None:
+        return [f"model.chat_template={source} is no file, folder or hub id; give one of these"]
+    return []
+
+
+def _tiny_errors(model: ModelConfig) -> list[str]:
+    if model.tiny is None:
+        return [
+            f"model {model.name!r} needs model.path: a folder with config.json and safetensors, or a hub id"
+        ]
+    try:
+        tiny_config(model.tiny)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _folder_errors(model: ModelConfig, folder: Path) -> list[str]:
+    if not (folder / "config.json").is_file():
+        return [f"model.path={folder} holds no config.json; give the folder that save_pretrained wrote"]
+    errors = []
+    if not list(folder.glob("*.safetensors")):
+        pickled = [file.name for file in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
+        found = f" (only {pickled[0]}, which is not read: pickles can run code)" if pickled else ""
+        errors.append(f"model.path={folder} holds no weights{found}; it needs *.safetensors")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        errors.append(
+            f"model.path={folder} holds no tokenizer; save one there with tokenizer.save_pretrained"
+        )
+    elif model.chat_template is None and not _has_template(folder):
+        errors.append(_no_template(model))
+    if "auto_map" in json.loads((folder / "config.json").read_text()) and not model.trust_remote_code:
+        errors.append(
+            f"model.path={folder} comes with Python code of its own; read it, then set"
+            " model.trust_remote_code=true"
+        )
+    return errors
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
+
+
+def _no_template(model: ModelConfig) -> str:
+    return (
+        f"model {model.name!r} ({model.path}) has no chat template; set model.chat_template to a .jinja file,"
+        " or to a folder or hub id of a model that has one (the instruct sibling, for instance)"
+    )

@@ -1,0 +1,65 @@
+"""Tiny models of real architectures, a character tokenizer and a chat template of its own; no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import decoders as token_decoders
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+# Printable ASCII and the line break, a token each; everything else is <unk>.
+ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<|im_start|>", "<|im_end|>")
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the character tokenizer: 6 special tokens, then the alphabet in order; a ChatML-like template.
+
+    The token that closes a turn, `<|im_end|>`, is what generation stops at; bos, eos, pad and unk are
+    distinct.
+    """
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = token_decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1 << 20,
+    )
+
+
+def tiny_config(tiny: dict[str, Any]) -> PreTrainedConfig:
+    """Return the architecture's config. Raise ValueError for a model type or a key it does not know."""
+    arguments = dict(tiny)
+    kind = arguments.pop("model_type", None)
+    try:
+        known = AutoConfig.for_model(kind)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"model.tiny.model_type={kind!r} is no architecture of transformers") from error
+    unknown = sorted(key for key in arguments if not hasattr(known, key))
+    if unknown:
+        raise ValueError(f"model.tiny has keys that {kind!r} does not know: {unknown}")
+    tokenizer = tiny_tokenizer()
+    return AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.pad_token_id,
+        **arguments,
+    )
