@@ -52,12 +52,13 @@ def test_a_finished_record_holds_what_a_table_needs(tmp_path):
     run = view_run(record.folder)
     assert run.status == "finished"
     assert run["final"] == {"train": row(2, loss=0.5), "eval": row(2, "eval", loss=0.6)}
-    assert (run["method"], run["model"], run["data"]["fingerprint"], run["seed"]) == (
+    assert [run[key] for key in ("method", "model", "dataset", "seed")] == [
         "sgdpo",
         "tiny_llama",
-        "f",
+        "verifiable",
         42,
-    )
+    ]
+    assert run["data"]["fingerprint"] == "f"
     assert run["ratio"] == {"chosen": 0.6, "rejected": 0.9}
     assert run["versions"]["torch"]
     assert set(run["git"]) == {"commit", "dirty"}

@@ -276,8 +276,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def headline(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a table groups runs by: method, model, data, seed and ratio, out of the settings."""
-    names = {key: (settings.get(key) or {}).get("name") for key in ("method", "model", "data")}
+    """Return what a table groups runs by: method, model, dataset, seed and ratio, out of the settings."""
+    keys = {"method": "method", "model": "model", "dataset": "data"}
+    names = {key: (settings.get(group) or {}).get("name") for key, group in keys.items()}
     ratio = settings.get("ratio") or {}
     pair = {"chosen": ratio.get("chosen"), "rejected": ratio.get("rejected")}
     return {**names, "seed": settings.get("seed"), "ratio": pair if pair["chosen"] is not None else None}

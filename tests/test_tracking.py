@@ -1,0 +1,188 @@
+"""W&B mirrors metrics.jsonl: read back from the real offline file, resumed, and without a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from wandb.sdk.lib import wbauth
+
+from sgdpo.config.schema import TrackingConfig
+from sgdpo.jsonio import read_metrics
+from sgdpo.records import Record
+from sgdpo.tracking import NoTracker, _rows_to_replay, choose_mode, open_tracker, wandb_row
+
+SETTINGS = {
+    "method": {"name": "dpo"},
+    "model": {"name": "tiny_llama"},
+    "data": {"name": "verifiable"},
+    "seed": 1,
+}
+CONFIG = {"optimizer": {"lr": 1e-5, "name": "tiny"}, "ratio": {"chosen": 0.6, "rejected": 0.9}}
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch, tmp_path):
+    """No key, no mode, no home of the person who runs the tests, and no key that W&B kept for the process."""
+    wbauth.unauthenticate_session(update_settings=True)
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def open_record(folder: Path, resume: bool = False) -> Record:
+    names = {"name": folder.name, "experiment": folder.parent.name, "phase": "preference"}
+    hashes = {"settings_hash": "a", "result_hash": "b"}
+    return Record.open(folder, settings=SETTINGS, resume=resume, **names, **hashes)
+
+
+def rows(steps: range) -> list[dict]:
+    found = []
+    for step in steps:
+        keys = {"loss": 0.7 / step, "rewards/chosen": -0.01 * step, "learning_rate": 1e-5}
+        found.append({"step": step, "epoch": step / 8, "split": "train", **keys})
+        if step % 2 == 0:
+            found.append({"step": step, "epoch": step / 8, "split": "eval", "loss": 0.8 / step})
+    return found
+
+
+def log(record: Record, tracker, new: list[dict]) -> None:
+    for row in new:
+        record.log(row)
+        tracker.log(row)
+
+
+def offline_file(record: Record) -> Path:
+    (path,) = (record.folder / "wandb").glob("offline-run-*/run-*.wandb")
+    return path
+
+
+def entries(record: Record, kind: str) -> list[dict]:
+    """Read the run's one offline file with W&B's own reader; return the entries of one kind."""
+    command = [
+        str(Path(sys.executable).parent / "wandb"),
+        "leet",
+        "inspect",
+        "--json",
+        str(offline_file(record)),
+    ]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [entry[kind] for entry in map(json.loads, lines) if entry["type"] == kind]
+
+
+def history(record: Record) -> dict[int, dict]:
+    """Return {step: values} without W&B's own fields and the picture."""
+    items = [entry["item"] for entry in entries(record, "history")]
+    own = ("_", "reward_curves")
+    return {item["_step"]: {k: v for k, v in item.items() if not k.startswith(own)} for item in items}
+
+
+def mirrored(new: list[dict]) -> dict[int, dict]:
+    steps: dict[int, dict] = {}
+    for row in new:
+        steps.setdefault(row["step"], {}).update(wandb_row(row))
+    return steps
+
+
+def test_the_offline_file_read_back_equals_the_metrics(tmp_path):
+    record = open_record(tmp_path / "speed" / "run")
+    tracker = open_tracker(TrackingConfig(tags=["mine"]), record, CONFIG)
+    log(record, tracker, rows(range(1, 6)))
+    Image.new("RGB", (4, 4)).save(tmp_path / "curve.png")
+    tracker.image("reward_curves", tmp_path / "curve.png")
+    tracker.finish({"seconds": 3.5})
+    record.finish()
+    assert history(record) == mirrored(read_metrics(record.folder / "metrics.jsonl"))
+    assert entries(record, "history")[-1]["item"]["reward_curves._type"] == "image-file"
+    (run,) = entries(record, "run")
+    assert (run["project"], run["run_group"], run["job_type"]) == ("sgdpo", "speed", "preference")
+    assert run["display_name"] == "run"
+    assert run["tags"] == ["dpo", "tiny_llama", "verifiable", "mine"]
+    assert run["config"]["ratio"] == {"chosen": 0.6, "rejected": 0.9}
+    hint = tracker.browse_hint()
+    assert f"wandb leet {record.folder}/wandb/offline-run-" in hint
+    assert "wandb sync" in hint
+
+
+def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
+    """Steps 3 and 4 were logged, the checkpoint was at 2: they are written again, once, beside 1 and 2."""
+    folder = tmp_path / "default" / "run"
+    record = open_record(folder)
+    tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
+    log(record, tracker, rows(range(1, 5)))
+    first = record.fields["tracker"]["id"]
+    tracker.finish({}, failed=True)
+    again = open_record(folder, resume=True)
+    again.truncate_after(2)
+    tracker = open_tracker(TrackingConfig(mode="offline"), again, CONFIG)
+    log(again, tracker, rows(range(3, 7)))
+    tracker.finish({})
+    again.finish()
+    assert again.fields["tracker"]["id"] == first
+    assert history(again) == mirrored(rows(range(1, 7)))
+
+
+def test_what_was_synced_before_is_not_written_twice(tmp_path):
+    folder = tmp_path / "default" / "run"
+    record = open_record(folder)
+    tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
+    log(record, tracker, rows(range(1, 3)))
+    tracker.finish({})
+    offline_file(record).with_suffix(".wandb.synced").touch()
+    assert _rows_to_replay(folder, record.fields["tracker"]) == []
+
+
+def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    record = open_record(tmp_path / "default" / "run")
+    tracker = open_tracker(TrackingConfig(init_timeout=2), record, CONFIG)
+    log(record, tracker, rows(range(1, 3)))
+    tracker.finish({})
+    assert record.fields["tracker"]["mode"] == "offline"
+    assert history(record) == mirrored(rows(range(1, 3)))
+    assert "written offline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "mode"),
+    [
+        (None, "auto", "offline"),
+        (None, "online", "offline"),
+        (None, "offline", "offline"),
+        ("offline", "online", "offline"),
+        ("dryrun", "auto", "offline"),
+        ("disabled", "auto", "disabled"),
+    ],
+)
+def test_without_a_key_every_mode_is_offline_and_the_environment_wins(monkeypatch, environment, wanted, mode):
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    assert choose_mode(wanted) == mode
+
+
+def test_a_malformed_key_is_said_and_the_run_is_offline(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "too-short")
+    assert choose_mode("auto") == "offline"
+    assert "key cannot be used" in capsys.readouterr().out
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="auto, online, offline or disabled"):
+        choose_mode("onlin")
+
+
+def test_tracking_off_writes_nothing(tmp_path):
+    record = open_record(tmp_path / "default" / "run")
+    tracker = open_tracker(TrackingConfig(name="off"), record, CONFIG)
+    assert isinstance(tracker, NoTracker)
+    log(record, tracker, rows(range(1, 3)))
+    tracker.image("reward_curves", tmp_path / "none.png")
+    tracker.finish({})
+    assert not (record.folder / "wandb").exists()
+    assert "metrics.jsonl" in tracker.browse_hint()
