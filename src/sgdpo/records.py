@@ -172,6 +172,14 @@ def read_runs(outputs: Path, experiment: str | None = None) -> list[RunView]:
     return [view_run(path.parent) for path in _record_paths(outputs, experiment)]
 
 
+def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
+    """Add to the mapping fields of a closed record (`eval`, `shared`), all or nothing."""
+    record = _load(folder)
+    for key, value in fields.items():
+        record[key] = {**(record.get(key) or {}), **value}
+    write_json(folder / RECORD, record)
+
+
 def list_experiments(outputs: Path) -> list[str]:
     """Return the names of the experiments that hold at least one run."""
     return sorted({path.parent.parent.name for path in _record_paths(outputs)})
