@@ -13,8 +13,8 @@ from wandb.sdk.lib import wbauth
 
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.jsonio import read_metrics
-from sgdpo.records import Record
-from sgdpo.tracking import NoTracker, _rows_to_replay, choose_mode, open_tracker, wandb_row
+from sgdpo.records import Record, view_run
+from sgdpo.tracking import NoTracker, _rows_to_replay, browse_hint, choose_mode, open_tracker, wandb_row
 
 SETTINGS = {
     "method": {"name": "dpo"},
@@ -103,8 +103,9 @@ def test_the_offline_file_read_back_equals_the_metrics(tmp_path):
     assert (run["project"], run["run_group"], run["job_type"]) == ("sgdpo", "speed", "preference")
     assert run["display_name"] == "run"
     assert run["tags"] == ["dpo", "tiny_llama", "verifiable", "mine"]
-    assert run["config"]["ratio"] == {"chosen": 0.6, "rejected": 0.9}
-    hint = tracker.browse_hint()
+    assert run["config"]["update"]["ratio"] == {"chosen": 0.6, "rejected": 0.9}
+    hint = browse_hint(view_run(record.folder))
+    assert hint == tracker.browse_hint()
     assert f"wandb leet {record.folder}/wandb/offline-run-" in hint
     assert "wandb sync" in hint
 

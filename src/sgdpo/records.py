@@ -209,11 +209,19 @@ def find_result(outputs: Path, result_hash: str) -> RunView | None:
 
 
 def add_evaluation(folder: Path, key: str, result: Mapping[str, Any]) -> None:
-    """Set `eval[key]` of a run's record, e.g. key "verifiable-checker"; several may be added at once."""
-    with FileLock(Path(folder) / ".record.lock"):
-        fields = _load(Path(folder))
-        fields["eval"] = {**fields.get("eval", {}), key: dict(result)}
-        write_json(Path(folder) / RECORD, fields)
+    """Set `eval[key]` of a closed record, e.g. key "verifiable-checker"; several may be added at once."""
+    _amend(Path(folder), lambda fields: {"eval": {**fields.get("eval", {}), key: dict(result)}})
+
+
+def amend_record(folder: Path, **changes: Any) -> None:
+    """Set fields of a closed record; several processes may do so at once."""
+    _amend(Path(folder), lambda fields: changes)
+
+
+def _amend(folder: Path, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    with FileLock(folder / ".record.lock"):
+        fields = _load(folder)
+        write_json(folder / RECORD, {**fields, **changes(fields)})
 
 
 def _matching(outputs: Path, experiment: str | None, key: str, wanted: str) -> Iterator[RunView]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.jsonio import read_metrics
-from sgdpo.records import METRICS, Record
+from sgdpo.records import METRICS, Record, RunView, view_run
 
 FINISH_TIMEOUT = 60.0  # seconds to wait for uploads at the end; what is left stays on disk for `wandb sync`
 TAG_LENGTH = 64  # W&B's limit
@@ -63,9 +63,8 @@ class NoTracker:
 class WandbTracker:
     """Mirror a run into one W&B run. Use `open_tracker`."""
 
-    def __init__(self, run: Any, mode: str, folder: Path):
+    def __init__(self, run: Any, folder: Path):
         self._run = run
-        self._mode = mode
         self._folder = folder
         self._step = 0
         for split in ("train", "eval"):
@@ -115,13 +114,25 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     replayed = _rows_to_replay(record.folder, before)
     run, mode = _start(tracking, record, config, mode, before["id"] if before else None)
     folder = Path(run.settings.sync_dir)
-    record.note(tracker={"id": run.id, "mode": mode, "folder": str(_inside(folder, record.folder))})
+    where = {"folder": str(_inside(folder, record.folder)), "url": run.url if mode == "online" else None}
+    record.note(tracker={"id": run.id, "mode": mode, **where})
     if replayed:
         shutil.rmtree(record.folder / before["folder"])
-    tracker = WandbTracker(run, mode, _inside(folder, Path.cwd()))
+    tracker = WandbTracker(run, record.folder)
     for row in replayed:
         tracker.log(row)
     return tracker
+
+
+def browse_hint(run: RunView) -> str:
+    """Return the address of a run that W&B has, or how to browse and upload an offline one."""
+    tracker = run["tracker"]
+    if not tracker:
+        return "Tracking is off; the metrics are in metrics.jsonl."
+    if tracker["mode"] == "online":
+        return f"W&B       {tracker['url']}"
+    folder = _inside(run.folder / tracker["folder"], Path.cwd())
+    return f"browse    wandb leet {folder}\nupload    wandb sync {folder}   (all runs: make sync)"
 
 
 def choose_mode(wanted: str) -> str:
