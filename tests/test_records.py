@@ -14,7 +14,7 @@ import pytest
 
 from sgdpo import records
 from sgdpo.jsonio import read_metrics
-from sgdpo.records import Record, add_evaluation, find_result, find_run, read_runs, require_runs, view_run
+from sgdpo.records import Record, amend_record, find_result, find_run, read_runs, require_runs, view_run
 
 SETTINGS = {
     "method": {"name": "sgdpo", "beta": 0.1},
@@ -193,8 +193,8 @@ def test_an_unknown_experiment_lists_those_that_exist_and_the_command(tmp_path):
 def test_evaluations_are_added_to_a_finished_record(tmp_path):
     folder = tmp_path / "one" / "a"
     open_record(folder).finish()
-    add_evaluation(folder, "verifiable-checker", {"score_mean": 7.5})
-    add_evaluation(folder, "mt_bench-gpt4", {"overall": 6.0})
+    amend_record(folder, eval={"verifiable-checker": {"score_mean": 7.5}})
+    amend_record(folder, eval={"mt_bench-gpt4": {"overall": 6.0}})
     assert view_run(folder)["eval"] == {
         "verifiable-checker": {"score_mean": 7.5},
         "mt_bench-gpt4": {"overall": 6.0},

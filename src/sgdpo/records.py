@@ -172,14 +172,6 @@ def read_runs(outputs: Path, experiment: str | None = None) -> list[RunView]:
     return [view_run(path.parent) for path in _record_paths(outputs, experiment)]
 
 
-def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
-    """Add to the mapping fields of a closed record (`eval`, `shared`), all or nothing."""
-    record = _load(folder)
-    for key, value in fields.items():
-        record[key] = {**(record.get(key) or {}), **value}
-    write_json(folder / RECORD, record)
-
-
 def list_experiments(outputs: Path) -> list[str]:
     """Return the names of the experiments that hold at least one run."""
     return sorted({path.parent.parent.name for path in _record_paths(outputs)})
@@ -208,20 +200,14 @@ def find_result(outputs: Path, result_hash: str) -> RunView | None:
     return next((run for run in found if run.status == "finished"), None)
 
 
-def add_evaluation(folder: Path, key: str, result: Mapping[str, Any]) -> None:
-    """Set `eval[key]` of a closed record, e.g. key "verifiable-checker"; several may be added at once."""
-    _amend(Path(folder), lambda fields: {"eval": {**fields.get("eval", {}), key: dict(result)}})
-
-
-def amend_record(folder: Path, **changes: Any) -> None:
-    """Set fields of a closed record; several processes may do so at once."""
-    _amend(Path(folder), lambda fields: changes)
-
-
-def _amend(folder: Path, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
+    """Add to the mapping fields of a closed record (`eval`, `shared`); several processes may do so at once."""
+    folder = Path(folder)
     with FileLock(folder / ".record.lock"):
-        fields = _load(folder)
-        write_json(folder / RECORD, {**fields, **changes(fields)})
+        record = _load(folder)
+        for key, value in fields.items():
+            record[key] = {**(record.get(key) or {}), **value}
+        write_json(folder / RECORD, record)
 
 
 def _matching(outputs: Path, experiment: str | None, key: str, wanted: str) -> Iterator[RunView]:

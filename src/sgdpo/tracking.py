@@ -88,11 +88,7 @@ class WandbTracker:
 
     def browse_hint(self) -> str:
         """Return the address of an online run, or how to browse and sync an offline one."""
-        if self._mode == "online":
-            return f"W&B: {self._run.url}"
-        return (
-            f"Browse:  wandb leet {self._folder}\nUpload:  wandb sync {self._folder}   (all runs: make sync)"
-        )
+        return browse_hint(view_run(self._folder))
 
 
 def wandb_row(row: Mapping[str, Any]) -> dict[str, Any]:
