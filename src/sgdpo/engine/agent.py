@@ -1,0 +1,39 @@
+"""Start and watch the ranks: torch.distributed.run, tied to the launcher's life, its failures kept as data.
+
+python -m sgdpo.engine.agent FOLDER PARENT_PID <arguments of torch.distributed.run>
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from sgdpo.engine.ranks import RankFiles, die_with_parent
+
+AGENT_PID = "SGDPO_AGENT_PID"
+
+
+def main() -> int:
+    """Run the ranks; on failure write which ranks failed, when and how, and return 1."""
+    files = RankFiles(Path(sys.argv[1]))
+    die_with_parent(int(sys.argv[2]))
+    os.environ[AGENT_PID] = str(os.getpid())
+    try:
+        run(parse_args(sys.argv[3:]))
+    except ChildFailedError as error:
+        failures = [
+            {"rank": rank, "exitcode": failure.exitcode, "signal": failure.signal_name()}
+            for rank, failure in error.failures.items()
+        ]
+        files.agent_report.write_text(json.dumps(failures))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What is wrong with an engine, found before anything heavy loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Iterator
+
+from sgdpo.config.identity import needs_start
+from sgdpo.config.schema import EngineConfig, RunConfig
+from sgdpo.engine.nodes import this_node
+
+
+def engine_errors(config: RunConfig) -> list[str]:
+    """List everything wrong with a run's engine on this machine, each a sentence with advice."""
+    engine = config.engine
+    counts = {"engine.num_processes": engine.num_processes, "engine.num_nodes": engine.num_nodes}
+    errors = [f"{key} must be at least 1, not {value}" for key, value in counts.items() if value < 1]
+    if engine.timeout_minutes <= 0:
+        errors.append(f"engine.timeout_minutes must be positive, not {engine.timeout_minutes}")
+    if errors:
+        return errors
+    return [*_device_errors(config), *_batch_errors(config), *_package_errors(engine), *_port_errors(engine)]
+
+
+def visible_gpus() -> int:
+    """Return how many CUDA devices this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _device_errors(config: RunConfig) -> Iterator[str]:
+    gpus = visible_gpus() if config.device != "cpu" else 0
+    if config.device == "cuda" and gpus == 0:
+        yield "device=cuda, but no CUDA device is visible; use device=cpu, or check CUDA_VISIBLE_DEVICES"
+    elif gpus and not config.dry_run and config.engine.num_processes > gpus:
+        yield (
+            f"engine.num_processes={config.engine.num_processes}, but {gpus} GPUs are visible on this "
+            f"machine; set engine.num_processes={gpus}, or device=cpu"
+        )
+
+
+def _batch_errors(config: RunConfig) -> Iterator[str]:
+    """A step's pairs are dealt out evenly: every process gets the same number."""
+    world = config.engine.num_processes * config.engine.num_nodes
+    batches = {"optimizer.batch_size": config.optimizer.batch_size}
+    if needs_start(config):
+        batches["optimizer.sft.batch_size"] = config.optimizer.sft.batch_size
+    for key, batch in batches.items():
+        if batch >= 1 and batch % world:
+            below, above = batch // world * world, (batch // world + 1) * world
+            nearest = f"{below} and {above}" if below else str(above)
+            yield (
+                f"{key}={batch} is not divisible by the {world} processes (engine.num_processes x "
+                f"engine.num_nodes); the nearest that are: {nearest}"
+            )
+
+
+def _package_errors(engine: EngineConfig) -> Iterator[str]:
+    if engine.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        yield (
+            f"engine={engine.name} needs the package deepspeed, which is not installed; run `make setup`, or "
+            "use engine=ddp"
+        )
+
+
+def _port_errors(engine: EngineConfig) -> Iterator[str]:
+    try:
+        node = this_node(engine)
+    except ValueError as error:
+        yield str(error)
+        return
+    port = node.port
+    if port is None or node.rank > 0:
+        return
+    if not 1024 <= port < 2**16:
+        yield f"the port {port} must lie between 1024 and 65535; set engine.port"
+    elif _in_use(port):
+        yield f"port {port} is in use on this machine; set another engine.port, or null to have one picked"
+
+
+def _in_use(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False

@@ -1,0 +1,174 @@
+"""Relaunch a composed run over several processes, watch it, and say what became of it.
+
+Not torchrun around the whole command: a multirun's jobs would share process groups, and one rank's failed
+job would let the next job's collectives meet the old one's. Each run starts its own ranks instead, so it
+works the same in a single run, under a multirun and under every launcher.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from sgdpo.config.identity import run_identity
+from sgdpo.config.schema import RunConfig
+from sgdpo.engine.nodes import Node, this_node
+from sgdpo.engine.ranks import RankFiles
+
+log = logging.getLogger("sgdpo")
+
+SRC = Path(__file__).resolve().parents[2]
+POLL_SECONDS = 0.2
+LAST_LINES = 15
+# A rank stuck in a collective ends by torch's own timeout first; the watchdog is for what that misses.
+WATCHDOG_GRACE = 1.25
+STOP_SECONDS = 10
+
+
+class LaunchError(ValueError):
+    """Say which rank failed first, and why."""
+
+
+def is_distributed(config: RunConfig) -> bool:
+    """Say whether a run needs processes of its own."""
+    return config.engine.num_processes * config.engine.num_nodes > 1 or bool(config.engine.deepspeed)
+
+
+def launch(config: RunConfig) -> int:
+    """Train a run over its processes; return 0.
+
+    Raise LaunchError with the first failed rank and its traceback. No process outlives this call, or this
+    process: ranks die with their agent and the agent dies with its parent.
+    """
+    node = this_node(config.engine)
+    run_folder = Path(config.outputs) / config.experiment / run_identity(config).name
+    files = RankFiles(run_folder / "ranks" / (f"node{node.rank}" if config.engine.num_nodes > 1 else ""))
+    files.clear()
+    files.config.write_text(json.dumps(asdict(config), indent=1))
+    first_rank = node.rank * config.engine.num_processes
+    code = _watch(_start(config, node, files), files, run_folder, config, first_rank)
+    if node.rank == 0 and not files.result.is_file():
+        raise LaunchError(first_failure(files, code))
+    if node.rank > 0 and code != 0:
+        raise LaunchError(first_failure(files, code))
+    if code != 0:
+        log.warning("a process ended with code %d after all work was done; see %s", code, files.agent_log)
+    return 0
+
+
+def _start(config: RunConfig, node: Node, files: RankFiles) -> subprocess.Popen[bytes]:
+    arguments = [*node.arguments(config.engine), "-m", "sgdpo.engine.worker", str(files.folder)]
+    command = [sys.executable, "-m", "sgdpo.engine.agent", str(files.folder), str(os.getpid()), *arguments]
+    with files.agent_log.open("ab") as output:
+        return subprocess.Popen(
+            command, env=_environment(config), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+
+
+def _environment(config: RunConfig) -> dict[str, str]:
+    path = os.pathsep.join([str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    if config.device == "cpu":
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return environment
+
+
+def _watch(
+    agent: subprocess.Popen[bytes], files: RankFiles, run_folder: Path, config: RunConfig, first_rank: int
+) -> int:
+    """Show rank 0's output until the agent ends; stop it if nothing has moved for too long."""
+    shown = Tail(files.log(first_rank))
+    limit = config.engine.timeout_minutes * 60 * WATCHDOG_GRACE
+    try:
+        while agent.poll() is None:
+            shown.copy()
+            if time.time() - _last_sign_of_life(run_folder, shown.started) > limit:
+                raise LaunchError(
+                    f"no rank has written anything for {limit / 60:.1f} minutes, so the run was stopped "
+                    f"(engine.timeout_minutes={config.engine.timeout_minutes}); the logs: {files.folder}"
+                )
+            time.sleep(POLL_SECONDS)
+        shown.copy()
+        return agent.returncode
+    finally:
+        _stop(agent)
+
+
+def _stop(agent: subprocess.Popen[bytes]) -> None:
+    """End the agent and, with it, its ranks."""
+    if agent.poll() is None:
+        agent.terminate()
+        try:
+            agent.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            agent.wait()
+
+
+def _last_sign_of_life(folder: Path, started: float) -> float:
+    """Return when anything in a run's folder was last written: a log, a row of metrics, a checkpoint."""
+    latest = started
+    for path in folder.rglob("*"):
+        try:
+            latest = max(latest, path.stat().st_mtime)
+        except OSError:  # a checkpoint being pruned
+            continue
+    return latest
+
+
+class Tail:
+    """Copy what is added to a log, from where it ends now, to this process's output."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = path.stat().st_size if path.is_file() else 0
+        self.started = time.time()
+
+    def copy(self) -> None:
+        """Show what was added since the last call."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            added = file.read()
+        self._position += len(added)
+        if added:
+            sys.stdout.write(added.decode(errors="replace"))
+            sys.stdout.flush()
+
+
+def first_failure(files: RankFiles, code: int) -> str:
+    """Return what made a launch fail: the first rank that failed, and its traceback.
+
+    A rank killed by a signal leaves no report, and the others then fail because it is gone: it comes first.
+    """
+    failures = json.loads(files.agent_report.read_text()) if files.agent_report.is_file() else []
+    reports = [json.loads(path.read_text()) for path in files.folder.glob("rank*.error.json")]
+    reported = {report["rank"] for report in reports}
+    for failure in failures:
+        if failure["exitcode"] < 0 and failure["rank"] not in reported:
+            return _killed(files, failure)
+    if not reports:
+        return f"the ranks ended with code {code} and left no report. {_last_lines(files.agent_log)}"
+    first = min(reports, key=lambda report: report["time"])
+    where = f"rank {first['rank']} failed first"
+    if first["expected"]:
+        return f"{where}: {first['message']}\n(its log: {files.log(first['rank'])})"
+    return f"{where}: {first['error']}\n{first['traceback']}(its log: {files.log(first['rank'])})"
+
+
+def _killed(files: RankFiles, failure: dict) -> str:
+    rank, name = failure["rank"], failure["signal"]
+    hint = ": the machine may have run out of memory" if name == "SIGKILL" else ""
+    return f"rank {rank} was ended by {name}{hint}. {_last_lines(files.log(rank))}"
+
+
+def _last_lines(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()[-LAST_LINES:] if path.is_file() else []
+    return f"The last lines of {path}:\n" + "\n".join(lines)

@@ -1,0 +1,68 @@
+"""What the launcher and the ranks share: the files of a launch, and processes that die with their parent.
+
+A launch keeps its files in <run>/ranks/ (over several machines <run>/ranks/node<k>/): the composed run, one
+log for each rank, one report for each rank that failed, and rank 0's result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """Name the files of one launch."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Return where the composed run is handed over."""
+        return self.folder / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """Return what rank 0 writes once every rank is done."""
+        return self.folder / "result.json"
+
+    @property
+    def agent_log(self) -> Path:
+        """Return the log of the process that starts and watches the ranks."""
+        return self.folder / "agent.log"
+
+    @property
+    def agent_report(self) -> Path:
+        """Return the agent's list of ranks that failed."""
+        return self.folder / "failures.json"
+
+    def log(self, rank: int) -> Path:
+        """Return the log of a rank: its whole output, over all attempts."""
+        return self.folder / f"rank{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        """Return the report of a rank that raised."""
+        return self.folder / f"rank{rank}.error.json"
+
+    def clear(self) -> None:
+        """Remove what an earlier attempt reported; its logs stay."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (self.result, self.agent_report, *self.folder.glob("rank*.error.json")):
+            path.unlink(missing_ok=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however it ends (Linux).
+
+    parent: the process id that the parent gave; if it is gone already, end at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
