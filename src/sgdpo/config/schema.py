@@ -132,6 +132,9 @@ class EngineConfig:
     deepspeed: dict[str, Any] | None = None
     timeout_minutes: float = 30.0
     port: int | None = None
+    gpu_memory_gb: float = 80.0
+    gpu_tflops: float = 312.0
+    utilisation: float = 0.4
 
 
 @dataclass
@@ -156,3 +159,4 @@ class RunConfig:
     outputs: str = "outputs"
     cache: str = "outputs/cache"
     device: str = "auto"
+    n_jobs: int = 1
