@@ -1,0 +1,116 @@
+"""What goes into generation and what comes out: prompts, settings, samples, and the ids of a prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Llama-3.1's template writes today's date into the prompt; this is the date its own model card pins.
+TEMPLATE_DATE = "26 Jul 2024"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Hold one conversation to be answered; prompt_id names it in every file and keys its noise."""
+
+    prompt_id: str
+    messages: tuple[Mapping[str, str], ...]
+
+    @classmethod
+    def user(cls, prompt_id: str, text: str) -> Prompt:
+        """Return a conversation of one user turn."""
+        return cls(prompt_id, ({"role": "user", "content": text},))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Hold how answers are drawn.
+
+    temperature: 0 is greedy. top_p: nucleus share in (0, 1]. max_new_tokens: an answer that has not ended by
+    then is cut, and counted as truncated. seed: keys every prompt's own noise.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+
+    def errors(self) -> list[str]:
+        """List what is out of range, as sentences with advice."""
+        errors = []
+        if not 0 <= self.temperature < float("inf"):
+            errors.append(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            errors.append(f"top_p must lie in (0, 1], not {self.top_p} (1 keeps every token)")
+        if self.max_new_tokens < 1:
+            errors.append(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        return errors
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Hold one answer: its text, its length in the model's own tokens, and whether it was cut."""
+
+    prompt_id: str
+    text: str
+    tokens: int
+    truncated: bool
+
+    def row(self) -> dict[str, Any]:
+        """Return the sample as it is written to a file."""
+        return asdict(self)
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError if there is no prompt, an empty one, or an id twice."""
+    if not prompts:
+        raise ValueError("there is no prompt to answer: the benchmark's file or its limit leaves none")
+    twice = sorted(key for key, count in Counter(p.prompt_id for p in prompts).items() if count > 1)
+    if twice:
+        raise ValueError(f"prompt ids must be unique; {_some(twice)} come more than once")
+    empty = [p.prompt_id for p in prompts if not p.messages or not p.messages[-1]["content"].strip()]
+    if empty:
+        raise ValueError(f"the prompts {_some(empty)} are empty; remove those rows")
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Return the token ids of a prompt with the generation header, one beginning-of-text token at most.
+
+    Two of them move AlpacaEval by points, and nothing else shows it: it is asserted here, on the ids.
+    """
+    text = tokenizer.apply_chat_template(
+        list(prompt.messages), tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+    )
+    # The template writes the special tokens itself; the tokenizer must not add them again.
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids, f"prompt {prompt.prompt_id!r} has no tokens"
+    beginning = tokenizer.bos_token_id
+    if beginning is not None and beginning != tokenizer.eos_token_id:
+        assert ids[1:2] != [beginning], f"prompt {prompt.prompt_id!r} begins with two {tokenizer.bos_token!r}"
+    return ids
+
+
+def stop_ids(tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer: the tokenizer's end token and the template's end-of-turn token.
+
+    The second is read off the template: the first special token that it writes after an assistant's words.
+    """
+    words = "zq"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": words}, {"role": "assistant", "content": words}], tokenize=False
+    )
+    after = tokenizer(text[text.rindex(words) + len(words) :], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    turn = next((token for token in after if token in special), None)
+    found = {token for token in (tokenizer.eos_token_id, turn) if token is not None}
+    if not found:
+        raise ValueError(
+            "the tokenizer has no end-of-text token and its template ends no turn; answers never stop"
+        )
+    return sorted(found)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
