@@ -128,6 +128,21 @@ def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
     assert history(again) == mirrored(rows(range(1, 7)))
 
 
+def test_a_run_that_starts_again_from_nothing_replaces_its_offline_file(tmp_path):
+    folder = tmp_path / "default" / "run"
+    record = open_record(folder)
+    tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
+    log(record, tracker, rows(range(1, 4)))
+    tracker.finish({}, failed=True)
+    record.fail("out of memory")
+    again = open_record(folder)
+    tracker = open_tracker(TrackingConfig(mode="offline"), again, CONFIG)
+    log(again, tracker, rows(range(1, 3)))
+    tracker.finish({})
+    assert again.fields["tracker"]["id"] == record.fields["tracker"]["id"]
+    assert history(again) == mirrored(rows(range(1, 3)))
+
+
 def test_what_was_synced_before_is_not_written_twice(tmp_path):
     folder = tmp_path / "default" / "run"
     record = open_record(folder)
@@ -135,7 +150,7 @@ def test_what_was_synced_before_is_not_written_twice(tmp_path):
     log(record, tracker, rows(range(1, 3)))
     tracker.finish({})
     offline_file(record).with_suffix(".wandb.synced").touch()
-    assert _rows_to_replay(folder, record.fields["tracker"]) == []
+    assert _rows_to_replay(folder, record.fields["tracker"]) is None
 
 
 def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path, monkeypatch, capsys):

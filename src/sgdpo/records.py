@@ -78,7 +78,8 @@ class Record:
             "data": kept.get("data"),
             "start": kept.get("start"),
             "final": None,
-            "tracker": kept.get("tracker"),
+            # An attempt that ended early goes on in the same W&B run, wherever it starts again.
+            "tracker": before["tracker"] if before and before["status"] != "finished" else None,
             "error": None,
             "eval": {},
         }
@@ -201,7 +202,7 @@ def find_result(outputs: Path, result_hash: str) -> RunView | None:
 
 
 def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
-    """Add to the mapping fields of a closed record (`eval`, `shared`); several processes may do so at once."""
+    """Add to the mapping fields of a closed record (`eval`, `shared`); several may do so at once."""
     folder = Path(folder)
     with FileLock(folder / ".record.lock"):
         record = _load(folder)

@@ -112,10 +112,10 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     folder = Path(run.settings.sync_dir)
     where = {"folder": str(_inside(folder, record.folder)), "url": run.url if mode == "online" else None}
     record.note(tracker={"id": run.id, "mode": mode, **where})
-    if replayed:
+    if replayed is not None:
         shutil.rmtree(record.folder / before["folder"])
     tracker = WandbTracker(run, record.folder)
-    for row in replayed:
+    for row in replayed or []:
         tracker.log(row)
     return tracker
 
@@ -199,12 +199,12 @@ def _tags(tracking: TrackingConfig, record: Record) -> list[str]:
     return list(dict.fromkeys(str(tag)[:TAG_LENGTH] for tag in [*own, *tracking.tags] if tag))
 
 
-def _rows_to_replay(folder: Path, before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the rows that the earlier attempt's offline file is replaced with; none if it was synced."""
+def _rows_to_replay(folder: Path, before: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
+    """Return the rows to replace the earlier offline file with; None if it stays or is not there."""
     if not before or before["mode"] != "offline" or not (folder / before["folder"]).is_dir():
-        return []
+        return None
     if list((folder / before["folder"]).glob("*.synced")):
-        return []
+        return None
     return read_metrics(folder / METRICS)
 
 
