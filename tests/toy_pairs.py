@@ -1,0 +1,82 @@
+"""Pairs small enough to work out by hand, random ones, and the methods as their YAML files bind them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from sgdpo.method import Method, bind_method
+from sgdpo.pairs import Pair, Side
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+PREFERENCE = ("dpo", "ipo", "nca", "bco", "sampo", "sgdpo")
+METHODS = ("sft", *PREFERENCE)
+
+
+def method_yaml(name: str) -> dict[str, Any]:
+    """Read conf/method/NAME.yaml as the binder sees it."""
+    config = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
+    config.pop("defaults", None)
+    return config
+
+
+def bind(name: str, ratio: tuple[float, float] = (0.6, 0.9), **changes: Any) -> Method:
+    """Bind a method of `conf/method`, with changed hyper-parameters and, if it takes them, ratios."""
+    config = method_yaml(name) | changes
+    given = dict(zip(("chosen", "rejected"), ratio, strict=True)) if config["needs"]["ratios"] else {}
+    return bind_method(config, given)
+
+
+def side(logp: list[list[float]], reference: list[list[float]] | None) -> Side:
+    """Make a side from ragged lists of log-probs, float64, padded on the right with 0."""
+    width = max(map(len, logp))
+    mask = torch.tensor([[t < len(row) for t in range(width)] for row in logp])
+    padded = [_padded(rows, width) if rows else None for rows in (logp, reference)]
+    return Side(padded[0].requires_grad_(), padded[1], mask)
+
+
+def toy_pair(example_id: int = 7) -> Pair:
+    """Return the pair that the hand-derived values are about.
+
+    chosen, 3 tokens: d = (0.4, 0.3, -0.1), R_w = 0.6. rejected, 2 tokens: d = (-0.5, 0.3), R_l = -0.2.
+    So n_w = 3, n_l = 2, m = 2 and h = 0.8.
+    """
+    chosen = side([[-1.0, -0.5, -0.7]], [[-1.4, -0.8, -0.6]])
+    rejected = side([[-2.0, -1.0]], [[-1.5, -1.3]])
+    return Pair(chosen, rejected, torch.tensor([example_id]))
+
+
+def random_pair(lengths: list[tuple[int, int]], seed: int = 0, spread: float = 2.0) -> Pair:
+    """Return pairs of the given (chosen, rejected) lengths with random log-probs and references, float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(counts: list[int]) -> list[list[float]]:
+        return [(-spread * torch.rand(n, generator=generator, dtype=torch.float64)).tolist() for n in counts]
+
+    counts = [list(column) for column in zip(*lengths, strict=True)]
+    chosen, rejected = (side(draw(column), draw(column)) for column in counts)
+    return Pair(chosen, rejected, torch.randint(-(2**62), 2**62, (len(lengths),), generator=generator))
+
+
+def at_step_0(pair: Pair) -> Pair:
+    """Return the pair with the policy equal to the reference."""
+
+    def equal(part: Side) -> Side:
+        return replace(part, logp_BT=part.reference_BT.clone().requires_grad_())
+
+    return Pair(equal(pair.chosen), equal(pair.rejected), pair.example_id_B)
+
+
+def gradients(loss_B: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return d(sum of losses) / d logp of both sides, shapes BT; zeros where nothing flows."""
+    inputs = (pair.chosen.logp_BT, pair.rejected.logp_BT)
+    return torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True, materialize_grads=True)
+
+
+def _padded(rows: list[list[float]], width: int) -> Tensor:
+    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float64)
