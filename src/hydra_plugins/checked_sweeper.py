@@ -1,0 +1,37 @@
+"""Hydra finds this sweeper here. It checks every cell before the first one starts; the work is in sgdpo.sweeps."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class CheckedSweeperConf:
+    """Type the sweep's YAML.
+
+    params: {key: "comma,separated,values"}, one grid. also: further grids, each of the same form; the sweep is
+    their union. The values are Any so that a YAML list reaches our own, clearer error.
+    """
+
+    _target_: str = "hydra_plugins.checked_sweeper.CheckedSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    also: list[Any] = field(default_factory=list)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="checked", node=CheckedSweeperConf, provider="sgdpo")
+
+
+class CheckedSweeper(BasicSweeper):
+    """Run the union of grids through any launcher: all cells checked first, finished ones left out."""
+
+    def __init__(self, params: dict[str, Any], also: list[Any]):
+        super().__init__(max_batch_size=None, params=params)
+        self.also = also
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep; SystemExit(1) if a cell failed, HydraException if the sweep is not valid."""
+        from sgdpo.sweeps.sweep import run_sweep  # heavy, and Hydra imports this file in every process
+
+        return run_sweep(self, arguments)

@@ -1,0 +1,79 @@
+"""Processes of a sweep: none outlives its parent, each knows its share of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import psutil
+
+from sgdpo.sweeps.errors import SweepError
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies; end at once if that happened already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and everything it started, and wait until they are gone."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=5)
+
+
+def how_it_ended(returncode: int) -> str:
+    """Return the words for a process that ended without a result."""
+    if returncode >= 0:
+        return f"its process ended with exit code {returncode} before the run was finished"
+    name = signal.Signals(-returncode).name
+    hint = " (out of memory, or killed from outside)" if -returncode == signal.SIGKILL else ""
+    return f"its process was killed by {name}{hint}"
+
+
+def share_of_cores(n_jobs: int) -> dict[str, str]:
+    """Return the thread settings of one of n_jobs processes; the user's own setting stays."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // n_jobs))}
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def gpu_slots(gpus: Sequence[str], n_jobs: int, processes: int) -> list[dict[str, str]]:
+    """Return the environment of each of n_jobs slots, `processes` GPUs for a cell.
+
+    One job keeps what is visible. Single-process cells may share a GPU when there are fewer GPUs than jobs.
+    Raises SweepError if cells of several processes do not fit.
+    """
+    if not gpus or n_jobs == 1:
+        return [{}] * n_jobs
+    if n_jobs * processes > len(gpus) and processes > 1:
+        raise SweepError(
+            f"error: n_jobs={n_jobs} cells of {processes} processes need {n_jobs * processes} GPUs, "
+            f"{len(gpus)} are visible; use n_jobs={max(1, len(gpus) // processes)}"
+        )
+    first = [slot * processes % len(gpus) for slot in range(n_jobs)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i : i + processes])} for i in first]
