@@ -40,11 +40,11 @@ def is_distributed(config: RunConfig) -> bool:
     return config.engine.num_processes * config.engine.num_nodes > 1 or bool(config.engine.deepspeed)
 
 
-def launch(config: RunConfig) -> int:
+def launch(config: RunConfig, worker: str = "sgdpo.engine.worker") -> int:
     """Train a run over its processes; return 0.
 
-    Raise LaunchError with the first failed rank and its traceback. No process outlives this call, or this
-    process: ranks die with their agent and the agent dies with its parent.
+    worker: the module that every rank runs. Raise LaunchError with the first failed rank and its traceback.
+    No process outlives this call, or this process: ranks die with their agent, the agent with its parent.
     """
     node = this_node(config.engine)
     run_folder = Path(config.outputs) / config.experiment / run_identity(config).name
@@ -52,7 +52,7 @@ def launch(config: RunConfig) -> int:
     files.clear()
     files.config.write_text(json.dumps(asdict(config), indent=1))
     first_rank = node.rank * config.engine.num_processes
-    code = _watch(_start(config, node, files), files, run_folder, config, first_rank)
+    code = _watch(_start(config, node, files, worker), files, run_folder, config, first_rank)
     if node.rank == 0 and not files.result.is_file():
         raise LaunchError(first_failure(files, code))
     if node.rank > 0 and code != 0:
@@ -62,8 +62,8 @@ def launch(config: RunConfig) -> int:
     return 0
 
 
-def _start(config: RunConfig, node: Node, files: RankFiles) -> subprocess.Popen[bytes]:
-    arguments = [*node.arguments(config.engine), "-m", "sgdpo.engine.worker", str(files.folder)]
+def _start(config: RunConfig, node: Node, files: RankFiles, worker: str) -> subprocess.Popen[bytes]:
+    arguments = [*node.arguments(config.engine), "-m", worker, str(files.folder)]
     command = [sys.executable, "-m", "sgdpo.engine.agent", str(files.folder), str(os.getpid()), *arguments]
     with files.agent_log.open("ab") as output:
         return subprocess.Popen(

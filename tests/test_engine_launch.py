@@ -1,0 +1,130 @@
+"""A relaunched run shows rank 0, keeps every rank's log, names the first failure, and leaves no orphan."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.identity import run_identity
+from sgdpo.config.schema import RunConfig
+from sgdpo.engine.launch import LaunchError, is_distributed, launch
+from sgdpo.engine.ranks import RankFiles
+
+TESTS = Path(__file__).parent
+SRC = TESTS.parent / "src"
+
+
+@pytest.fixture(autouse=True)
+def _actors_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def play(act: str, outputs: Path, *overrides: str) -> tuple[RunConfig, RankFiles]:
+    base = ["engine=ddp", "engine.num_processes=2", "device=cpu", f"experiment={act}", f"outputs={outputs}"]
+    config = to_run_config(compose_run([*base, *overrides]))
+    return config, RankFiles(outputs / act / run_identity(config).name / "ranks")
+
+
+def test_one_process_without_deepspeed_stays_in_this_process() -> None:
+    assert not is_distributed(to_run_config(compose_run([])))
+    assert is_distributed(to_run_config(compose_run(["engine=ddp"])))
+    assert is_distributed(to_run_config(compose_run(["engine=zero3", "engine.num_processes=1"])))
+
+
+def test_rank_0_is_shown_and_every_rank_has_its_log(tmp_path: Path, capsys) -> None:
+    """1 + 2 = 3: the two ranks really met."""
+    config, files = play("done", tmp_path)
+    assert launch(config, "acting_rank") == 0
+    assert "rank 0 of 2 sees the sum 3" in capsys.readouterr().out
+    assert "rank 1 of 2 sees the sum 3" in files.log(1).read_text()
+    assert not any(_alive(pid) for pid in _pids(files))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["raises", "killed", "bad_input"])
+def test_the_first_rank_that_failed_is_named_with_its_reason(tmp_path: Path, act: str) -> None:
+    config, files = play(act, tmp_path)
+    with pytest.raises(LaunchError) as caught:
+        launch(config, "acting_rank")
+    said = str(caught.value)
+    if act == "raises":
+        assert said.startswith("rank 1 failed first: KeyError: 'what rank 1 could not find'")
+        assert "in raises" in said  # the traceback
+    elif act == "killed":
+        assert said.startswith("rank 1 was ended by SIGKILL")
+    else:
+        assert "the disk was full while something was saved" in said
+        assert "Traceback" not in said  # an expected error is one sentence; the traceback is in the log
+        assert "Traceback" in files.log(0).read_text()
+    assert not any(_alive(pid) for pid in _pids(files))
+
+
+@pytest.mark.slow
+def test_a_run_in_which_nothing_moves_is_stopped(tmp_path: Path) -> None:
+    """0.1 minutes and the watchdog's grace are 7.5 s."""
+    config, files = play("hangs", tmp_path, "engine.timeout_minutes=0.1")
+    began = time.time()
+    with pytest.raises(LaunchError, match=r"no rank has written anything for 0\.1 minutes"):
+        launch(config, "acting_rank")
+    assert time.time() - began < 60
+    assert not any(_alive(pid) for pid in _pids(files))
+
+
+@pytest.mark.slow
+def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:
+    """gloo aborts at exit now and then; rank 0's result says that the work was done."""
+    config, files = play("aborts_at_exit", tmp_path)
+    assert launch(config, "acting_rank") == 0
+    assert files.result.is_file()
+
+
+LAUNCH = """
+import json, sys
+from omegaconf import OmegaConf
+from sgdpo.config.compose import to_run_config
+from sgdpo.engine.launch import launch
+launch(to_run_config(OmegaConf.create(json.loads(sys.argv[1]))), "acting_rank")
+"""
+
+
+@pytest.mark.slow
+def test_no_rank_outlives_a_killed_parent(tmp_path: Path) -> None:
+    config, files = play("hangs", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": f"{SRC}{os.pathsep}{TESTS}"}
+    parent = subprocess.Popen([sys.executable, "-c", LAUNCH, json.dumps(asdict(config))], env=environment)
+    _wait(lambda: all("sees the sum 3" in _text(files.log(rank)) for rank in (0, 1)))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(20)
+    _wait(lambda: not any(_alive(pid) for pid in _pids(files)))
+
+
+def _pids(files: RankFiles) -> list[int]:
+    found = [int(path.read_text()) for path in files.folder.glob("pid*")]
+    assert len(found) == 2
+    return found
+
+
+def _alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.is_file() and "State:\tZ" not in status.read_text()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _wait(condition, seconds: float = 60) -> None:
+    until = time.time() + seconds
+    while not condition():
+        assert time.time() < until, "it did not happen in time"
+        time.sleep(0.1)
