@@ -18,6 +18,7 @@ from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
 
 RESERVED = ("name", "function", "phase", "needs")
 NEEDS = ("reference", "ratios", "draws", "state")
+GIVEN = NEEDS[1:]  # these arrive as keywords of the function; the reference arrives in the pair
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def method_errors(config: Mapping[str, Any], ratio: Mapping[str, Any]) -> list[s
         function = load_dotted(config["function"])
     except ValueError as error:
         return [f"method.function: {error}"]
-    errors = _needs_errors(name, config["needs"])
+    if not isinstance(config["needs"], Mapping):
+        return [f"method.needs of {name!r} must be a mapping with the keys {list(NEEDS)}"]
+    errors = _needs_errors(name, config["needs"], function)
     if config["phase"] not in ("sft", "preference"):
         errors.append(f"method.phase must be sft or preference, not {config['phase']!r}")
     errors += _hyper_errors(config, function)
@@ -96,11 +99,23 @@ def bind_method(config: Mapping[str, Any], ratio: Mapping[str, Any]) -> Method:
     )
 
 
-def _needs_errors(name: str, needs: Any) -> list[str]:
-    if not isinstance(needs, Mapping):
-        return [f"method.needs of {name!r} must be a mapping with the keys {list(NEEDS)}"]
+def _needs_errors(name: str, needs: Mapping[str, Any], function: Callable[..., PairLoss]) -> list[str]:
+    """Hold what the YAML says the method needs against the keywords that the function takes."""
     unknown = sorted(set(needs) - set(NEEDS))
-    return [f"method.needs of {name!r} has unknown keys {unknown}; known: {list(NEEDS)}"] if unknown else []
+    errors = [f"method.needs of {name!r} has unknown keys {unknown}; known: {list(NEEDS)}"] if unknown else []
+    taken = inspect.signature(function).parameters
+    for key in GIVEN:
+        if bool(needs.get(key)) != (key in taken):
+            does = "takes" if key in taken else "does not take"
+            errors.append(
+                f"method.needs.{key} of {name!r} is {needs.get(key)!r}, but its function {does} {key!r}"
+            )
+    if needs.get("state"):
+        try:
+            load_dotted(needs["state"])
+        except ValueError as error:
+            errors.append(f"method.needs.state: {error}")
+    return errors
 
 
 def _hyper_errors(config: Mapping[str, Any], function: Callable[..., PairLoss]) -> list[str]:
@@ -109,7 +124,7 @@ def _hyper_errors(config: Mapping[str, Any], function: Callable[..., PairLoss]) 
     parameters = {
         key: value
         for key, value in inspect.signature(function).parameters.items()
-        if value.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("draws", "ratios", "state")
+        if value.kind is inspect.Parameter.KEYWORD_ONLY and key not in GIVEN
     }
     errors = []
     for key, value in config.items():
@@ -142,7 +157,9 @@ def _words(hint: Any) -> str:
 
 
 def _ratio_errors(name: str, wanted: bool, ratio: Mapping[str, Any]) -> list[str]:
-    given = {key: value for key, value in ratio.items() if key in ("chosen", "rejected") and value is not None}
+    given = {
+        key: value for key, value in ratio.items() if key in ("chosen", "rejected") and value is not None
+    }
     if not wanted:
         if given:
             keys = ", ".join(f"ratio.{key}" for key in given)

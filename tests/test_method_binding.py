@@ -1,0 +1,217 @@
+"""Binding a method's YAML to its function: each mistake is one clear error, and all of them come at once."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgdpo.method import bind_method, load_dotted, method_errors
+from sgdpo.methods.bco import RunningDelta
+from sgdpo.pairs import DrawKey, Ratios
+from toy_pairs import CONF, METHODS, method_yaml, toy_pair
+
+NONE: dict = {"name": "none", "chosen": None, "rejected": None}
+PAPER: dict = {"name": "paper", "chosen": 0.6, "rejected": 0.9}
+
+
+def only_error(config: dict, ratio: dict = NONE) -> str:
+    """Return the one error of a configuration, which binding raises too."""
+    errors = method_errors(config, ratio)
+    assert len(errors) == 1, errors
+    with pytest.raises(ValueError, match="method|ratio") as raised:
+        bind_method(config, ratio)
+    assert str(raised.value) == errors[0]
+    return errors[0]
+
+
+# ---- what stands in conf/method ----------------------------------------------------------------------------
+
+
+def test_conf_method_holds_the_seven_methods_and_no_other() -> None:
+    assert sorted(path.stem for path in (CONF / "method").glob("*.yaml")) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_binds_as_its_yaml_stands(name: str) -> None:
+    config = method_yaml(name)
+    method = bind_method(config, PAPER if name == "sgdpo" else NONE)
+    assert method.name == name
+    assert method.phase == ("sft" if name == "sft" else "preference")
+    assert method.reference == (name != "sft")
+    assert method.ratios == (Ratios(0.6, 0.9) if name == "sgdpo" else None)
+    assert method.draws == (name in ("sampo", "sgdpo"))
+    assert isinstance(method.new_state(), RunningDelta) == (name == "bco")
+    assert method.hyper.get("beta") == (None if name == "sft" else 0.1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_one_public_function_of_its_own_file(name: str) -> None:
+    function = load_dotted(method_yaml(name)["function"])
+    module = inspect.getmodule(function)
+    assert Path(module.__file__).stem == name
+    public = [
+        key for key, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
+    ]
+    assert [key for key in public if not key.startswith("_")] == [name]
+
+
+# ---- one mistake, one error ---------------------------------------------------------------------------
+
+
+def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
+    error = only_error(method_yaml("dpo") | {"label_smoothing": 0.1})
+    assert error == "method.label_smoothing is not a setting of 'dpo'; it has ['beta']"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "wanted"),
+    [
+        ("dpo", "beta", "0.1", "float"),
+        ("dpo", "beta", True, "float"),
+        ("dpo", "beta", None, "float"),
+        ("dpo", "beta", [0.1], "float"),
+        ("ipo", "length_average", 1, "bool"),
+        ("ipo", "length_average", "true", "bool"),
+        ("sampo", "draw", "both", "one of shared, independent"),
+        ("bco", "delta", 0.0, "one of running, none"),
+    ],
+)
+def test_a_wrong_type_or_option_is_named_with_what_fits(
+    name: str, key: str, value: object, wanted: str
+) -> None:
+    assert only_error(method_yaml(name) | {key: value}) == f"method.{key}={value!r} does not fit {wanted}"
+
+
+def test_an_integer_serves_as_a_number() -> None:
+    assert bind_method(method_yaml("dpo") | {"beta": 1}, NONE).hyper == {"beta": 1}
+
+
+@pytest.mark.parametrize("beta", [0, 0.0, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["dpo", "ipo", "bco"])
+def test_beta_must_be_positive_and_finite(name: str, beta: float) -> None:
+    assert "method.beta must be a positive number" in only_error(method_yaml(name) | {"beta": beta})
+
+
+def test_a_setting_that_the_yaml_leaves_out_is_named() -> None:
+    config = method_yaml("dpo")
+    del config["beta"]
+    assert only_error(config) == "method 'dpo' lacks ['beta'] in its YAML"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "sgdpo"])
+@pytest.mark.parametrize("ratio", [PAPER, {"chosen": 0.6}, {"rejected": 0.9, "chosen": None}])
+def test_a_ratio_for_a_method_that_takes_none_is_refused(name: str, ratio: dict) -> None:
+    error = only_error(method_yaml(name), ratio)
+    given = [f"ratio.{key}" for key in ("chosen", "rejected") if ratio.get(key)]
+    assert f"method '{name}' takes no ratio" in error
+    assert all(key in error for key in given)
+    assert "ratio=none" in error
+
+
+@pytest.mark.parametrize("key", ["chosen", "rejected"])
+@pytest.mark.parametrize("value", [0, 0.0, -0.5, 1.0000001, 60, float("nan")])
+def test_a_ratio_outside_0_to_1_is_named_with_its_range(key: str, value: float) -> None:
+    assert f"ratio.{key} must lie in (0, 1], not {value}" in only_error(
+        method_yaml("sgdpo"), PAPER | {key: value}
+    )
+
+
+@pytest.mark.parametrize("key", ["chosen", "rejected"])
+def test_a_missing_ratio_is_named_with_the_papers(key: str) -> None:
+    error = only_error(method_yaml("sgdpo"), PAPER | {key: None})
+    assert f"needs ratio.{key} in (0, 1]" in error
+    assert "ratio=paper" in error
+
+
+@pytest.mark.parametrize("value", [1e-9, 0.6, 1, 1.0])
+def test_the_whole_range_of_ratios_is_taken_with_its_upper_end(value: float) -> None:
+    method = bind_method(method_yaml("sgdpo"), {"chosen": value, "rejected": value})
+    assert method.ratios == Ratios(value, value)
+
+
+# ---- mistakes in the YAML's form ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["function", "phase", "needs"])
+def test_a_yaml_without_a_required_key_is_pointed_to_an_example(key: str) -> None:
+    config = method_yaml("dpo")
+    del config[key]
+    assert only_error(config) == f"method 'dpo' lacks ['{key}']; see conf/method/dpo.yaml for the form"
+
+
+@pytest.mark.parametrize("path", ["sgdpo.methods.nowhere.f", "sgdpo.methods.dpo.dpoo", "dpo", ""])
+def test_a_function_that_cannot_be_imported_is_named(path: str) -> None:
+    assert f"method.function: cannot import {path!r}" in only_error(method_yaml("dpo") | {"function": path})
+
+
+def test_an_unknown_phase_is_refused() -> None:
+    assert "must be sft or preference, not 'rl'" in only_error(method_yaml("dpo") | {"phase": "rl"})
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "words"),
+    [
+        ("dpo", {"reference": True, "rewards": True}, "unknown keys ['rewards']"),
+        ("dpo", ["reference"], "must be a mapping"),
+        ("dpo", {"reference": True, "draws": True}, "its function does not take 'draws'"),
+        ("sampo", {"reference": True}, "its function takes 'draws'"),
+        ("bco", {"reference": True}, "its function takes 'state'"),
+        ("bco", {"reference": True, "state": "sgdpo.methods.bco.Delta"}, "method.needs.state: cannot import"),
+    ],
+)
+def test_needs_that_are_unknown_or_do_not_fit_the_function_are_named(name: str, needs, words: str) -> None:
+    assert words in only_error(method_yaml(name) | {"needs": needs})
+
+
+# ---- several mistakes, all at once --------------------------------------------------------------------
+
+
+def test_all_errors_come_at_once_each_on_its_line() -> None:
+    config = method_yaml("sgdpo") | {"beta": -1.0, "draw": "both", "typo": 1}
+    errors = method_errors(config, {"chosen": 1.5, "rejected": None})
+    for words in ("method.beta", "method.draw", "method.typo", "ratio.chosen", "ratio.rejected"):
+        assert sum(words in error for error in errors) == 1, words
+    assert len(errors) == 5
+    with pytest.raises(ValueError, match="typo") as raised:
+        bind_method(config, {"chosen": 1.5, "rejected": None})
+    assert str(raised.value).splitlines() == errors
+
+
+# ---- adding a method ----------------------------------------------------------------------------------
+
+HINGE = """
+import torch
+from sgdpo.pairs import Pair, PairLoss, Ratios, rewards
+
+class Count:
+    def __init__(self):
+        self.calls = 0
+
+def hinge(pair: Pair, *, beta: float, margin: float = 1.0, ratios: Ratios, state: Count) -> PairLoss:
+    state.calls += 1
+    h_B = pair.chosen.ratio_B - ratios.rejected * pair.rejected.ratio_B
+    return PairLoss(torch.relu(margin - beta * h_B), *rewards(pair, beta))
+"""
+
+
+def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """margin - beta (0.6 - 0.5 (-0.2)) = 2 - 0.5 0.7 = 1.65; without the margin's key its default, 0.65."""
+    (tmp_path / "a_new_method.py").write_text(HINGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {
+        "name": "hinge",
+        "function": "a_new_method.hinge",
+        "phase": "preference",
+        "needs": {"reference": True, "ratios": True, "draws": False, "state": "a_new_method.Count"},
+        "beta": 0.5,
+    }
+    for hyper, expected in (({"margin": 2.0}, 1.65), ({}, 0.65)):
+        method = bind_method(config | hyper, {"chosen": 1.0, "rejected": 0.5})
+        state = method.new_state()
+        loss = method(toy_pair(), DrawKey(1), state)
+        torch.testing.assert_close(loss.loss_B, torch.tensor([expected], dtype=torch.float64))
+        assert loss.chosen_reward_B.item() == pytest.approx(0.3)
+        assert state.calls == 1
