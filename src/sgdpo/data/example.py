@@ -1,10 +1,29 @@
-"""The token ids of one example: what the data side hands to packing."""
+"""The token ids of one example, and a read-only sequence of them on disk: what the data side hands over."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.int64()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("chosen_ids", pa.list_(pa.int32())),
+        ("rejected_ids", pa.list_(pa.int32())),
+        # Empty where every chosen token is trained.
+        ("chosen_mask", pa.list_(pa.uint8())),
+    ]
+)
+_ROWS_PER_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -22,3 +41,73 @@ class Example:
     chosen_ids: np.ndarray
     rejected_ids: np.ndarray
     chosen_mask: np.ndarray
+
+
+class Examples(Sequence[Example]):
+    """Read examples from a memory-mapped arrow file; cheap to open, to index and to send to a worker.
+
+    ids: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. fingerprint: a hash of all.
+    """
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path, self.fingerprint = Path(path), fingerprint
+        self._table = Dataset.from_file(str(path)).data.table
+        self.ids = _flat(self._table["example_id"])
+        sides = (self._table[f"{side}_ids"] for side in ("prompt", "chosen", "rejected"))
+        self.lengths = np.stack([_flat(pa.compute.list_value_length(side)) for side in sides], axis=1).astype(
+            np.int64
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]
+        chosen = self._read("chosen_ids", index)
+        mask = self._read("chosen_mask", index).view(bool)
+        return Example(
+            example_id=int(self.ids[index]),
+            prompt_ids=self._read("prompt_ids", index),
+            chosen_ids=chosen,
+            rejected_ids=self._read("rejected_ids", index),
+            chosen_mask=mask if len(mask) else np.ones(len(chosen), bool),
+        )
+
+    def __reduce__(self) -> tuple[type[Examples], tuple[Path, str]]:
+        # A worker maps the file again instead of receiving the tokens.
+        return Examples, (self.path, self.fingerprint)
+
+    def _read(self, column: str, index: int) -> np.ndarray:
+        return self._table[column][index].values.to_numpy(zero_copy_only=True)
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> str:
+    """Write examples to an arrow file, flush it to the disk, and return the fingerprint of its content."""
+    digest = hashlib.sha256()
+    rows = iter(examples)
+    with open(path, "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
+        while batch := [_row(example) for example in islice(rows, _ROWS_PER_BATCH)]:
+            for row in batch:
+                for value in row.values():
+                    digest.update(np.asarray(value, np.int64).tobytes())
+                    digest.update(b"|")
+            stream.write_table(pa.Table.from_pylist(batch, schema=_SCHEMA))
+        stream.close()
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()[:16]
+
+
+def _row(example: Example) -> dict[str, object]:
+    mask = example.chosen_mask
+    return {
+        "example_id": example.example_id,
+        "prompt_ids": example.prompt_ids,
+        "chosen_ids": example.chosen_ids,
+        "rejected_ids": example.rejected_ids,
+        "chosen_mask": np.empty(0, np.uint8) if mask.all() else mask.astype(np.uint8),
+    }
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    return column.to_numpy() if column.num_chunks else np.empty(0, np.int64)

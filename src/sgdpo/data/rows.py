@@ -1,0 +1,119 @@
+"""Read a row of a data set, in any of its common forms, as conversations of messages.
+
+Preference rows: {prompt, chosen, rejected} with strings or message lists, where a list may be the response
+alone or the full conversation (UltraFeedback: a string prompt and full conversations); or {chosen,
+rejected}, two full conversations that differ in their last turn. SFT rows: {messages}, or {prompt, chosen},
+or {chosen}. Scores {score_chosen, score_rejected} are read if they are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Hold a preference row: the shared messages and both answers; tie is True for two equal scores."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    tie: bool
+
+
+def missing_columns(found: Sequence[str], phase: str) -> str:
+    """Say which columns are missing for the phase, or an empty string if the rows can be read."""
+    if phase == "preference" and not {"chosen", "rejected"} <= set(found):
+        need = "chosen and rejected (and prompt, unless both are full conversations)"
+    elif phase == "sft" and not {"messages", "chosen"} & set(found):
+        need = "messages (or prompt and chosen)"
+    else:
+        return ""
+    return f"needs the columns {need}; found: {', '.join(found) or 'none'}"
+
+
+def pair_row(row: Mapping[str, Any]) -> PairRow:
+    """Read a preference row. Raises ValueError that says what is wrong; the caller names the row."""
+    chosen, rejected = (
+        _conversation(row.get("prompt"), row.get(side), side) for side in ("chosen", "rejected")
+    )
+    if chosen[:-1] != rejected[:-1]:
+        raise ValueError(
+            "chosen and rejected have different prompts: both must be the same conversation up to the last "
+            "turn; correct the row or leave it out"
+        )
+    scores = row.get("score_chosen"), row.get("score_rejected")
+    return PairRow(
+        chosen[:-1],
+        chosen[-1]["content"],
+        rejected[-1]["content"],
+        tie=None not in scores and scores[0] == scores[1],
+    )
+
+
+def sft_row(row: Mapping[str, Any]) -> list[Message]:
+    """Read an SFT row as one conversation that ends with an assistant's turn.
+
+    Turns after the last assistant's are left out: nothing in them is trained.
+    Raises ValueError that says what is wrong; the caller names the row.
+    """
+    if row.get("messages") is None:
+        return _conversation(row.get("prompt"), row.get("chosen"), "chosen")
+    messages = _messages(row["messages"], "messages")
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    if not messages:
+        raise ValueError("messages has no assistant turn: there is nothing to train on; leave the row out")
+    if len(messages) == 1:
+        raise ValueError("messages begins with its only assistant turn: a user's turn must come before it")
+    return messages
+
+
+def _conversation(prompt: Any, response: Any, name: str) -> list[Message]:
+    """Join a prompt and a response, where either may be a string or messages, into one conversation."""
+    if isinstance(response, str):
+        response = [{"role": "assistant", "content": response}]
+        if prompt is None:
+            raise ValueError(
+                f"{name} is a string but there is no prompt; add a prompt column, or use message lists"
+            )
+    answer = _messages(response, name)
+    before = _messages(
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or [], "prompt"
+    )
+    if not answer or answer[-1]["role"] != "assistant":
+        raise ValueError(f"{name} must end with an assistant's turn")
+    if len(answer) > 1 and before and answer[0]["role"] != "assistant":
+        return _full_conversation(prompt, before, answer, name)
+    if not before and len(answer) == 1:
+        raise ValueError(f"{name} is an answer without a prompt; add a prompt column or the user's turn")
+    return before + answer
+
+
+def _full_conversation(prompt: Any, before: list[Message], answer: list[Message], name: str) -> list[Message]:
+    """Return a response that is a full conversation already, after a look whether it is the prompt's."""
+    shared = answer[:-1]
+    texts = [message["content"] for message in shared if message["role"] == "user"]
+    agrees = prompt in texts if isinstance(prompt, str) else shared == before
+    if not agrees:
+        raise ValueError(
+            f"{name} is a conversation with a different prompt than the prompt column; drop the column if "
+            f"the conversations are complete, or correct the row"
+        )
+    return answer
+
+
+def _messages(value: Any, name: str) -> list[Message]:
+    """Return plain messages. A null content (a tool call) reads as empty."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{name} must be a string or a list of messages, not {type(value).__name__}")
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ValueError(f"{name} has an entry that is no message; each is {{role: ..., content: ...}}")
+        if not isinstance(message.get("content", 0), str | None):
+            raise ValueError(f"{name} has a message whose content is no text; only text is supported")
+    return [{"role": message["role"], "content": message["content"] or ""} for message in value]

@@ -1,0 +1,182 @@
+"""Read, render, tokenise and cut the rows of one split, and count what happens to them.
+
+Order of the policies: an empty answer first, then two identical answers, then a tie; a dropped row is counted
+under the first that drops it, while `ties`, `identical` and `empty` count what the set holds. Two answers are
+identical if their trained tokens are, after truncation.
+
+Truncation, the same for both sides: the prompt from the left to max_prompt_length (a beginning-of-text token
+stays), then each completion from the right to what max_length leaves beside the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sgdpo.config.schema import DataConfig
+from sgdpo.data.conversation import Rendered, cut_prompt, join, render_conversation, render_pair, tokenise
+from sgdpo.data.example import Example
+from sgdpo.data.rows import pair_row, sft_row
+from sgdpo.data.sources import Source, check_columns
+
+_BATCH = 256
+SIDES = ("prompt", "chosen", "rejected")
+
+
+@dataclass
+class _Draft:
+    """Hold a row between reading and tokenising: the rendered sides, and whether its scores are equal."""
+
+    number: int
+    sides: list[Rendered]
+    tie: bool
+
+
+@dataclass
+class Tokeniser:
+    """Tokenise one split: `examples` once, then `counts`."""
+
+    data: DataConfig
+    phase: str
+    tokenizer: Any
+    source: Source
+    limit: int | None
+    tally: Counter[str] = field(default_factory=Counter)
+    lengths: list[tuple[int, int, int]] = field(default_factory=list)
+    seen: Counter[bytes] = field(default_factory=Counter)
+
+    def examples(self) -> Iterator[Example]:
+        """Yield the examples that remain, in the source's order. Raises ValueError if none does."""
+        rows = enumerate(islice(self.source.rows, self.limit))
+        total = min(self.source.count, self.limit or self.source.count)
+        with tqdm(total=total, desc=f"tokenising {self.source.name}", unit="row", disable=None) as bar:
+            while batch := list(islice(rows, _BATCH)):
+                drafts = [draft for number, row in batch if (draft := self._draft(number, row))]
+                yield from self._tokenise(drafts)
+                bar.update(len(batch))
+        if not self.lengths:
+            reasons = ", ".join(
+                f"{value} {key.removeprefix('drop/')}"
+                for key, value in self.tally.items()
+                if key.startswith("drop/")
+            )
+            raise ValueError(
+                f"{self.source.name}: none of {self.tally['read']} rows is left after filtering ({reasons}); "
+                f"look at data.ties, data.identical and data.empty"
+            )
+
+    def counts(self) -> dict[str, Any]:
+        """Return what happened, as the record keeps it."""
+        lengths = np.array(self.lengths)
+        sides = SIDES if self.phase == "preference" else SIDES[:2]
+        return {
+            "source": self.source.name,
+            "read": self.tally["read"],
+            "kept": len(self.lengths),
+            "cut": {side: self.tally[f"cut/{side}"] for side in sides},
+            "dropped": {reason: self.tally[f"drop/{reason}"] for reason in ("empty", "identical", "ties")},
+            "ties": self.tally["ties"],
+            "identical": self.tally["identical"],
+            "empty": self.tally["empty"],
+            "lengths": {side: _statistics(lengths[:, column]) for column, side in enumerate(sides)},
+        }
+
+    def _draft(self, number: int, row: dict[str, Any]) -> _Draft | None:
+        """Read and render a row; None if it has an empty answer, which the policy drops."""
+        check_columns(self.source, row, self.phase)
+        self.tally["read"] += 1
+        try:
+            if self.phase == "sft":
+                return self._sft_draft(number, row)
+            pair = pair_row(row)
+            self.tally["ties"] += pair.tie
+            if self._empty(pair.chosen, pair.rejected):
+                # An empty pair may be an identical one too; the counts say what the set holds.
+                self.tally["identical"] += pair.chosen.strip() == pair.rejected.strip()
+                return None
+            return _Draft(
+                number, render_pair(self.tokenizer, pair.prompt, pair.chosen, pair.rejected), pair.tie
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.source.name}, row {number}: {error}") from None
+
+    def _sft_draft(self, number: int, row: dict[str, Any]) -> _Draft | None:
+        messages = sft_row(row)
+        if self._empty(*(m["content"] for m in messages[1:] if m["role"] == "assistant")):
+            return None
+        return _Draft(number, [render_conversation(self.tokenizer, messages)], False)
+
+    def _empty(self, *answers: str) -> bool:
+        if all(answer.strip() for answer in answers):
+            return False
+        if self.data.empty == "error":
+            raise ValueError("an answer is empty; correct the row, or drop such rows with data.empty=drop")
+        self.tally["empty"] += 1
+        self.tally["drop/empty"] += 1
+        return True
+
+    def _tokenise(self, drafts: Sequence[_Draft]) -> Iterator[Example]:
+        pieces = iter(tokenise(self.tokenizer, [side for draft in drafts for side in draft.sides]))
+        for draft in drafts:
+            sides = [next(pieces) for _ in draft.sides]
+            example = self._example(draft, sides)
+            if not self._dropped(draft, example):
+                self.lengths.append(
+                    tuple(map(len, (example.prompt_ids, example.chosen_ids, example.rejected_ids)))
+                )
+                yield example
+
+    def _example(self, draft: _Draft, sides: list[list[list[int]]]) -> Example:
+        """Cut a row to the maximum lengths. A conversation without a rejected side gets an empty one."""
+        assert all(side[0] == sides[0][0] for side in sides), "both sides begin with the same prompt ids"
+        prompt = cut_prompt(sides[0][0], self.data.max_prompt_length, self.tokenizer.bos_token_id)
+        room = self.data.max_length - len(prompt)
+        assert room > 0, "data_errors wants max_prompt_length < max_length"
+        whole = [join(side, rendered) for side, rendered in zip(sides, draft.sides, strict=True)]
+        ids = [np.array(tokens[:room], np.int32) for tokens, _ in whole]
+        for name, before, after in zip(
+            SIDES, (sides[0][0], *(t for t, _ in whole)), (prompt, *ids), strict=False
+        ):
+            self.tally[f"cut/{name}"] += len(after) < len(before)
+        return Example(
+            example_id=self._example_id(draft.sides),
+            prompt_ids=np.array(prompt, np.int32),
+            chosen_ids=ids[0],
+            rejected_ids=ids[1] if len(ids) > 1 else np.empty(0, np.int32),
+            chosen_mask=np.array(whole[0][1][:room], bool),
+        )
+
+    def _example_id(self, sides: Sequence[Rendered]) -> int:
+        """Hash the rendered texts and how often they came before; the same row twice is two examples."""
+        digest = hashlib.blake2b(digest_size=8)
+        for text in (sides[0].pieces[0][0], *(side.text for side in sides)):
+            digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+        base = digest.digest()
+        digest.update(f"#{self.seen[base]}".encode())
+        self.seen[base] += 1
+        return int.from_bytes(digest.digest(), "little") >> 1
+
+    def _dropped(self, draft: _Draft, example: Example) -> bool:
+        identical = self.phase == "preference" and np.array_equal(example.chosen_ids, example.rejected_ids)
+        self.tally["identical"] += identical
+        for reason, holds in (("identical", identical), ("ties", draft.tie)):
+            if holds and getattr(self.data, reason) == "drop":
+                self.tally[f"drop/{reason}"] += 1
+                return True
+        return False
+
+
+def _statistics(lengths: np.ndarray) -> dict[str, float]:
+    return {
+        "mean": round(float(lengths.mean()), 2),
+        "median": float(np.median(lengths)),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": int(lengths.max()),
+    }
