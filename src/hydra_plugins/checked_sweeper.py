@@ -1,4 +1,4 @@
-"""Hydra finds this sweeper here. It checks every cell before the first one starts; the work is in sgdpo.sweeps."""
+"""Hydra finds the sweeper here. It checks every cell before the first one starts; see sgdpo.sweeps.sweep."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,8 @@ from hydra.core.config_store import ConfigStore
 class CheckedSweeperConf:
     """Type the sweep's YAML.
 
-    params: {key: "comma,separated,values"}, one grid. also: further grids, each of the same form; the sweep is
-    their union. The values are Any so that a YAML list reaches our own, clearer error.
+    params: {key: "comma,separated,values"}, one grid. also: further grids of the same form; the sweep is the
+    union of all. The values are Any so that a YAML list reaches our own, clearer error.
     """
 
     _target_: str = "hydra_plugins.checked_sweeper.CheckedSweeper"

@@ -7,34 +7,34 @@ runs (here, or relaunched over several processes) is `execute.py`'s business.
 from __future__ import annotations
 
 import logging
-import os
+import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.data.batching import EvalRows, StepSampler, rows_per_step
+from sgdpo.data.batching import RowSampler, StepSampler, rows_per_step
 from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import Prepared, describe, prepare
 from sgdpo.method import Method, bind_method
 from sgdpo.models.load import load_model, load_tokenizer, weights_hash
 from sgdpo.models.logprobs import teach_logprobs
-from sgdpo.records import Record, find_result
+from sgdpo.jsonio import read_metrics
+from sgdpo.records import METRICS, Record, find_result
 from sgdpo.reference import ReferenceTable, reference_table
 from sgdpo.report.curves import draw_reward_curves
 from sgdpo.tracking import Tracker, open_tracker
 from sgdpo.training import checkpoints
 from sgdpo.training.arguments import total_steps, training_arguments
 from sgdpo.training.progress import Progress
-from sgdpo.training.token_rewards import write_token_rewards
+from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
 from sgdpo.training.trainer import PairTrainer
 
 log = logging.getLogger("sgdpo")
@@ -125,7 +125,7 @@ def _open(
     except Exception as error:
         logging.getLogger().error("%s", traceback.format_exc())
         record.fail(f"{type(error).__name__}: {error}")
-        tracker.finish({"status": "failed"})
+        tracker.finish({"status": "failed"}, failed=True)
         raise
     finally:
         logging.getLogger().removeHandler(handler)
@@ -150,27 +150,31 @@ def _trainer(
             f"{len(train)} training examples are left but a step takes {batch}; "
             f"set optimizer.batch_size to at most {len(train)}, or bring more data"
         )
-    reference = _reference(config, prepared, start, place) if method.reference else None
-    rows = rows_per_step(train.lengths, batch, place.world, budget, layout)
+    reference = _reference(config, method, prepared, start, tokenizer)
+    rows = rows_per_step(
+        train.lengths, batch, place.world, budget, layout,
+        seed=config.seed, epochs=math.ceil(config.optimizer.epochs),
+    )  # fmt: skip
     steps = total_steps(config, len(train))
     if record is not None:
         _note_plan(record, prepared, steps, rows, start, reference)
-    arguments = training_arguments(config, place.folder, steps, rows, evaluates=prepared.test is not None)
 
     def write_row(row: dict) -> None:
         record.log(row)
         tracker.log(row)
 
+    evaluates = prepared.test is not None
     return PairTrainer(
+        args=training_arguments(config, place.folder, steps, rows, evaluates),
         model=_model(config, start),
-        args=arguments,
         train_dataset=train,
         eval_dataset=prepared.test,
         processing_class=tokenizer,
         method=method,
         train_rows=StepSampler(train.lengths, batch, rows, place.world, config.seed, layout),
-        eval_rows=EvalRows(prepared.test.lengths, budget, place.world, layout) if prepared.test else None,
-        collator=RowCollator(layout, reference),
+        eval_rows=RowSampler(prepared.test.lengths, budget, place.world, layout) if evaluates else None,
+        collator=RowCollator(layout, reference.table.lookup if reference.table else None),
+        live_reference=reference.live,
         log_row=write_row,
         draws_seed=config.seed,
         precision=config.precision.name,
@@ -183,17 +187,36 @@ def _trainer(
 
 
 def _model(config: RunConfig, start: Path | None) -> PreTrainedModel:
+    """Return the policy, taught to give per-token log-probs; dropout is off in its config."""
     model = load_model(config.model, weights=start, seed=config.seed)
     teach_logprobs(model, config.trainer.head_budget_mb)
     if config.trainer.activation_checkpointing:
         model.gradient_checkpointing_enable()
-        model.config.use_cache = False
     return model
 
 
-def _reference(config: RunConfig, prepared: Prepared, start: Path | None, place: Place) -> ReferenceTable:
-    """Return the per-token reference log-probs of all pairs: from the cache, or computed once."""
-    ...
+@dataclass(frozen=True)
+class Reference:
+    """Hold the reference: a table of cached log-probs, a live model, or neither."""
+
+    table: ReferenceTable | None = None
+    live: PreTrainedModel | None = None
+
+
+def _reference(
+    config: RunConfig, method: Method, prepared: Prepared, start: Path | None, tokenizer: PreTrainedTokenizerBase
+) -> Reference:
+    """Return the reference's per-token log-probs: from the cache, computed once, or a frozen model."""
+    if not method.reference:
+        return Reference()
+
+    def factory() -> PreTrainedModel:
+        return _model(config, start).requires_grad_(False).eval()
+
+    if config.reference == "live":
+        return Reference(live=factory())
+    sets = [prepared.train] + ([prepared.test] if prepared.test is not None else [])
+    return Reference(table=reference_table(sets))
 
 
 def _note_plan(
@@ -217,7 +240,23 @@ def _close(
     record: Record,
     tracker: Tracker,
 ) -> None:
-    """Write what a person looks at: curves, tokens with their rewards, the closing record."""
+    """Write what a person looks at (curves, tokens with their rewards), then close the record."""
     picture = record.folder / "reward_curves.png"
-    draw_reward_curves([], picture, title=record.folder.name)
+    draw_reward_curves(read_metrics(record.folder / METRICS), picture, title=record.folder.name)
     tracker.image("reward_curves", picture)
+    shown = prepared.test if prepared.test is not None else prepared.train
+    if method.reference and not config.engine.deepspeed:
+        write_token_rewards(
+            record.folder / "pairs.json",
+            trainer.model,
+            [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))],
+            trainer.data_collator,
+            method,
+            tokenizer,
+            config.seed,
+            trainer.live_reference,
+        )
+    if record.fields["tracker"]:
+        record.note(tracker={**record.fields["tracker"], "hint": tracker.browse_hint()})
+    record.finish(skipped_steps=trainer.skipped_steps)
+    tracker.finish(record.fields["final"]["train"])

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sgdpo.records import RunView, view_run
-from sgdpo.tracking import browse_hint
 
 ROWS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm")
 
@@ -40,7 +39,7 @@ def _where(run: RunView) -> list[str]:
         f"metrics   {run.folder / 'metrics.jsonl'}",
         f"picture   {run.folder / 'reward_curves.png'}",
     ]
-    hint = browse_hint(run.record)
+    hint = browse_hint(run)
     return lines + ([hint] if hint else [])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from sgdpo.config.schema import EngineConfig
 from sgdpo.data.packing import model_inputs, pair_of
@@ -55,6 +55,7 @@ class PairTrainer(Trainer):
         train_rows: Iterable[list[int]],
         eval_rows: Iterable[list[int]] | None,
         collator: Callable[[list[Any]], dict[str, Tensor]],
+        live_reference: torch.nn.Module | None,
         log_row: Callable[[dict[str, Any]], None],
         draws_seed: int,
         precision: str,
@@ -67,6 +68,7 @@ class PairTrainer(Trainer):
         super().__init__(data_collator=collator, **kwargs)
         self.method, self.method_state = method, method.new_state()
         self._train_rows, self._eval_rows = train_rows, eval_rows
+        self.live_reference = live_reference.to(self.args.device) if live_reference is not None else None
         self._log_row, self._draws_seed, self._precision = log_row, draws_seed, precision
         self._step0_check, self._on_nonfinite = step0_check, on_nonfinite
         self._keep, self._engine = keep_checkpoints, engine
@@ -74,6 +76,7 @@ class PairTrainer(Trainer):
         self.skipped_steps = 0
         self._clock = time.perf_counter()
         self._worked = torch.zeros(2, dtype=torch.float64)
+        self.remove_callback(PrinterCallback)  # our own progress line says the same
         self.add_callback(StepEnd(self))
 
     # ---- data: rows of a step, dealt to the ranks ------------------------------------------------
@@ -121,9 +124,13 @@ class PairTrainer(Trainer):
         return result.loss_B.sum() * (self.args.world_size / num_items_in_batch)
 
     def _pair_loss(self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int) -> tuple[Pair, PairLoss]:
-        pair = pair_of(row, model(**model_inputs(row)))
+        pair = pair_of(row, model(**model_inputs(row)), self._live_reference(row))
         with torch.autocast(self.args.device.type, enabled=False):
             return pair, self.method(pair, DrawKey(self._draws_seed, epoch), self.method_state)
+
+    @torch.no_grad()
+    def _live_reference(self, row: dict[str, Tensor]) -> Tensor | None:
+        return self.live_reference(**model_inputs(row)) if self.live_reference is not None else None
 
     def _epoch_of_step(self) -> int:
         rows_a_step = self.args.gradient_accumulation_steps * self.args.world_size

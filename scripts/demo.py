@@ -1,0 +1,15 @@
+"""Run the demonstration: python scripts/demo.py [seed=1 ...]; what is finished is not done again."""
+
+import sys
+
+import _src  # noqa: F401
+
+from sgdpo.console import fail, set_up_logging
+from sgdpo.demo import demonstrate
+
+if __name__ == "__main__":
+    set_up_logging()
+    try:
+        print(demonstrate(sys.argv[1:]))
+    except ValueError as error:
+        fail([str(error)])

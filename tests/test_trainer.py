@@ -1,0 +1,131 @@
+"""The trainer's loss, metrics and state do not depend on how a step is cut; bad steps stop it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import random_examples, reference_of, taught_model, tiny_config, tiny_trainer, weights
+
+from sgdpo.training.trainer import NonFiniteError
+
+
+@pytest.mark.parametrize("method", ["sft", "sgdpo", "bco", "ipo"])
+def test_a_step_of_8_is_the_same_in_1_2_4_or_8_rows(method: str, tmp_path: Path) -> None:
+    """Accumulation must neither divide the loss twice nor once too few: losses, gradients, next weights."""
+    config = tiny_config(f"method={method}", "experiment=x")
+    runs = {}
+    for rows in (1, 2, 4, 8):
+        trainer = tiny_trainer(config, tmp_path / str(rows), rows=rows)
+        trainer.train()
+        runs[rows] = (trainer.rows_written, weights(trainer))
+    for rows in (2, 4, 8):
+        for whole, cut in zip(runs[1][0], runs[rows][0], strict=True):
+            # At step 0 both rewards are 0 but for rounding, so which is larger says nothing.
+            for key in whole.keys() - {"split", "pairs_per_second", "tokens_per_second", "rewards/accuracies"}:
+                assert cut[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-5), (rows, key)
+        torch.testing.assert_close(runs[rows][1], runs[1][1], atol=1e-5, rtol=0)
+
+
+def test_the_first_dpo_step_starts_at_ln_2_and_the_margin_then_grows(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tiny_config("method=dpo"), tmp_path)
+    trainer.train()
+    first, *_, last = trainer.rows_written
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert last["loss"] < first["loss"]
+
+
+def test_sgdpo_moves_the_weights_half_as_far_as_dpo_when_pilots_are_whole(tmp_path: Path) -> None:
+    """r1 = r2 = 1 and equal lengths: DPO's value and exactly half its gradient (identity 2 of the objectives)."""
+    random = np.random.default_rng(3)
+    examples = [
+        type(e)(e.example_id, e.prompt_ids, e.chosen_ids,
+                random.integers(5, 60, len(e.chosen_ids)).astype(np.int32), e.chosen_mask)
+        for e in random_examples(8)
+    ]  # fmt: skip
+    norms = {}
+    for name, more in (("dpo", []), ("sgdpo", ["ratio=full"])):
+        config = tiny_config(f"method={name}", *more)
+        trainer = tiny_trainer(config, tmp_path / name, steps=1, examples=examples)
+        trainer.train()
+        norms[name] = trainer.rows_written[0]["grad_norm"]
+    assert norms["sgdpo"] == pytest.approx(norms["dpo"] / 2, rel=1e-5)
+
+
+def test_an_epoch_draws_other_pilots_and_evaluation_always_epoch_0s(tmp_path: Path) -> None:
+    """With a learning rate of nearly 0 only the draws change the pilots' sizes-by-value between epochs."""
+    config = tiny_config("method=sgdpo", "optimizer.lr=1e-12", "method.draw=independent", "trainer.step0_check=false")
+    trainer = tiny_trainer(config, tmp_path, steps=6)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    pilots = [row["pilot/chosen"] for row in trainer.rows_written if row["split"] == "train"]
+    assert pilots[0] != pytest.approx(pilots[3], abs=1e-4)
+    assert after["eval_pilot/chosen"] == pytest.approx(before["eval_pilot/chosen"], abs=1e-6)
+
+
+def test_metrics_are_sums_over_pairs_not_means_of_row_means(tmp_path: Path) -> None:
+    """Rows of 3 and 1 examples: the mean chosen length is over 4 examples."""
+    examples = random_examples(8)
+    trainer = tiny_trainer(tiny_config("method=dpo"), tmp_path, rows=3, steps=1, examples=examples)
+    trainer.train()
+    expected = sum(len(e.chosen_ids) for e in examples) / 8
+    assert trainer.rows_written[0]["lengths/chosen"] == pytest.approx(expected)
+
+
+def test_a_live_reference_gives_the_cached_ones_curve(tmp_path: Path) -> None:
+    config = tiny_config("method=sgdpo")
+    cached = tiny_trainer(config, tmp_path / "cached")
+    live = tiny_trainer(config, tmp_path / "live", live_reference=taught_model(config).requires_grad_(False))
+    live.data_collator.references = None
+    for trainer in (cached, live):
+        trainer.train()
+    for a, b in zip(cached.rows_written, live.rows_written, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert a["rewards/chosen"] == pytest.approx(b["rewards/chosen"], abs=1e-5)
+
+
+def test_another_models_reference_is_refused_at_step_0(tmp_path: Path) -> None:
+    config, examples = tiny_config("method=dpo"), random_examples(24)
+    stranger = taught_model(tiny_config("method=dpo", "seed=7"))
+    trainer = tiny_trainer(config, tmp_path, examples=examples, reference=reference_of(stranger, examples))
+    with pytest.raises(ValueError, match="the policy is not the reference at step 0"):
+        trainer.train()
+
+
+def test_bcos_shift_is_the_mean_over_past_steps_of_the_global_batch(tmp_path: Path) -> None:
+    """delta before step 4 is the mean of the mean rewards of steps 1 to 3."""
+    trainer = tiny_trainer(tiny_config("method=bco"), tmp_path, rows=4)
+    trainer.train()
+    means = [(row["rewards/chosen"] + row["rewards/rejected"]) / 2 for row in trainer.rows_written]
+    assert trainer.method_state.delta == pytest.approx(np.mean(means), rel=1e-5)
+
+
+def poison(trainer) -> None:
+    """Make one step's loss NaN by the reference log-probs of pair 1000."""
+    lookup = trainer.data_collator.references
+
+    def poisoned(example_id: int):
+        chosen, rejected = lookup(example_id)
+        return (chosen * np.nan, rejected) if example_id == 1000 else (chosen, rejected)
+
+    trainer.data_collator.references = poisoned
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_pair(tmp_path: Path) -> None:
+    config = tiny_config("method=dpo", "trainer.step0_check=false")
+    trainer = tiny_trainer(config, tmp_path)
+    poison(trainer)
+    with pytest.raises(NonFiniteError, match=r"(?s)step \d+: .*pairs 1000;.*last good checkpoint"):
+        trainer.train()
+
+
+def test_a_step_that_is_not_finite_can_be_skipped_and_is_counted(tmp_path: Path) -> None:
+    config = tiny_config("method=dpo", "trainer.step0_check=false", "trainer.on_nonfinite=skip")
+    trainer = tiny_trainer(config, tmp_path)
+    poison(trainer)
+    trainer.train()
+    assert trainer.skipped_steps == 1
+    assert torch.isfinite(weights(trainer)).all()
