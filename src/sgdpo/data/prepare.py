@@ -132,7 +132,8 @@ def _describe_split(split: str, found: dict[str, Any]) -> str:
         for side, s in found["lengths"].items()
     )
     return (
-        f"{split}: {found['read']} rows read from {found['source']}, {found['kept']} kept; dropped: {dropped}; "
-        f"cut: {cut}\n  holds {found['ties']} ties, {found['identical']} identical pairs, {found['empty']} with "
-        f"an empty answer\n  tokens: {lengths}"
+        f"{split}: {found['read']} rows read from {found['source']}, {found['kept']} kept; "
+        f"dropped: {dropped}; cut: {cut}\n"
+        f"  holds {found['ties']} ties, {found['identical']} identical pairs, {found['empty']} empty answers\n"
+        f"  tokens: {lengths}"
     )

@@ -141,7 +141,7 @@ def _search(
 def _graded_pair(task: Task, random: Random, want: int) -> dict[str, Any] | None:
     """Make a pair whose chosen scores higher and is longer (want 1), shorter (-1) or as long (0); or None."""
     one, other = _candidate(task, random), _candidate(task, random)
-    if abs(want) != (len(one) != len(other)):
+    if one == other or abs(want) != (len(one) != len(other)):
         return None
     if (len(one) - len(other)) * want < 0:
         one, other = other, one
