@@ -134,6 +134,6 @@ def _describe_split(split: str, found: dict[str, Any]) -> str:
     return (
         f"{split}: {found['read']} rows read from {found['source']}, {found['kept']} kept; "
         f"dropped: {dropped}; cut: {cut}\n"
-        f"  holds {found['ties']} ties, {found['identical']} identical pairs, {found['empty']} empty answers\n"
+        f"  among them {found['ties']} ties, {found['identical']} identical, {found['empty']} empty\n"
         f"  tokens: {lengths}"
     )
