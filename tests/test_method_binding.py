@@ -21,7 +21,7 @@ def only_error(config: dict, ratio: dict = NONE) -> str:
     """Return the one error of a configuration, which binding raises too."""
     errors = method_errors(config, ratio)
     assert len(errors) == 1, errors
-    with pytest.raises(ValueError, match="method|ratio") as raised:
+    with pytest.raises(ValueError, match=r"method|ratio") as raised:
         bind_method(config, ratio)
     assert str(raised.value) == errors[0]
     return errors[0]
