@@ -57,12 +57,12 @@ def draw_subset(
     """
     base = _fold(draws.seed, draws.epoch, side, stream)
     key_B = _mix64_(example_id_B + _signed(base))
-    position_BT = mask_BT.cumsum(-1)
-    key_BT = _mix64_(position_BT.mul_(_signed(_GOLDEN)).add_(key_B[:, None]))
+    count_BT = mask_BT.cumsum(-1)  # t + 1 at position t: the t-th number of splitmix64's stream of key_B
+    key_BT = _mix64_(count_BT.mul_(_signed(_GOLDEN)).add_(key_B[:, None]))
     key_BT.masked_fill_(~mask_BT, _LAST)
     smallest_BT = key_BT.sort(-1).values
-    threshold_B1 = smallest_BT.gather(-1, (size_B - 1)[:, None])
-    return (key_BT <= threshold_B1) & mask_BT
+    kth_B1 = smallest_BT.gather(-1, (size_B - 1)[:, None])
+    return (key_BT <= kth_B1) & mask_BT
 
 
 def subset_ratio(

@@ -1,4 +1,4 @@
-"""BCO: Binary Classifier Optimization (Jung et al., 2024, equation 8), without the density-ratio weighting.
+"""BCO: Binary Classifier Optimization (Jung et al., 2024), without the density-ratio weighting.
 
 loss of a pair = -log sigma(beta R_w - delta) - log sigma(-(beta R_l - delta)). At step 0: 2 ln 2.
 

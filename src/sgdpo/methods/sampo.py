@@ -1,4 +1,4 @@
-"""SamPO: down-sampled DPO (Lu et al., 2024, equations 9 and 10).
+"""SamPO: down-sampled DPO (Lu et al., 2024).
 
 loss of a pair = -log sigma(beta (R_w[S_w] - R_l[S_l])), |S_w| = |S_l| = m = min(n_w, n_l).
 The longer side keeps m tokens drawn uniformly without replacement, the shorter keeps all. At step 0: ln 2, if
