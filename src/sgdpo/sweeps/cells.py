@@ -1,8 +1,8 @@
 """Compose the cells of a sweep, fast: what differs only in values shares one composition.
 
-Hydra takes about 0.2 s for one cell. Cells with the same groups have the same defaults list, and Hydra applies
-value overrides after it has merged that list; so each set of groups is composed once, and every cell gets its
-values on a copy, with Hydra's own function. A test compares the two ways key by key.
+Hydra takes about 0.2 s for one cell. Cells with the same groups have the same defaults list, and Hydra
+applies value overrides after it has merged that list; so each set of groups is composed once, and every cell
+gets its values on a copy, with Hydra's own function. A test compares the two ways key by key.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from omegaconf import DictConfig, open_dict
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
 from sgdpo.config.schema import RunConfig
+from sgdpo.records import view_run
 
 # What says how a sweep is run, not which cell this is.
-HOW = ("sweep", "launcher", "n_jobs", "hydra")
+HOW = ("sweep", "launcher", "n_jobs", "hydra", "dry_run", "force")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Hold one cell: its overrides, its typed run, its identity and that of the SFT run it starts from, if any."""
+    """Hold one cell: its overrides, its typed run, its identity, and that of its SFT start if it has one."""
 
     overrides: tuple[str, ...]
     run: RunConfig
@@ -43,6 +44,12 @@ class Cell:
     def folder(self) -> Path:
         """Return its run folder, outputs/<experiment>/<run>."""
         return Path(self.run.outputs) / self.run.experiment / self.name
+
+    @property
+    def finished(self) -> bool:
+        """Say whether the record of this very run is finished; reads one file."""
+        run = view_run(self.folder)
+        return run.status == "finished" and run["settings_hash"] == self.identity.settings_hash
 
     @property
     def processes(self) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sgdpo.config.compose import unknown_keys
 from sgdpo.records import read_runs
 from sgdpo.sweeps.cells import Cell, Composer, label_cells, make_cell
 from sgdpo.sweeps.errors import SweepError
-from sgdpo.validate import config_errors
 
+# Lines of OmegaConf's errors that tell a user nothing.
+NOISE = ("full_key:", "object_type=", "reference_type=")
 Batch = Sequence[tuple[int, Sequence[str]]]
 
 
@@ -26,11 +28,12 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
     found: list[tuple[int, str, Cell]] = []
     errors: dict[str, list[str]] = {}
     for (grid, overrides), label in zip(batch, labels, strict=True):
-        problems, config = _problems(overrides, composer)
-        for problem in problems:
-            errors.setdefault(problem, []).append(label)
-        if not problems:
-            found.append((grid, label, make_cell(overrides, config)))
+        cell = _cell(overrides, composer)
+        if isinstance(cell, Cell):
+            found.append((grid, label, cell))
+        else:
+            for problem in cell:
+                errors.setdefault(problem, []).append(label)
     _refuse(errors, len(batch))
     _refuse(_duplicates(found), len(batch))
     cells = list({cell.identity.settings_hash: cell for _, _, cell in reversed(found)}.values())[::-1]
@@ -39,12 +42,19 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
     return cells
 
 
-def _problems(overrides: Sequence[str], composer: Composer) -> tuple[list[str], DictConfig | None]:
+def _cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
+    """Return the cell, or everything that is wrong with it. A finished one was valid: no heavy import."""
     try:
         config = composer.compose(overrides)
-        return config_errors(config), config
+        if not unknown_keys(config):
+            cell = make_cell(overrides, config)
+            if cell.finished and not cell.run.force:
+                return cell
+        from sgdpo.validate import config_errors  # imports torch, seconds
+
+        return config_errors(config) or cell
     except (HydraException, OmegaConfBaseException) as error:
-        return [_words(error) + _list_advice(overrides, composer)], None
+        return [_words(error) + _list_advice(overrides, composer)]
 
 
 def _words(error: Exception) -> str:
@@ -54,8 +64,8 @@ def _words(error: Exception) -> str:
         for e in (error, error.__cause__, error.__context__)
         if e is not None and str(e).strip()
     ]
-    lines = [line for text in dict.fromkeys(causes) for line in text.splitlines()]
-    return "\n".join(line for line in lines if not line.strip().startswith(("full_key:", "object_type=")))
+    text = "\n".join(dict.fromkeys(causes)).split("Config search path:")[0]
+    return "\n".join(l for l in text.splitlines() if l.strip() and not l.strip().startswith(NOISE))
 
 
 def _list_advice(overrides: Sequence[str], composer: Composer) -> str:

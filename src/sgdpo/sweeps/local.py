@@ -18,7 +18,7 @@ from sgdpo.sweeps.processes import gpu_slots, share_of_cores, visible_gpus
 from sgdpo.sweeps.screen import Screen
 
 
-class CellFailed(RuntimeError):
+class CellError(RuntimeError):
     """Carry why a cell failed to Hydra's JobReturn."""
 
 
@@ -82,5 +82,5 @@ def _job_return(outcome: Outcome) -> JobReturn:
     failed = outcome.error is not None
     status = JobStatus.FAILED if failed else JobStatus.COMPLETED
     result = JobReturn(overrides=outcome.cell.overrides, task_name=outcome.cell.name, status=status)
-    result.return_value = CellFailed(outcome.error) if failed else str(outcome.cell.folder)
+    result.return_value = CellError(outcome.error) if failed else str(outcome.cell.folder)
     return result

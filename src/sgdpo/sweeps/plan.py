@@ -26,8 +26,8 @@ PLAN = "sweep.json"
 class Plan:
     """Hold the cells of an experiment's last sweep.
 
-    cells: {name: {"label", "overrides", "settings_hash", "start", "error"}}, in the sweep's order; `error` is why
-    the last attempt of the cell ended, null if it did not fail.
+    cells: {name: {"label", "overrides", "settings_hash", "start", "error"}}, in the sweep's order;
+    `error` is why the last attempt of the cell ended, null if it did not fail.
     """
 
     folder: Path
@@ -81,7 +81,7 @@ def open_plan(cells: Sequence[Cell], command: str) -> Plan:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """Read an experiment's last sweep, None if it had none. Raises SweepError for a file of another version."""
+    """Read an experiment's last sweep, None if it had none. Raises SweepError for another version."""
     path = Path(folder) / PLAN
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -43,9 +43,7 @@ def _state(name: str, entry: Mapping[str, Any], run: RunView | None) -> CellStat
     if run.status == "running":
         return CellState(name, label, "running", str(run_progress(run)))
     if run.status == "interrupted":
-        return CellState(
-            name, label, "interrupted", ", ".join(filter(None, [f"at {run_progress(run)}", why]))
-        )
+        return CellState(name, label, "failed" if why else "interrupted", why or f"at {run_progress(run)}")
     return CellState(name, label, run.status, last_line(run.error) or why)
 
 
@@ -104,7 +102,7 @@ def _totals(states: Sequence[CellState]) -> str:
 
 
 def render_grid(states: Sequence[CellState]) -> list[str]:
-    """Draw the cells: a table over the two widest axes for each value of the others, a list for single cells."""
+    """Draw the cells: tables over the two widest axes, a list of the cells that are on none."""
     cells = [
         (dict(_key_value(part) for part in state.label.split() if "=" in part), state) for state in states
     ]
@@ -188,7 +186,7 @@ def _next(plan: Plan, states: Sequence[CellState], experiment: str) -> str:
 
 
 def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:
-    """Return what a sweep would do: its cells and a guess at the time, from runs of the same model and data."""
+    """Return what a sweep would do, and how long: a guess from runs of the same model and data."""
     labels = label_cells([cell.overrides for cell in cells])
     open_names = {cell.name for cell in todo}
     lines = [

@@ -37,7 +37,8 @@ def summarise_sweep(
 def _failed(cells: Sequence[Cell], failed: Mapping[str, str]) -> list[str]:
     lines = []
     for cell in cells:
-        alone = shlex.join(["python", "src/train.py", *cell.overrides, "hydra.mode=RUN"])
+        own = [o for o in cell.overrides if not o.startswith(("n_jobs=", "launcher="))]
+        alone = shlex.join(["python", "src/train.py", *own, "hydra.mode=RUN"])
         lines += [f"  {cell.name}: {last_line(failed[cell.name])}", f"    output  {cell.folder / OUTPUT}"]
         lines += [f"    alone   {alone}"]
     return lines

@@ -26,12 +26,12 @@ from sgdpo.sweeps.summary import summarise_sweep
 def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     """Run a sweep through the launcher that the sweeper holds.
 
-    Returns the launcher's results. Raises SweepError if the sweep is not valid, SystemExit(1) if a cell failed,
-    SystemExit(130) after Ctrl-C.
+    Returns the launcher's results. Raises SweepError if the sweep is not valid, SystemExit(1) if a cell
+    failed, SystemExit(130) after Ctrl-C.
     """
     cells = _checked(sweeper, arguments)
     first = cells[0].run
-    todo = [cell for cell in cells if first.force or not is_finished(cell)]
+    todo = [cell for cell in cells if first.force or not cell.finished]
     if first.dry_run:
         print(preview(cells, todo))
         return []
@@ -44,12 +44,6 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if failed:
         raise SystemExit(1)
     return [results]
-
-
-def is_finished(cell: Cell) -> bool:
-    """Say whether the record of this very run is finished; reads one file."""
-    run = view_run(cell.folder)
-    return run.status == "finished" and run["settings_hash"] == cell.identity.settings_hash
 
 
 def this_command() -> str:

@@ -53,7 +53,8 @@ def main(script: str, function: str, parent: str) -> None:
 def _load(script: str, function: str) -> Callable[[Any], Any]:
     """Import the application's script by its path; calling its main with a config skips Hydra."""
     spec = importlib.util.spec_from_file_location("sgdpo_sweep_task", script)
-    assert spec is not None and spec.loader is not None, f"{script} is not a Python file"
+    assert spec is not None, f"{script} is not a Python file"
+    assert spec.loader is not None, f"{script} is not a Python file"
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(Path(script).resolve().parent))
     spec.loader.exec_module(module)

@@ -1,0 +1,64 @@
+"""A stand-in for src/train.py: same conf, same records, but a cell takes milliseconds and does as it is told.
+
+The environment variable STANDIN maps a seed to what its cell does: "fail", "exit", "die", "hang", or "lazy"
+(return without a record). Every other cell writes a finished record.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from sgdpo.config.compose import register_schema, to_run_config
+from sgdpo.config.identity import run_identity
+from sgdpo.records import Record
+
+register_schema()
+
+
+@hydra.main(config_path="../conf", config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Write the record of one pretended run."""
+    run = to_run_config(config)
+    identity = run_identity(run)
+    todo = json.loads(os.environ.get("STANDIN", "{}")).get(str(run.seed), "")
+    print(f"cell {identity.name} in process {os.getpid()} with {os.environ.get('OMP_NUM_THREADS')} threads")
+    if todo == "lazy":
+        return
+    record = Record.open(
+        Path(run.outputs) / run.experiment / identity.name,
+        name=identity.name,
+        experiment=run.experiment,
+        settings=identity.settings,
+        settings_hash=identity.settings_hash,
+        result_hash=identity.result_hash,
+        phase="preference",
+        resume=False,
+    )
+    record.note(steps=4, shared={"start": "found" if run.seed else "trained"})
+    record.log({"step": 1, "epoch": 0.25, "split": "train", "loss": 0.5, "pairs_per_second": 32.0})
+    if todo == "fail":
+        record.fail("ValueError: the loss is not finite")
+        raise ValueError("the loss is not finite")
+    if todo == "exit":
+        sys.exit("no room on the disk")
+    if todo == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if todo == "hang":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(run.outputs, f"hangs-{os.getpid()}-{child.pid}").touch()
+        time.sleep(600)
+    record.log({"step": 4, "epoch": 1.0, "split": "eval", "rewards/margins": float(run.seed)})
+    record.finish()
+
+
+if __name__ == "__main__":
+    main()
