@@ -1,0 +1,199 @@
+"""Every table from small fixture records, as golden Markdown, with missing, failed and partial cells.
+
+`SGDPO_WRITE_GOLDEN=1 pytest tests/test_tables.py` writes the golden files anew; read the difference then.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from report_fixtures import QUALITY, grid_runs, table3_runs, write_run
+from sgdpo.records import read_runs
+from sgdpo.report.cells import group
+from sgdpo.report.paper import load_paper
+from sgdpo.report.selection import select_ratio
+from sgdpo.report.table import Entry, Table
+from sgdpo.report.tables import mtbench, table1, table2, table3
+from sgdpo.report.timing import overhead, step_seconds, table4
+
+GOLDEN = Path(__file__).parent / "fixtures" / "records"
+PAPER = load_paper()
+
+
+def golden(table: Table) -> None:
+    path = GOLDEN / f"{table.name}.md"
+    if os.environ.get("SGDPO_WRITE_GOLDEN"):
+        path.write_text(table.markdown(), encoding="utf-8")
+    assert table.markdown() == path.read_text("utf-8")
+
+
+def entry(table: Table, *labels: str, column: str) -> Entry:
+    row = next(row for row in table.rows if [e.text for e in row[: len(labels)]] == list(labels))
+    return row[list(table.header).index(column)]
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    table3_runs(tmp_path)
+    return tmp_path
+
+
+def test_table3(outputs):
+    golden(table3(read_runs(outputs, "table3"), PAPER))
+
+
+def test_table1(tmp_path):
+    grid_runs(tmp_path)
+    golden(table1(read_runs(tmp_path, "table1"), PAPER))
+
+
+def test_table2():
+    golden(table2(PAPER))
+
+
+def test_table4(outputs):
+    golden(table4(read_runs(outputs, "table3"), PAPER))
+
+
+def test_mtbench(tmp_path):
+    for method, overall in (("dpo", 5.0), ("sgdpo", 5.25)):
+        for seed in (42, 43):
+            folder = write_run(
+                tmp_path, "mt", method, seed=seed, ratio=(0.6, 0.9) if method == "sgdpo" else None
+            )
+            score = overall + (seed - 42) / 10
+            turns = {"turn1": score + 0.5, "turn1_se": 0.1, "turn2": score - 0.5, "turn2_se": 0.1}
+            set_eval(folder, {"mt_bench-gpt4": {"overall": score, "overall_se": 0.1, **turns}})
+    golden(mtbench(read_runs(tmp_path, "mt"), PAPER))
+
+
+def test_a_mean_and_its_error_are_over_seeds(outputs):
+    """DPO's win rates are 52.0 and 52.1: mean 52.05, standard error 0.1 / 2 = 0.05."""
+    found = entry(table3(read_runs(outputs, "table3"), PAPER), "tiny Llama", "DPO", column="win rate, %")
+    assert (found.value, found.seeds) == (pytest.approx(52.05), 2)
+    assert found.error == pytest.approx(0.05)
+
+
+def test_one_seed_carries_the_error_over_prompts_and_says_so(tmp_path):
+    write_run(tmp_path, "table3", "dpo")
+    table = table3(read_runs(tmp_path, "table3"), PAPER)
+    assert entry(table, "tiny Llama", "DPO", column="win rate, %").text == "52.00 ± 1.50"
+    assert "over prompts (one seed)" in table.markdown()
+
+
+def test_no_cell_without_a_number_prints_a_number(outputs):
+    table = table3(read_runs(outputs, "table3"), PAPER)
+    assert entry(table, "tiny Llama", "NCA", column="win rate, %").text == "–"
+    assert entry(table, "tiny Llama", "BCO", column="win rate, %").text == "failed"
+    rows = list(csv.DictReader(io.StringIO(table.csv())))
+    empty = [r for r in rows if r["status"] in ("missing", "failed")]
+    assert empty
+    assert all(r["value"] == "" for r in empty)
+
+
+def test_a_run_that_is_not_evaluated_is_a_dash_that_says_so(outputs):
+    write_run(outputs, "table3", "nca", evaluated=False)
+    table = table3(read_runs(outputs, "table3"), PAPER)
+    found = entry(table, "tiny Llama", "NCA", column="win rate, %")
+    assert (found.text, found.note) == ("–", "no verifiable-checker: these runs are not evaluated")
+
+
+def test_a_broken_record_is_named_below_the_table(outputs):
+    (outputs / "table3" / "torn").mkdir()
+    (outputs / "table3" / "torn" / "record.json").write_text("{")
+    assert "unreadable record: table3/torn" in table3(read_runs(outputs, "table3"), PAPER).markdown()
+
+
+def test_significance_is_marked_against_dpo_with_holm(outputs):
+    """SGDPO wins 32 prompts and DPO 8 of them, so 24 differ, all for SGDPO: p = 2 / 2**24, times 4 at most."""
+    table = table3(read_runs(outputs, "table3"), PAPER)
+    assert entry(table, "tiny Llama", "SGDPO", column="win rate, %").mark == "**"
+    assert entry(table, "tiny Llama", "DPO", column="win rate, %").mark == ""
+    assert entry(table, "tiny Llama", "SamPO", column="win rate, %").mark == ""
+
+
+def test_runs_of_different_versions_are_refused_with_the_difference(outputs):
+    write_run(outputs, "table3", "nca", versions={"python": "3.11.0", "torch": "2.9.0"})
+    with pytest.raises(ValueError, match=r"package versions.*torch is 2\.13\.0 there, 2\.9\.0 here"):
+        table3(read_runs(outputs, "table3"), PAPER)
+
+
+def test_runs_of_different_data_are_refused_with_the_difference(outputs):
+    write_run(outputs, "table3", "nca", fingerprint="beef")
+    with pytest.raises(ValueError, match=r"different data in one table.*fingerprint is f00d-.*beef-"):
+        table3(read_runs(outputs, "table3"), PAPER)
+
+
+def test_two_runs_for_one_cell_are_refused_with_the_setting_that_differs(outputs):
+    write_run(outputs, "table3", "dpo", lr=1e-4)
+    with pytest.raises(ValueError, match=r"optimizer\.lr is"):
+        table3(read_runs(outputs, "table3"), PAPER)
+
+
+def test_runs_without_evaluation_name_the_command(tmp_path):
+    write_run(tmp_path, "table3", "dpo", evaluated=False)
+    with pytest.raises(ValueError, match=r"python scripts/evaluate\.py .*benchmark=alpaca_eval"):
+        table3(read_runs(tmp_path, "table3"), PAPER)
+
+
+def test_the_best_ratio_is_selected_with_its_runner_up(tmp_path):
+    """Quality falls by 10 a unit of r1 from 0.6, by 5 a unit of r2 from 0.8: (0.6, 0.8), then (0.6, 0.6)."""
+    grid_runs(tmp_path)
+    cells = group(
+        [run for run in read_runs(tmp_path) if run["method"] == "sgdpo"],
+        lambda run: (run["ratio"]["chosen"], run["ratio"]["rejected"]),
+    )
+    found = select_ratio(cells, "verifiable-checker:win_rate")
+    assert (found.best, found.second, found.paired_over) == ((0.6, 0.8), (0.6, 0.6), "prompts")
+    assert found.best_estimate.value == pytest.approx(56.05)
+    margins = select_ratio(cells, "eval/rewards/margins")
+    assert (margins.best, margins.paired_over) == ((0.6, 0.6), "seeds")
+    assert select_ratio(cells, "eval/no_such_metric") is None
+
+
+def test_the_overhead_is_paired_by_step(tmp_path):
+    """DPO logs 100 pairs a second and SGDPO 99, at every step: 100 / 99 - 1 = 1.0101 per cent, exactly."""
+    write_run(tmp_path, "table4", "dpo")
+    write_run(tmp_path, "table4", "sgdpo", ratio=(0.6, 0.9))
+    dpo, sgdpo = read_runs(tmp_path, "table4")
+    assert sum(step_seconds(dpo).values()) == pytest.approx(20 * 32 / 100)
+    cells = group([dpo, sgdpo], lambda run: run["method"])
+    found = overhead(cells["dpo"], cells["sgdpo"])
+    assert found.percent == pytest.approx(100 * (100 / 99 - 1))
+    assert found.steps == 18, "the first two steps warm up"
+
+
+def test_the_paper_numbers_are_those_of_the_paper():
+    """Spot values of facts.md's tables, so that a slip in the YAML shows."""
+    assert PAPER.table3["llama31_8b_instruct"]["sgdpo"] == [28.22, 28.96, 444]
+    assert PAPER.table3["qwen2_7b_instruct"]["ipo"] == [29.03, 25.68, 411]
+    assert all(set(rows) == set(QUALITY) for rows in PAPER.table3.values())
+    assert 100 * (PAPER.table4["sgdpo"] / PAPER.table4["dpo"] - 1) == pytest.approx(0.46, abs=0.005)
+
+
+def test_the_three_forms_are_written_and_latex_is_balanced(outputs, tmp_path):
+    paths = table3(read_runs(outputs, "table3"), PAPER).write(tmp_path / "out")
+    assert [path.name for path in paths] == ["table3.md", "table3.tex", "table3.csv"]
+    latex = paths[1].read_text()
+    assert latex.count("{") == latex.count("}")
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len({line.count(" & ") for line in body}) == 1
+
+
+def test_names_from_records_cannot_break_the_markup():
+    table = Table("t", "t", ["name", "x"], [[Entry("a|b<script>"), Entry("1", note="a & b_c")]])
+    assert r"a\|b&lt;script>" in table.markdown()
+    assert r"a \& b\_c" in table.latex()
+
+
+def set_eval(folder: Path, value: dict) -> None:
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**record, "eval": value}))
+    shutil.rmtree(folder / "eval", ignore_errors=True)
