@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sgdpo.pairs import DrawKey, Side
 from sgdpo.pilot import CHOSEN, POLICY, REFERENCE, REJECTED, draw_subset, pilot_size, subset_ratio
@@ -146,6 +147,54 @@ def test_batch_order_and_batch_size_change_no_draw() -> None:
         for i in range(20)
     ]
     assert torch.equal(torch.cat(alone), whole)
+
+
+class Operations(TorchFunctionMode):
+    """Note the name of every torch operation that Python asks for inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_draw_is_the_same_few_operations_for_any_batch_and_never_reads_a_value_back() -> None:
+    """No loop over pairs, and no host synchronisation (on a GPU, item, nonzero and the like wait)."""
+    seen = []
+    for batch in (1, 64):
+        length_B, ids_B = torch.full((batch,), 30), torch.arange(batch)
+        mask_BT = torch.ones(batch, 30, dtype=torch.bool)
+        with Operations() as operations:
+            draw_subset(mask_BT, pilot_size(length_B, 0.7), ids_B, CHOSEN, DrawKey(1))
+        seen.append(operations.names)
+    assert seen[0] == seen[1]
+    assert 10 < len(seen[0]) < 50
+    waiting = {
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "nonzero",
+        "masked_select",
+        "__bool__",
+        "__int__",
+        "__index__",
+    }
+    assert not waiting & set(seen[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_what_the_cpu_draws_bit_for_bit() -> None:
+    mask_BT, size_B = batch_of_lengths([7, 300, 511, 512], 512), torch.tensor([3, 200, 511, 1])
+    ids_B = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
+    for ratio in (0.7, 1 / 3):
+        assert torch.equal(pilot_size(size_B.cuda(), ratio).cpu(), pilot_size(size_B, ratio))
+    on_cpu = draw_subset(mask_BT, size_B, ids_B, REJECTED, DrawKey(42, 2), REFERENCE)
+    on_gpu = draw_subset(mask_BT.cuda(), size_B.cuda(), ids_B.cuda(), REJECTED, DrawKey(42, 2), REFERENCE)
+    assert torch.equal(on_gpu.cpu(), on_cpu)
 
 
 # ---- draws: uniform and independent ------------------------------------------------------------------------
