@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -20,7 +22,9 @@ def total_steps(config: RunConfig, examples: int) -> int:
     return math.ceil(config.optimizer.epochs * (examples // config.optimizer.batch_size))
 
 
-def training_arguments(config: RunConfig, folder: Path, steps: int, rows: int, evaluates: bool) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig, folder: Path, steps: int, rows: int, evaluates: bool
+) -> TrainingArguments:
     """Return the Trainer's arguments for a run of `steps` steps, `rows` rows a step and rank."""
     optimizer, trainer = config.optimizer, config.trainer
     return TrainingArguments(
@@ -38,9 +42,9 @@ def training_arguments(config: RunConfig, folder: Path, steps: int, rows: int, e
         adam_epsilon=optimizer.eps,
         max_grad_norm=optimizer.max_grad_norm,
         optim="adamw_torch_fused" if not config.engine.deepspeed else "adamw_torch",
-        bf16=config.precision.name == "bf16",
+        bf16=config.precision.name == "bf16" and not config.engine.deepspeed,
         use_cpu=config.device == "cpu",
-        deepspeed=config.engine.deepspeed,
+        deepspeed=_deepspeed(config),
         ddp_timeout=int(config.engine.timeout_minutes * 60),
         ddp_find_unused_parameters=False,
         seed=config.seed,
@@ -59,3 +63,14 @@ def training_arguments(config: RunConfig, folder: Path, steps: int, rows: int, e
         disable_tqdm=True,
         log_level="error",
     )
+
+
+def _deepspeed(config: RunConfig) -> dict[str, Any] | None:
+    """Return DeepSpeed's settings with the run's precision: autocast over float32 weights, as without it.
+
+    DeepSpeed's own bf16 rounds the weights themselves, so that step 0 differs from the reference's pass.
+    """
+    if not config.engine.deepspeed:
+        return None
+    autocast = {"enabled": config.precision.name == "bf16", "dtype": "bfloat16"}
+    return {**deepcopy(config.engine.deepspeed), "torch_autocast": autocast}
