@@ -113,11 +113,13 @@ def render_conversation(tokenizer: Any, messages: Sequence[Message]) -> Rendered
 def tokenise(tokenizer: Any, rendered: Sequence[Rendered]) -> list[list[list[int]]]:
     """Return for each rendered conversation the ids of each of its pieces."""
     whole = _encode(tokenizer, [item.text for item in rendered])
-    prompts = _encode(tokenizer, [item.pieces[0][0] for item in rendered])
+    # Both sides of a pair share their prompt; tokenising is what preparing a large set costs.
+    prompts = list(dict.fromkeys(item.pieces[0][0] for item in rendered))
+    prompt_ids = dict(zip(prompts, (ids for ids, _ in _encode(tokenizer, prompts)), strict=True))
     return [
-        (not _typed_control_token(tokenizer, item) and _split(item, *both, prompt))
+        (not _typed_control_token(tokenizer, item) and _split(item, *both, prompt_ids[item.pieces[0][0]]))
         or _piecewise(tokenizer, item)
-        for item, both, (prompt, _) in zip(rendered, whole, prompts, strict=True)
+        for item, both in zip(rendered, whole, strict=True)
     ]
 
 

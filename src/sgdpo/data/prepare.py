@@ -31,12 +31,14 @@ class Prepared:
     """Hold a phase's tokenised data.
 
     counts: {"train": {...}, "test": {...} or None}, JSON-able; see `describe`. fingerprint: a hash of all.
+    cached: whether the training set was tokenised before.
     """
 
     train: Examples
     test: Examples | None
     counts: dict[str, Any]
     fingerprint: str
+    cached: bool
 
 
 def prepare(data: DataConfig, phase: str, tokenizer: Any, cache: Path) -> Prepared:
@@ -45,15 +47,17 @@ def prepare(data: DataConfig, phase: str, tokenizer: Any, cache: Path) -> Prepar
     Raises ValueError, with the source and the row by name, for what cannot be read or trained on.
     """
     require_template(tokenizer)
-    train = _prepare_split(data, phase, "train", tokenizer, cache)
+    rules = tokenizer_hash(tokenizer)
+    train = _prepare_split(data, phase, "train", tokenizer, rules, cache)
     assert train is not None, "data_errors lets no run without a training set through"
-    test = _prepare_split(data, phase, "test", tokenizer, cache)
+    test = _prepare_split(data, phase, "test", tokenizer, rules, cache)
     words = train[0].fingerprint + (test[0].fingerprint if test else "")
     return Prepared(
         train=train[0],
         test=test[0] if test else None,
         counts={"train": train[1], "test": test[1] if test else None},
         fingerprint=hashlib.sha256(words.encode()).hexdigest()[:16],
+        cached=train[2],
     )
 
 
@@ -78,29 +82,30 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _prepare_split(
-    data: DataConfig, phase: str, split: str, tokenizer: Any, cache: Path
-) -> tuple[Examples, dict[str, Any]] | None:
+    data: DataConfig, phase: str, split: str, tokenizer: Any, rules: str, cache: Path
+) -> tuple[Examples, dict[str, Any], bool] | None:
     source = load_rows(data, phase, split)
     if source is None:
         return None
     limit = data.limit if split == "train" else data.test_limit
-    folder = Path(cache) / "tokens" / _key(data, phase, limit, tokenizer, source)
+    folder = Path(cache) / "tokens" / _key(data, phase, limit, rules, source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The others of several processes wait for the first and read what it wrote; a dead one's lock is free.
     with FileLock(f"{folder}.lock"):
-        if not (folder / "summary.json").exists():
+        cached = (folder / "summary.json").exists()
+        if not cached:
             _write(Tokeniser(data, phase, tokenizer, source, limit), folder)
     summary = json.loads((folder / "summary.json").read_text())
-    return Examples(folder / "examples.arrow", summary["fingerprint"]), summary["counts"]
+    return Examples(folder / "examples.arrow", summary["fingerprint"]), summary["counts"], cached
 
 
-def _key(data: DataConfig, phase: str, limit: int | None, tokenizer: Any, source: Source) -> str:
+def _key(data: DataConfig, phase: str, limit: int | None, rules: str, source: Source) -> str:
     words = {
         "format": FORMAT,
         "phase": phase,
         "rows": source.key,
         "limit": limit,
-        "tokenizer": tokenizer_hash(tokenizer),
+        "tokenizer": rules,
         "lengths": [data.max_length, data.max_prompt_length],
         "policies": [data.ties, data.identical, data.empty],
     }

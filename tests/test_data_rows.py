@@ -1,0 +1,102 @@
+"""Rows in all their common forms read as the same conversation, and malformed ones say what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_helpers import assistant, user
+from sgdpo.data.rows import pair_row, sft_row
+
+SYSTEM = {"role": "system", "content": "S"}
+# The same pair, written in seven ways.
+FORMS = {
+    "strings": {"prompt": "A", "chosen": "B", "rejected": "C"},
+    "prompt as messages": {"prompt": [user("A")], "chosen": "B", "rejected": "C"},
+    "answers as messages": {"prompt": "A", "chosen": [assistant("B")], "rejected": [assistant("C")]},
+    "all messages": {"prompt": [user("A")], "chosen": [assistant("B")], "rejected": [assistant("C")]},
+    "ultrafeedback": {
+        "prompt": "A",
+        "chosen": [user("A"), assistant("B")],
+        "rejected": [user("A"), assistant("C")],
+    },
+    "full conversations": {"chosen": [user("A"), assistant("B")], "rejected": [user("A"), assistant("C")]},
+    "a null prompt": {
+        "prompt": None,
+        "chosen": [user("A"), assistant("B")],
+        "rejected": [user("A"), assistant("C")],
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_reads_as_the_same_pair(form):
+    row = pair_row(FORMS[form])
+    assert (row.prompt, row.chosen, row.rejected, row.tie) == ([user("A")], "B", "C", False)
+
+
+def test_multi_turn_and_system_turns_stay_in_the_prompt():
+    before = [SYSTEM, user("A"), assistant("B"), user("C")]
+    as_prompt = pair_row({"prompt": before, "chosen": "D", "rejected": "E"})
+    as_conversations = pair_row({"chosen": [*before, assistant("D")], "rejected": [*before, assistant("E")]})
+    # The string prompt of such sets is one of the user's turns.
+    as_both = pair_row(
+        {"prompt": "A", "chosen": [*before, assistant("D")], "rejected": [*before, assistant("E")]}
+    )
+    assert as_prompt == as_conversations == as_both
+    assert as_prompt.prompt == before
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "tie"), [(7.0, 7.0, True), (7, 6.5, False), (None, None, False)]
+)
+def test_equal_scores_are_a_tie(chosen, rejected, tie):
+    row = FORMS["strings"] | {"score_chosen": chosen, "score_rejected": rejected}
+    assert pair_row(row).tie is tie
+
+
+BAD = {
+    "different prompts": (
+        {"chosen": [user("A"), assistant("B")], "rejected": [user("X"), assistant("C")]},
+        "chosen and rejected have different prompts",
+    ),
+    "a prompt column of another conversation": (
+        {"prompt": "X", "chosen": [user("A"), assistant("B")], "rejected": [user("A"), assistant("C")]},
+        "different prompt than the prompt column",
+    ),
+    "no prompt at all": ({"chosen": "B", "rejected": "C"}, "there is no prompt"),
+    "an answer alone": (
+        {"chosen": [assistant("B")], "rejected": [assistant("C")]},
+        "answer without a prompt",
+    ),
+    "ends with the user": (
+        {"prompt": "A", "chosen": [user("B")], "rejected": "C"},
+        "must end with an assistant",
+    ),
+    "a number": ({"prompt": "A", "chosen": 3, "rejected": "C"}, "chosen must be a string or a list"),
+    "a null answer": ({"prompt": "A", "chosen": None, "rejected": "C"}, "chosen must be a string or a list"),
+    "an entry without a role": ({"prompt": "A", "chosen": [{"content": "B"}], "rejected": "C"}, "no message"),
+    "a picture": (
+        {"prompt": "A", "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": "C"},
+        "only text is supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_malformed_pair_says_what_is_wrong(name):
+    row, words = BAD[name]
+    with pytest.raises(ValueError, match=words):
+        pair_row(row)
+
+
+def test_sft_rows_read_from_messages_or_from_the_chosen_conversation():
+    wanted = [user("A"), assistant("B")]
+    assert sft_row({"messages": wanted, "prompt": "A"}) == wanted
+    assert sft_row({"messages": [*wanted, user("thanks")]}) == wanted
+    assert all(sft_row(form) == wanted for form in FORMS.values())
+
+
+@pytest.mark.parametrize("messages", [[], [user("A")], [assistant("B")]])
+def test_a_demonstration_without_an_answer_or_a_question_is_refused(messages):
+    with pytest.raises(ValueError, match="assistant turn"):
+        sft_row({"messages": messages})

@@ -1,0 +1,182 @@
+"""Rows come from parquet, json, json lines or a saved set; what is wrong is said before anything loads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from data_helpers import assistant, local, user, write_jsonl
+from sgdpo.config.schema import DataConfig, WorldConfig
+from sgdpo.data.sources import data_errors, load_rows
+
+ROWS = [
+    {
+        "prompt": f"Q{i}",
+        "chosen": [user(f"Q{i}"), assistant("yes")],
+        "rejected": [user(f"Q{i}"), assistant("no")],
+    }
+    for i in range(5)
+]
+
+
+def write_parquet(folder):
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def write_json_array(folder):
+    (folder / "rows.json").write_text(json.dumps(ROWS, indent=1))
+    return folder / "rows.json"
+
+
+def write_json_lines_named_json(folder):
+    write_jsonl(folder / "rows.json", ROWS)
+    return folder / "rows.json"
+
+
+def write_json_lines(folder):
+    write_jsonl(folder / "rows.jsonl", ROWS)
+    return folder / "rows.jsonl"
+
+
+def write_saved(folder):
+    Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def write_saved_splits(folder):
+    splits = {"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}
+    DatasetDict(splits).save_to_disk(folder / "splits")
+    return folder / "splits"
+
+
+WRITERS = [
+    write_parquet,
+    write_json_array,
+    write_json_lines_named_json,
+    write_json_lines,
+    write_saved,
+    write_saved_splits,
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows_in_its_order(write, tmp_path):
+    data = local(str(write(tmp_path)))
+    assert data_errors(data, "preference") == []
+    source = load_rows(data, "preference", "train")
+    assert source.count == 5
+    assert list(source.rows) == ROWS
+
+
+def test_the_key_is_the_content_and_not_the_name(tmp_path):
+    paths = [write_jsonl(tmp_path / name, rows) for name, rows in [("a.jsonl", ROWS), ("b.jsonl", ROWS)]]
+    paths.append(write_jsonl(tmp_path / "c.jsonl", ROWS[:4]))
+    same, copy, other = (load_rows(local(path), "preference", "train").key for path in paths)
+    assert same == copy != other
+
+
+def test_no_test_set_is_none(tmp_path):
+    assert load_rows(local(str(write_json_lines(tmp_path))), "preference", "test") is None
+
+
+def test_without_an_sft_file_the_chosen_conversations_serve(tmp_path):
+    data = local(str(write_json_lines(tmp_path)))
+    assert data_errors(data, "sft") == []
+    assert load_rows(data, "sft", "train").count == 5
+
+
+def test_with_an_sft_file_its_own_test_set_is_used_or_none(tmp_path):
+    """Held-out pairs beside foreign demonstrations would measure another distribution."""
+    demonstrations = write_jsonl(tmp_path / "sft.jsonl", [{"messages": [user("a"), assistant("b")]}])
+    pairs = str(write_json_lines(tmp_path))
+    data = local(pairs, test=pairs, sft=demonstrations)
+    assert load_rows(data, "sft", "train").count == 1
+    assert load_rows(data, "sft", "test") is None
+
+
+def bad_file(folder, name, content):
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_bad_files_are_each_one_clear_error(tmp_path):
+    cases = {
+        str(tmp_path / "absent.parquet"): "does not exist",
+        bad_file(tmp_path, "torn.parquet", b"PAR1 not really"): "cannot be read",
+        bad_file(tmp_path, "torn.jsonl", b'{"prompt": "a", '): "cannot be read",
+        bad_file(tmp_path, "latin.jsonl", b"\xff\xfe\x00"): "cannot be read",
+        bad_file(tmp_path, "list.jsonl", b"[1, 2]\n"): "no object with named fields",
+        bad_file(tmp_path, "empty.jsonl", b""): "is empty",
+        bad_file(tmp_path, "table.csv", b"a,b"): "no known kind",
+        bad_file(tmp_path, "rows.jsonl", b'{"question": "a", "answer": "b"}'): "found: question, answer",
+        str(tmp_path): "no saved data set",
+    }
+    for path, words in cases.items():
+        (error,) = data_errors(local(path), "preference")
+        assert path in error
+        assert words in error, error
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "exploded"), "w")
+
+    for name in ("rows.pkl", "rows.pt", "rows.jsonl"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        assert data_errors(local(str(tmp_path / name)), "preference")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_different_prompts_are_found_before_anything_loads_and_name_the_row(tmp_path):
+    rows = [*ROWS, {"chosen": [user("A"), assistant("b")], "rejected": [user("B"), assistant("c")]}]
+    (error,) = data_errors(local(write_jsonl(tmp_path / "rows.jsonl", rows)), "preference")
+    assert "row 5: chosen and rejected have different prompts" in error
+
+
+def test_missing_split_names_those_found(tmp_path):
+    (error,) = data_errors(local(str(write_saved_splits(tmp_path)), train_split="validation"), "preference")
+    assert "train, test" in error
+
+
+def test_all_errors_come_at_once(tmp_path):
+    data = local(
+        str(tmp_path / "a.parquet"),
+        test=str(tmp_path / "b.parquet"),
+        ties="maybe",
+        identical="no",
+        empty="keep",
+        limit=0,
+        max_length=64,
+        max_prompt_length=64,
+    )
+    errors = "\n".join(data_errors(data, "preference"))
+    for words in (
+        "a.parquet",
+        "b.parquet",
+        "data.ties",
+        "data.identical",
+        "data.empty",
+        "data.limit",
+        "max_prompt",
+    ):
+        assert words in errors
+
+
+def test_no_training_file_is_an_error():
+    assert "data.train is not set" in data_errors(local(), "preference")[0]
+
+
+def test_a_generated_world_out_of_range_is_an_error():
+    world = WorldConfig(pairs=-1, ties=1.5, length_bias=0.5)
+    data = DataConfig(name="verifiable", source="generated", world=world, max_length=64, max_prompt_length=32)
+    errors = "\n".join(data_errors(data, "preference"))
+    assert "data.world.pairs" in errors
+    assert "data.world.ties" in errors
