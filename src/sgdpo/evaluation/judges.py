@@ -1,0 +1,159 @@
+"""Ask a judge many questions: in parallel, each paid for once, and none lost when it is interrupted.
+
+A judge answers a JudgeRequest with a Reply. Replies are kept under a key of the judge, the messages (which
+hold the prompt and both answers) and the settings, so a finished judgment is never asked again, by any later
+evaluation. Reading a preference or a score out of a reply is the benchmark's business, and costs nothing to
+repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from sgdpo.evaluation.budget import BudgetError
+from sgdpo.evaluation.endpoint import Endpoint, EndpointError, Reply
+from sgdpo.evaluation.files import line, recover_jsonl
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """Hold one question to a judge. `repeat` tells apart askings of the same question (judge variance)."""
+
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    top_logprobs: int = 0
+    repeat: int = 0
+
+
+class Judge(Protocol):
+    """Answer judge requests; `identity` holds all that an answer depends on beside the request."""
+
+    concurrency: int
+
+    def identity(self) -> dict[str, Any]:
+        """Return a JSON-able description of the judge."""
+        ...
+
+    def ask(self, request: JudgeRequest) -> Reply:
+        """Return the judge's reply."""
+        ...
+
+    def cost(self) -> dict[str, Any]:
+        """Return requests, tokens and dollars of this process."""
+        ...
+
+
+class EndpointJudge:
+    """Judge with an OpenAI-compatible endpoint."""
+
+    def __init__(self, endpoint: Endpoint, *, name: str, identity: Mapping[str, Any] | None = None):
+        self.endpoint, self.name = endpoint, name
+        self.concurrency = endpoint.settings.concurrency
+        self._identity = dict(identity or {"base_url": endpoint.settings.base_url})
+
+    def identity(self) -> dict[str, Any]:
+        """Return the judge's kind, where it is asked, and the model."""
+        return {"judge": self.name, "model": self.endpoint.settings.model, **self._identity}
+
+    def ask(self, request: JudgeRequest) -> Reply:
+        """Ask the endpoint; a repeat changes the sampling seed, where the server takes one."""
+        return self.endpoint.chat(
+            request.messages,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.repeat or None,
+            top_logprobs=request.top_logprobs,
+        )
+
+    def cost(self) -> dict[str, Any]:
+        """Return what the endpoint's ledger holds."""
+        return self.endpoint.ledger.report()
+
+
+class JudgmentStore:
+    """Keep replies by key in an append-only file, one line each; a torn last line is asked again."""
+
+    def __init__(self, cache: Path, judge: Judge):
+        name = hashlib.sha256(json.dumps(judge.identity(), sort_keys=True).encode()).hexdigest()[:16]
+        self.path = cache / "judgments" / f"{name}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file_lock, self._lock = FileLock(f"{self.path}.lock"), threading.Lock()
+        with self._file_lock:
+            rows = recover_jsonl(self.path)
+        self._replies = {row["key"]: _reply(row["reply"]) for row in rows if row["format"] == FORMAT}
+
+    def find(self, request: JudgeRequest) -> Reply | None:
+        """Return the reply to exactly this request, or None."""
+        return self._replies.get(request_key(request))
+
+    def keep(self, request: JudgeRequest, reply: Reply) -> None:
+        """Append a reply; other threads and processes may append too."""
+        key = request_key(request)
+        row = {"format": FORMAT, "key": key, "reply": asdict(reply)}
+        with self._lock, self._file_lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(line(row))
+            self._replies[key] = reply
+
+
+def ask_all(judge: Judge, requests: Sequence[JudgeRequest], cache: Path) -> list[Reply]:
+    """Return a reply to each request, in order; ask only what the cache does not hold.
+
+    Raises EndpointError or BudgetError after what is under way has been kept: the same command goes on from
+    there.
+    """
+    store = JudgmentStore(cache, judge)
+    missing = {request_key(request): request for request in requests if store.find(request) is None}
+    done = len(requests) - len(missing)
+    bar = tqdm(total=len(requests), initial=done, desc="judgments", unit="judgment")
+    with bar, ThreadPoolExecutor(judge.concurrency) as pool:
+        _ask_missing(judge, list(missing.values()), store, pool, bar)
+    return [store.find(request) for request in requests]
+
+
+def _ask_missing(
+    judge: Judge, requests: list[JudgeRequest], store: JudgmentStore, pool: ThreadPoolExecutor, bar: tqdm
+) -> None:
+    def ask(request: JudgeRequest) -> None:
+        store.keep(request, judge.ask(request))
+        bar.update()
+
+    futures: list[Future] = [pool.submit(ask, request) for request in requests]
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+    wait(futures)
+    failed = [future.exception() for future in futures if not future.cancelled() and future.exception()]
+    if not failed:
+        return
+    kept = sum(store.find(request) is not None for request in requests)
+    left = f"{kept} of {len(requests)} new judgments are kept; the same command goes on from there"
+    if isinstance(failed[0], BudgetError | EndpointError):
+        raise type(failed[0])(f"{failed[0]}. {left}") from None
+    raise failed[0]
+
+
+def request_key(request: JudgeRequest) -> str:
+    """Return the key of a request: its messages and every setting."""
+    return hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _reply(row: dict[str, Any]) -> Reply:
+    top = row["top_logprobs"]
+    return Reply(**{**row, "top_logprobs": None if top is None else tuple((t, p) for t, p in top)})
