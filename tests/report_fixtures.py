@@ -36,13 +36,46 @@ def write_run(
     folder = outputs / experiment / f"{method}-{model}-verifiable{tag}-lr{lr:g}-s{seed}"
     folder.mkdir(parents=True)
     rows = metrics(method, ratio, seed)
-    chosen = {"chosen": ratio[0], "rejected": ratio[1]} if ratio else None
     quality = QUALITY[method] if quality is None else quality
+    done = status == "finished"
     record = {
+        **identity(folder, method, model, seed, ratio, lr),
+        "status": status,
+        "versions": versions or VERSIONS,
+        "data": {
+            "fingerprint": f"{fingerprint}-{model}-{'sft' if method == 'sft' else 'pairs'}",
+            "counts": {},
+        },
+        "final": {split: [r for r in rows if r["split"] == split][-1] for split in ("train", "eval")}
+        if done
+        else None,
+        "error": error,
+        "eval": checked(quality + (seed - 42) / 10) if evaluated and done else {},
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if record["eval"]:
+        write_judgments(folder, quality)
+    return folder
+
+
+def identity(
+    folder: Path, method: str, model: str, seed: int, ratio: tuple[float, float] | None, lr: float
+) -> dict:
+    """Return the fields of a record that say which run it is."""
+    chosen = {"chosen": ratio[0], "rejected": ratio[1]} if ratio else None
+    settings = {
+        "method": {"name": method, "beta": 0.1},
+        "model": {"name": model},
+        "data": {"name": "verifiable", "max_length": 256},
+        "ratio": chosen or {"chosen": None, "rejected": None},
+        "optimizer": {"lr": lr, "batch_size": 32},
+        "seed": seed,
+    }
+    return {
         "format": 1,
         "name": folder.name,
-        "experiment": experiment,
-        "status": status,
+        "experiment": folder.parent.name,
         "phase": "sft" if method == "sft" else "preference",
         "method": method,
         "model": model,
@@ -51,34 +84,12 @@ def write_run(
         "ratio": chosen,
         "settings_hash": f"hash of {folder.name}",
         "result_hash": "r",
-        "settings": {
-            "method": {"name": method, "beta": 0.1},
-            "model": {"name": model},
-            "data": {"name": "verifiable", "max_length": 256},
-            "ratio": chosen or {"chosen": None, "rejected": None},
-            "optimizer": {"lr": lr, "batch_size": 32},
-            "seed": seed,
-        },
-        "versions": versions or VERSIONS,
+        "settings": settings,
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "started": "2025-01-01T00:00:00+00:00",
         "seconds": 12.5,
         "peak_memory_mb": 640.0,
-        "data": {
-            "fingerprint": f"{fingerprint}-{model}-{'sft' if method == 'sft' else 'pairs'}",
-            "counts": {},
-        },
-        "final": {split: [r for r in rows if r["split"] == split][-1] for split in ("train", "eval")},
-        "error": error,
-        "eval": checked(quality + (seed - 42) / 10) if evaluated and status == "finished" else {},
     }
-    if status != "finished":
-        record["final"] = None
-    (folder / "record.json").write_text(json.dumps(record))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if record["eval"]:
-        write_judgments(folder, quality)
-    return folder
 
 
 def checked(win_rate: float) -> dict:

@@ -112,7 +112,7 @@ def test_a_broken_record_is_named_below_the_table(outputs):
 
 
 def test_significance_is_marked_against_dpo_with_holm(outputs):
-    """SGDPO wins 32 prompts and DPO 8 of them, so 24 differ, all for SGDPO: p = 2 / 2**24, times 4 at most."""
+    """SGDPO wins 32 prompts and DPO 8 of them, so 24 differ, all for SGDPO: p = 2 / 2**24, times 4."""
     table = table3(read_runs(outputs, "table3"), PAPER)
     assert entry(table, "tiny Llama", "SGDPO", column="win rate, %").mark == "**"
     assert entry(table, "tiny Llama", "DPO", column="win rate, %").mark == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ REWARDS = Panel(
 )
 MARGINS = Panel("Margin", "nats", (("rewards/margins", "margin", MARGIN),), zero=0.0)
 ACCURACIES = Panel("Accuracy", "share of pairs", (("rewards/accuracies", "accuracy", ACCURACY),), zero=0.5)
+LEGEND = "thin: each step   thick: moving mean   ring: held-out pairs"
 LOSS = Panel("Loss", "", (("loss", "loss", INK),))
 
 
@@ -64,13 +65,19 @@ def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
         ):
             _draw_panel(axes, panel, metrics)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        figure.supxlabel(
-            "thin: each step   thick: moving mean   ring: held-out pairs",
-            fontsize=8.5,
-            color=QUIET,
-            x=0.01,
-            ha="left",
-        )
+        figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
+        save(figure, path)
+
+
+def draw_method_curves(metrics: Mapping[str, Rows], path: Path) -> None:
+    """Write the rewards of several runs side by side with the same axes; keys are the panels' titles."""
+    with styled():
+        figure = Figure(figsize=(5.4 * len(metrics) + 0.6, 4.2), layout="constrained")
+        axes_M = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (label, rows) in zip(axes_M, metrics.items(), strict=True):
+            _draw_panel(axes, replace(REWARDS, title=label), rows)
+            axes.label_outer()
+        figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
         save(figure, path)
 
 
@@ -84,7 +91,7 @@ def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> None:
             smoothed = smooth(values, smoothing_window(len(values)))
             axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
             axes.plot(steps, smoothed, color=colour, linewidth=2.2)
-            ends.append((steps[-1], smoothed[-1], f" {label}", colour))
+            ends.append((smoothed[-1], label, colour))
         held_out = series(metrics, "eval", key)
         axes.plot(*held_out, "o", markersize=5, markerfacecolor="white", color=colour, markeredgewidth=1.5)
     axes.set_title(panel.title)

@@ -32,6 +32,13 @@ METHOD_TITLES = {
     "sampo": "SamPO",
     "sgdpo": "SGDPO",
 }
+METRIC_TITLES = {
+    "verifiable-checker:score_mean": "checker score, 0–10",
+    "verifiable-checker:win_rate": "win rate over the SFT start, %",
+    "verifiable-checker:lc_win_rate": "length-controlled win rate over the SFT start, %",
+    "eval/rewards/margins": "held-out reward margin, nats",
+    "eval/rewards/accuracies": "held-out reward accuracy",
+}
 STYLE = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -89,25 +96,22 @@ def smoothing_window(count: int) -> int:
     return max(1, count // 15) | 1
 
 
-def label_end(axes: Axes, points: Sequence[tuple[float, float, str, str]], gap: float = 0.065) -> None:
-    """Write labels beside the ends of curves, moved apart where they would touch.
+def label_end(axes: Axes, points: Sequence[tuple[float, str, str]], gap: float = 0.065) -> None:
+    """Write labels at the right edge, at the heights where curves end, moved apart where they would touch.
 
-    points: (x, y, text, colour) of each curve's last point; gap: least distance, as a share of the axis.
+    points: (y, text, colour) of each curve's last point; gap: least distance, as a share of the axis.
     """
     low, high = axes.get_ylim()
-    placed = -np.inf
-    for x, y, text, colour in sorted(points, key=lambda point: point[1]):
-        height = max(y, placed + gap * (high - low))
-        placed = height
+    height = -np.inf
+    for y, text, colour in sorted((point for point in points if np.isfinite(point[0])), key=lambda p: p[0]):
+        height = max(y, height + gap * (high - low))
         axes.annotate(
-            text,
-            (x, y),
-            xytext=(x, height),
-            textcoords="data",
+            f" {text}",
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
             color=colour,
             fontsize=9,
             fontweight="bold",
             va="center",
             annotation_clip=False,
-            bbox={"boxstyle": "square,pad=0.15", "fc": "none", "ec": "none"},
-        ).set_x(x)
+        )
