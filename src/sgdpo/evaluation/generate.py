@@ -66,15 +66,15 @@ class TransformersGenerator:
     """Answer with transformers on this machine: left padding, sorted by length, batches of one token budget.
 
     model: its path is a folder that save_pretrained wrote, or a hub id. The weights load at the first answer,
-    so an evaluation that the cache holds loads none. batch_tokens: rows times (longest prompt + new tokens)
-    of a batch.
+    so an evaluation that the cache holds loads none. device: cpu, cuda or auto. batch_tokens: rows times
+    (longest prompt + new tokens) of a batch.
     """
 
     def __init__(
         self, model: ModelConfig, *, device: str = "cpu", dtype: str = "float32", batch_tokens: int = 32768
     ):
         self.config = model
-        self.device, self.dtype, self.batch_tokens = torch.device(device), getattr(torch, dtype), batch_tokens
+        self.device, self.dtype, self.batch_tokens = _device(device), getattr(torch, dtype), batch_tokens
         self.tokenizer = load_tokenizer(self.config)
         self._model: Any = None
 
@@ -152,6 +152,12 @@ def _sample(tokenizer: Any, key: str, row: list[int], stops: list[int]) -> Sampl
     end = next((position for position, token in enumerate(row) if token in stops), None)
     text = tokenizer.decode(row[:end], skip_special_tokens=True)
     return Sample(key, text, tokens=len(row[:end]), truncated=end is None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def _check_context(config: Any, key: str, length: int, new: int) -> None:

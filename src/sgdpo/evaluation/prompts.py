@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Llama-3.1's template writes today's date into the prompt; this is the date its own model card pins.
-TEMPLATE_DATE = "26 Jul 2024"
+from sgdpo.data.conversation import render, render_prompt
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,11 @@ def check_prompts(prompts: Sequence[Prompt]) -> None:
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Return the token ids of a prompt with the generation header, one beginning-of-text token at most.
+    """Return the token ids of a prompt, as training renders it, with one beginning-of-text token at most.
 
     Two of them move AlpacaEval by points, and nothing else shows it: it is asserted here, on the ids.
     """
-    text = tokenizer.apply_chat_template(
-        list(prompt.messages), tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
-    )
+    text = render_prompt(tokenizer, list(prompt.messages))
     # The template writes the special tokens itself; the tokenizer must not add them again.
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids, f"prompt {prompt.prompt_id!r} has no tokens"
@@ -98,9 +95,8 @@ def stop_ids(tokenizer: Any) -> list[int]:
     The second is read off the template: the first special token that it writes after an assistant's words.
     """
     words = "zq"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": words}, {"role": "assistant", "content": words}], tokenize=False
-    )
+    turns = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
+    text = render(tokenizer, turns)
     after = tokenizer(text[text.rindex(words) + len(words) :], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     turn = next((token for token in after if token in special), None)
