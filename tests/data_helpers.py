@@ -129,3 +129,19 @@ def local(train: str | None = None, **settings: Any) -> DataConfig:
     return DataConfig(
         **{"name": "local", "train": train, "max_length": 128, "max_prompt_length": 96, **settings}
     )
+
+
+def pair(prompt: str = "Q", chosen: str = "yes", rejected: str = "no", **more: Any) -> dict[str, Any]:
+    """Return a preference row of strings."""
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | more
+
+
+# Of six rows three have equal scores, two equal answers, two an empty one.
+MIXED = [
+    pair("a", score_chosen=2, score_rejected=1),
+    pair("b", score_chosen=2, score_rejected=2),
+    pair("c", "same", "same", score_chosen=3, score_rejected=3),
+    pair("d", "yes", "", score_chosen=3, score_rejected=1),
+    pair("e", " \n", "no", score_chosen=3, score_rejected=3),
+    pair("f", "same", "same"),
+]
