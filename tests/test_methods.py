@@ -42,8 +42,9 @@ def value(name: str, **hyper) -> float:
 
 
 def values_over_draws(name: str, pair: Pair, ratio: tuple[float, float] = (0.6, 0.9), **hyper) -> list[float]:
-    """Return the distinct losses that 200 epochs' draws give, sorted."""
-    losses = {of(name, pair, DrawKey(1, e), ratio, **hyper).loss_B.item() for e in range(200)}
+    """Return the distinct losses that 100 epochs' draws give, sorted."""
+    method = bind(name, ratio, **hyper)
+    losses = {method(pair, DrawKey(1, epoch)).loss_B.item() for epoch in range(100)}
     return sorted({round(loss, 12) for loss in losses})
 
 

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import theorems
 from sgdpo.report.theorems import newest_run, report, run_values
 
-ROOT = Path(__file__).resolve().parents[1]
 # At step 2 log p = 0.5, log q = 0.7 and log u = 1.5: rewards are beta log X, pilots beta log Y.
 ROWS = [
     {"step": 1, "rewards/chosen": 0.0, "rewards/rejected": 0.0, "pilot/chosen": 0.0, "pilot/rejected": 0.0},
@@ -89,10 +87,24 @@ def test_the_picture_is_drawn_with_and_without_a_run(tmp_path: Path) -> None:
         assert (tmp_path / "out" / "theorems.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_without_pilots_is_one_clear_error_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_folder_without_pilots_is_one_clear_error_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     folder = write_run(tmp_path / "a" / "dpo", method="dpo")
-    command = [sys.executable, "scripts/theorems.py", "--run", str(folder), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert f"{folder} has no metrics.jsonl with pilots; give a run of method=sgdpo" in done.stderr
+    monkeypatch.setattr("sys.argv", ["theorems.py", "--run", str(folder), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as exited:
+        theorems.main()
+    assert exited.value.code == 2
+    assert f"{folder} has no metrics.jsonl with pilots; give a run of method=sgdpo" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_script_takes_the_newest_run_and_names_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_run(tmp_path / "a" / "newest-one")
+    monkeypatch.setattr("sys.argv", ["theorems.py", "--outputs", str(tmp_path), "--count", "10"])
+    theorems.main()
+    printed = capsys.readouterr().out
+    assert "## Values of the run newest-one (mean rewards of 2 training steps)" in printed
+    assert f"picture: {tmp_path / 'theorems' / 'theorems.png'}" in printed
