@@ -11,6 +11,9 @@ across a boundary (an answer that begins with a newline after ChatML's header), 
 then each piece is tokenised by itself, so that prompt ids stay an exact prefix of both sides. Control
 tokens that somebody typed inside an answer are tokenised as plain text: a completion has one end-of-turn
 token, its last.
+
+Departs from the authors' code, which applies the template to the assistant's turn alone and so trains on a
+second beginning-of-text token, a system block, and a second end token.
 """
 
 from __future__ import annotations
