@@ -1,0 +1,169 @@
+"""The local report: one file that loads nothing, shows every run, and shows text of models as text."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from report_fixtures import grid_runs, table3_runs, write_run
+from sgdpo.records import read_runs, view_run
+from sgdpo.report.markdown import parse_table
+from sgdpo.report.page import POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
+from sgdpo.report.paper import load_paper
+from sgdpo.report.tables import table3
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Runs of table 3 and of a grid, a torn record, and one run whose texts and error hold markup."""
+    table3_runs(tmp_path)
+    grid_runs(tmp_path, seeds=(42,))
+    folder = write_run(tmp_path, "hostile", "sgdpo", ratio=(0.6, 0.9))
+    tokens = [
+        {"token": ATTACK, "reward": 0.5, "pilot": True},
+        {"token": " b", "reward": -0.1, "pilot": False},
+    ]
+    pair = {"prompt": ATTACK, "chosen": tokens, "rejected": tokens}
+    (folder / "pairs.json").write_text(json.dumps({"pairs": [pair]}))
+    sample = {"prompt_id": "0", "prompt": ATTACK, "response": ATTACK, "score": 3.0}
+    (folder / "eval" / "verifiable-checker" / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    write_run(tmp_path, "hostile", "dpo", status="failed", error=ATTACK)
+    (tmp_path / "hostile" / "torn").mkdir()
+    (tmp_path / "hostile" / "torn" / "record.json").write_text("{")
+    table3(read_runs(tmp_path, "table3"), load_paper()).write(tmp_path / "table3")
+    return tmp_path
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+
+
+def test_the_page_holds_every_run_with_its_curves_and_settings(outputs):
+    page = data_of(write_page(outputs).read_text())
+    runs = {(run["experiment"], run["name"]): run for run in page["runs"]}
+    assert len(runs) == len(read_runs(outputs))
+    run = runs["table3", "dpo-tiny_llama-verifiable-lr2e-05-s42"]
+    assert run["settings"]["optimizer.lr"] == 2e-5
+    assert len(run["curves"]["rewards/chosen"]["x"]) == 20
+    assert run["held"]["rewards/chosen"]["x"] == [10.0, 20.0]
+    assert run["eval"]["verifiable-checker"]["win_rate"] == 52.0
+    assert {"name": "metrics.jsonl", "href": f"../table3/{run['name']}/metrics.jsonl"} in run["files"]
+    assert runs["hostile", "torn"]["status"] == "broken"
+    assert "not JSON" in runs["hostile", "torn"]["error"]
+
+
+def test_nothing_is_loaded_from_anywhere(outputs):
+    page = write_page(outputs).read_text()
+    assert "default-src 'none'" in page
+    loaded = re.findall(
+        r"""<(?:link|iframe|object)\b|@import|url\(|src=["'](?!data:)""", page.split('id="data"')[0]
+    )
+    assert loaded == []
+    code = page.rsplit("<script>", 1)[1]
+    assert not re.search(r"fetch\(|XMLHttpRequest|innerHTML|insertAdjacentHTML|document\.write|eval\(", code)
+
+
+def test_text_of_models_cannot_become_markup(outputs):
+    page = write_page(outputs).read_text()
+    assert "<script>document" not in page
+    assert "<img src=x" not in page
+    run = next(r for r in data_of(page)["runs"] if r["pairs"])
+    assert run["pairs"][0]["prompt"] == ATTACK, "escaped on the way, whole at the end"
+    assert run["samples"][0]["response"] == ATTACK
+
+
+def test_json_in_a_script_element_cannot_end_it():
+    text = script_json({"a": "</script><!-- & \u2028", "b": float("nan")})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!-- & \u2028", "b": None}
+
+
+def test_tables_are_read_back_as_they_were_written(outputs):
+    table = table3(read_runs(outputs, "table3"), load_paper())
+    read = parse_table(table.markdown())
+    assert read["header"] == list(table.header)
+    assert [[cell["text"] for cell in row] for row in read["rows"]] == [
+        [entry.text + entry.mark for entry in row] for row in table.rows
+    ]
+    assert [note["text"] for note in read["notes"] if note["number"]] == table.footnotes()
+    assert parse_table("# a README\n") is None
+
+
+def test_a_long_curve_is_thinned_by_means_and_gaps_stay_gaps():
+    values = np.arange(10_000, dtype=float)
+    values[:200] = np.nan
+    curve = thin(np.arange(10_000), values)
+    assert len(curve["x"]) == POINTS
+    assert curve["y"][0] is None
+    assert curve["y"][-1] == pytest.approx(9_958, rel=1e-3)
+    assert curve["x"][-1] == 9_999
+    assert thin(np.array([]), np.array([])) is None
+
+
+def test_texts_beyond_the_budget_become_links(outputs):
+    run = next(run for run in read_runs(outputs, "hostile") if run["method"] == "sgdpo")
+    assert describe(run, [TEXT_BUDGET])["pairs"]
+    small = describe(run, [10])
+    assert (small["pairs"], small["samples"]) == ([], [])
+    assert "see the files" in small["left_out"]
+    assert "pairs.json" in [file["name"] for file in small["files"]]
+
+
+def test_a_run_with_damaged_metrics_is_shown_with_the_reason(tmp_path):
+    folder = write_run(tmp_path, "one", "dpo")
+    (folder / "metrics.jsonl").write_text('{"st\n{"step": 2}\n')
+    assert "line 1" in describe(view_run(folder), [TEXT_BUDGET])["error"]
+
+
+def test_no_run_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match=r"python src/train\.py"):
+        write_page(tmp_path)
+
+
+def browse(outputs, *arguments: str) -> str:
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine: the page is not looked at in a browser")
+    page = (outputs / "report" / "index.html").as_uri()
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--virtual-time-budget=3000",
+    ]
+    flags += [f"--user-data-dir={outputs / 'browser'}"]
+    command = [BROWSER, *flags, *arguments[:-1], page + arguments[-1]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.slow
+def test_a_real_browser_shows_the_runs_and_runs_no_sample(outputs):
+    write_page(outputs)
+    name = next(run.name for run in read_runs(outputs, "hostile") if run["method"] == "sgdpo")
+    shown = browse(outputs, "--dump-dom", f"#run=hostile/{name}")
+    assert "<title>SGDPO: runs, tables and figures</title>" in shown, "a sample's script has run"
+    assert shown.count('class="status t-finished"') > 20
+    assert '<span class="tok pilot"' in shown
+    assert "&lt;/script&gt;&lt;script&gt;document.title='owned'" in shown
+    assert "DPO 52" in shown, "the heat map's scale"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "size", "dark"), [("1", "1200,900", False), ("0", "390,900", True)])
+def test_a_screenshot_is_drawn_in_light_and_dark(outputs, scheme, size, dark):
+    write_page(outputs)
+    picture = outputs / "page.png"
+    look = [f"--window-size={size}", f"--blink-settings=preferredColorScheme={scheme}"]
+    browse(outputs, *look, f"--screenshot={picture}", "")
+    pixels = np.asarray(Image.open(picture).convert("L"), dtype=float)
+    assert (np.median(pixels) < 60) == dark
+    assert np.ptp(pixels) > 150, "there is text on the page"
