@@ -95,6 +95,13 @@ def test_every_draw_has_exactly_its_size_and_stays_inside_the_mask() -> None:
     assert not (subset_BT & ~mask_BT).any()
 
 
+def test_a_completion_without_tokens_draws_none_of_its_padding() -> None:
+    """Its size is at least 1 by the rule, but padding is never drawn."""
+    mask_BT = torch.tensor([[False, False], [True, False]])
+    subset_BT = draw_subset(mask_BT, pilot_size(mask_BT.sum(-1), 0.9), torch.arange(2), CHOSEN, DrawKey(1))
+    assert torch.equal(subset_BT, mask_BT)
+
+
 def test_inputs_are_left_as_they_were() -> None:
     mask_BT, size_B, ids_B = torch.ones(2, 5, dtype=torch.bool), torch.tensor([2, 3]), torch.tensor([4, 5])
     before = mask_BT.clone(), size_B.clone(), ids_B.clone()
