@@ -72,7 +72,7 @@ def _row_logprobs(model, target_L: Tensor, source_L: Tensor, span_S3: Tensor, **
     body = getattr(model, model.base_model_prefix)
     # A 4D mask passes through transformers unread; the attention function goes by the plan.
     passed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=target_L.device)
-    hidden_1ND = body(
-        **inputs, attention_mask=passed, use_cache=False, row_plan=attention.plan_row(span_S3)
-    ).last_hidden_state
-    return model.lm_head(hidden_1ND[0].index_select(0, source_L), target_L)
+    kernel = attention.kernel_for(target_L.device)
+    plan = attention.plan_row(span_S3, inputs["input_ids"].shape[1], kernel)
+    states = body(**inputs, attention_mask=passed, use_cache=False, row_plan=plan).last_hidden_state
+    return model.lm_head(states[0].index_select(0, source_L), target_L)
