@@ -3,7 +3,6 @@
 import sys
 
 import _src  # noqa: F401
-
 from sgdpo.console import fail, set_up_logging
 from sgdpo.demo import demonstrate
 

@@ -54,13 +54,17 @@ def test_the_papers_models_resolve_to_table_2_without_a_flag(overrides: list[str
 
 
 def test_base_and_tiny_models_start_from_sft_and_instruct_models_as_they_are() -> None:
-    starts = {name: composed(f"model={name}").init for name in ("tiny_llama", "llama31_8b", "qwen2_7b_instruct")}
+    starts = {
+        name: composed(f"model={name}").init for name in ("tiny_llama", "llama31_8b", "qwen2_7b_instruct")
+    }
     assert starts == {"tiny_llama": "sft", "llama31_8b": "sft", "qwen2_7b_instruct": "pretrained"}
 
 
 def test_beta_is_the_papers_for_every_preference_method() -> None:
     methods = {path.stem for path in (CONF / "method").glob("*.yaml")} - {"sft"}
-    assert {name: composed(f"method={name}").method["beta"] for name in methods} == dict.fromkeys(methods, 0.1)
+    assert {name: composed(f"method={name}").method["beta"] for name in methods} == dict.fromkeys(
+        methods, 0.1
+    )
 
 
 def test_a_method_brings_its_own_default_ratio() -> None:
@@ -79,7 +83,14 @@ def test_the_command_line_wins_over_what_a_model_selects() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["experiment=x", "outputs=elsewhere", "resume=never", "tracking=off", "trainer.save_steps=7", "device=cpu"],
+    [
+        "experiment=x",
+        "outputs=elsewhere",
+        "resume=never",
+        "tracking=off",
+        "trainer.save_steps=7",
+        "device=cpu",
+    ],
 )
 def test_where_and_how_a_run_is_watched_does_not_change_its_identity(override: str) -> None:
     assert run_identity(composed(override)).settings_hash == run_identity(composed()).settings_hash
@@ -109,20 +120,27 @@ def test_every_cell_of_a_sweep_shares_one_sft_start(override: str) -> None:
     assert run_identity(start_config(composed(override))).result_hash == start
 
 
-@pytest.mark.parametrize("override", ["seed=1", "model=tiny_qwen2", "data.world.pairs=99", "optimizer.sft.lr=1e-2"])
+@pytest.mark.parametrize(
+    "override", ["seed=1", "model=tiny_qwen2", "data.world.pairs=99", "optimizer.sft.lr=1e-2"]
+)
 def test_another_model_seed_or_data_has_another_start(override: str) -> None:
     start = run_identity(start_config(composed())).result_hash
     assert run_identity(start_config(composed(override))).result_hash != start
 
 
 def test_the_start_is_the_run_that_method_sft_makes() -> None:
-    assert run_identity(start_config(composed())).settings_hash == run_identity(composed("method=sft")).settings_hash
+    assert (
+        run_identity(start_config(composed())).settings_hash
+        == run_identity(composed("method=sft")).settings_hash
+    )
 
 
 # ---- bad input --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("override", ["typo=1", "+typo=1", "optimizer.typo=1", "model.typo=1", "method.typo=1"])
+@pytest.mark.parametrize(
+    "override", ["typo=1", "+typo=1", "optimizer.typo=1", "model.typo=1", "method.typo=1"]
+)
 def test_an_unknown_key_is_an_error(override: str) -> None:
     with pytest.raises((ConfigCompositionException, OmegaConfBaseException), match="typo"):
         compose_run([override])

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import random_examples, reference_of, taught_model, tiny_config, tiny_trainer, weights
 
 from sgdpo.training.trainer import NonFiniteError
+from tiny_training import random_examples, reference_of, taught_model, tiny_config, tiny_trainer, weights
 
 
 @pytest.mark.parametrize("method", ["sft", "sgdpo", "bco", "ipo"])
@@ -23,7 +23,12 @@ def test_a_step_of_8_is_the_same_in_1_2_4_or_8_rows(method: str, tmp_path: Path)
     for rows in (2, 4, 8):
         for whole, cut in zip(runs[1][0], runs[rows][0], strict=True):
             # At step 0 both rewards are 0 but for rounding, so which is larger says nothing.
-            for key in whole.keys() - {"split", "pairs_per_second", "tokens_per_second", "rewards/accuracies"}:
+            for key in whole.keys() - {
+                "split",
+                "pairs_per_second",
+                "tokens_per_second",
+                "rewards/accuracies",
+            }:
                 assert cut[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-5), (rows, key)
         torch.testing.assert_close(runs[rows][1], runs[1][1], atol=1e-5, rtol=0)
 
@@ -56,7 +61,9 @@ def test_sgdpo_moves_the_weights_half_as_far_as_dpo_when_pilots_are_whole(tmp_pa
 
 def test_an_epoch_draws_other_pilots_and_evaluation_always_epoch_0s(tmp_path: Path) -> None:
     """With a learning rate of nearly 0 only the draws change the pilots' sizes-by-value between epochs."""
-    config = tiny_config("method=sgdpo", "optimizer.lr=1e-12", "method.draw=independent", "trainer.step0_check=false")
+    config = tiny_config(
+        "method=sgdpo", "optimizer.lr=1e-12", "method.draw=independent", "trainer.step0_check=false"
+    )
     trainer = tiny_trainer(config, tmp_path, steps=6)
     before = trainer.evaluate()
     trainer.train()

@@ -21,7 +21,13 @@ from sgdpo.training.arguments import training_arguments
 from sgdpo.training.trainer import PairTrainer
 
 BUDGET = 4096
-SMALL = ["tracking=off", "device=cpu", "optimizer.batch_size=8", "optimizer.lr=1e-3", "model.tiny.num_hidden_layers=2"]
+SMALL = [
+    "tracking=off",
+    "device=cpu",
+    "optimizer.batch_size=8",
+    "optimizer.lr=1e-3",
+    "model.tiny.num_hidden_layers=2",
+]
 
 
 def tiny_config(*overrides: str) -> RunConfig:
@@ -64,12 +70,16 @@ def reference_of(model: torch.nn.Module, examples: list[Example], layout: str = 
     return table.__getitem__
 
 
-def tiny_trainer(config: RunConfig, folder: Path, *, rows: int = 1, steps: int = 3, **changes: Any) -> PairTrainer:
+def tiny_trainer(
+    config: RunConfig, folder: Path, *, rows: int = 1, steps: int = 3, **changes: Any
+) -> PairTrainer:
     """Return a trainer over 24 random examples (3 steps of 8), writing its rows to `trainer.rows_written`."""
     method = bind_method(config.method, {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected})
     examples = changes.pop("examples", None) or random_examples(24, sft=method.phase == "sft")
     model = changes.pop("model", None) or taught_model(config)
-    reference = changes.pop("reference", None) or (reference_of(model, examples) if method.reference else None)
+    reference = changes.pop("reference", None) or (
+        reference_of(model, examples) if method.reference else None
+    )
     written: list[dict[str, Any]] = []
     sizes = lengths(examples)
     config = replace(config, optimizer=replace(config.optimizer, max_steps=steps))
@@ -80,7 +90,9 @@ def tiny_trainer(config: RunConfig, folder: Path, *, rows: int = 1, steps: int =
         eval_dataset=examples,
         processing_class=load_tokenizer(config.model),
         method=method,
-        train_rows=StepSampler(sizes, config.optimizer.batch_size, rows, 1, config.seed, config.trainer.layout),
+        train_rows=StepSampler(
+            sizes, config.optimizer.batch_size, rows, 1, config.seed, config.trainer.layout
+        ),
         eval_rows=RowSampler(sizes, BUDGET, 1, config.trainer.layout),
         collator=RowCollator(config.trainer.layout, reference),
         live_reference=changes.pop("live_reference", None),

@@ -41,7 +41,9 @@ def set_up_logging() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
     logging.getLogger("sgdpo").setLevel(logging.INFO)
-    for name in ("DeepSpeed", "accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib"):
+    for name in ("accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # DeepSpeed sets its own level when it is imported; a filter stays.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|accelerate")

@@ -1,4 +1,4 @@
-"""One run in order: data, start, reference, model, trainer, record. It reads as the table of contents.
+"""One run in order: data, start, reference, trainer, record. It reads as the table of contents.
 
 `run` trains in this process, or as one rank of several; what must exist before (the SFT start) and where it
 runs (here, or relaunched over several processes) is `execute.py`'s business.
@@ -7,51 +7,33 @@ runs (here, or relaunched over several processes) is `execute.py`'s business.
 from __future__ import annotations
 
 import logging
-import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from omegaconf import OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
+from sgdpo.assemble import Parts, Reference, Schedule, build_trainer, check_fit, find_reference, plan_steps
 from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.data.batching import RowSampler, StepSampler, rows_per_step
-from sgdpo.data.packing import RowCollator
-from sgdpo.data.prepare import Prepared, describe, prepare
-from sgdpo.method import Method, bind_method
-from sgdpo.models.load import load_model, load_tokenizer, weights_hash
-from sgdpo.models.logprobs import teach_logprobs
+from sgdpo.data.prepare import describe, prepare
 from sgdpo.jsonio import read_metrics
+from sgdpo.method import bind_method
+from sgdpo.models.load import load_tokenizer
 from sgdpo.records import METRICS, Record, find_result
-from sgdpo.reference import ReferenceTable, reference_table
 from sgdpo.report.curves import draw_reward_curves
 from sgdpo.tracking import Tracker, open_tracker
-from sgdpo.training import checkpoints
-from sgdpo.training.arguments import total_steps, training_arguments
-from sgdpo.training.progress import Progress
+from sgdpo.training.checkpoints import checkpoint_step, find_resumable
 from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
 from sgdpo.training.trainer import PairTrainer
 
 log = logging.getLogger("sgdpo")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Hold where a run happens: its folder, its device, its rank among how many."""
-
-    folder: Path
-    rank: int
-    world: int
-
-    @property
-    def main(self) -> bool:
-        """Say whether this process keeps the record."""
-        return self.rank == 0
 
 
 def run_folder(config: RunConfig, identity: Identity) -> Path:
@@ -61,29 +43,31 @@ def run_folder(config: RunConfig, identity: Identity) -> Path:
 
 def run(config: RunConfig) -> Path:
     """Train one run and return its folder. Its SFT start, if it needs one, must be finished."""
-    identity = run_identity(config)
-    state = PartialState(cpu=config.device == "cpu")
-    place = Place(run_folder(config, identity), state.process_index, state.num_processes)
-    method = bind_method(config.method, asdict(config.ratio))
-    resume, notes = (None, [])
-    if config.resume == "auto" and not config.force:
-        resume, notes = checkpoints.find_resumable(place.folder / "checkpoints", config.engine)
-    with _open(config, identity, place, resume) as (record, tracker):
-        for note in notes:
-            log.warning(note)
+    disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
+    identity, state = run_identity(config), PartialState(cpu=config.device == "cpu")
+    folder = run_folder(config, identity)
+    resume = _resumable(config, folder)
+    with _recorded(config, identity, folder, resume, state.process_index) as (record, tracker):
         set_seed(config.seed)
+        method = bind_method(config.method, asdict(config.ratio))
         tokenizer = load_tokenizer(config.model)
         prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache))
-        start = start_weights(config)
-        trainer = _trainer(config, method, place, prepared, tokenizer, start, record, tracker)
+        parts = Parts(config, method, prepared, tokenizer, start_weights(config), folder, state.num_processes)
+        check_fit(parts)
+        schedule = plan_steps(parts)
+        if record is not None:
+            print(describe(prepared.counts), flush=True)
+        reference = find_reference(parts)
+        if record is not None:
+            _note_plan(record, parts, schedule, reference)
+        trainer = build_trainer(parts, reference, schedule, _writer(record, tracker))
         if resume is not None:
             trainer.resume_method_state(resume)
-            log.info("continuing after step %d", checkpoints.checkpoint_step(resume))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        trainer.save_model(str(place.folder / "model"))
+        trainer.save_model(str(folder / "model"))
         if record is not None:
-            _close(config, method, trainer, prepared, tokenizer, record, tracker)
-    return place.folder
+            _close(parts, trainer, record, tracker)
+    return folder
 
 
 def start_weights(config: RunConfig) -> Path | None:
@@ -96,16 +80,27 @@ def start_weights(config: RunConfig) -> Path | None:
     return found.folder / "model"
 
 
+def _resumable(config: RunConfig, folder: Path) -> Path | None:
+    if config.resume != "auto" or config.force:
+        return None
+    checkpoint, notes = find_resumable(folder / "checkpoints", config.engine)
+    for note in notes:
+        log.warning(note)
+    if checkpoint is not None:
+        log.info("%s continues after step %d", folder.name, checkpoint_step(checkpoint))
+    return checkpoint
+
+
 @contextmanager
-def _open(
-    config: RunConfig, identity: Identity, place: Place, resume: Path | None
+def _recorded(
+    config: RunConfig, identity: Identity, folder: Path, resume: Path | None, rank: int
 ) -> Iterator[tuple[Record | None, Tracker | None]]:
     """Open the record, its log file and the tracker on rank 0; close all of them whatever happens."""
-    if not place.main:
+    if rank != 0:
         yield None, None
         return
     record = Record.open(
-        place.folder,
+        folder,
         name=identity.name,
         experiment=config.experiment,
         settings=identity.settings,
@@ -114,16 +109,17 @@ def _open(
         phase=config.method["phase"],
         resume=resume is not None,
     )
-    record.truncate_after(checkpoints.checkpoint_step(resume) if resume else 0)
-    OmegaConf.save(OmegaConf.create(asdict(config)), place.folder / "config.yaml")
+    record.truncate_after(checkpoint_step(resume) if resume else 0)
+    OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
     tracker = open_tracker(config.tracking, record, asdict(config))
-    handler = logging.FileHandler(place.folder / "log.txt")
+    handler = logging.FileHandler(folder / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield record, tracker
     except Exception as error:
-        logging.getLogger().error("%s", traceback.format_exc())
+        with (folder / "log.txt").open("a") as file:
+            file.write(traceback.format_exc())
         record.fail(f"{type(error).__name__}: {error}")
         tracker.finish({"status": "failed"}, failed=True)
         raise
@@ -132,131 +128,50 @@ def _open(
         handler.close()
 
 
-def _trainer(
-    config: RunConfig,
-    method: Method,
-    place: Place,
-    prepared: Prepared,
-    tokenizer: PreTrainedTokenizerBase,
-    start: Path | None,
-    record: Record | None,
-    tracker: Tracker | None,
-) -> PairTrainer:
-    """Build the trainer of a run; the reference pass happens here, before any engine partitions a model."""
-    layout, budget = config.trainer.layout, config.trainer.max_tokens_per_row
-    train, batch = prepared.train, config.optimizer.batch_size
-    if len(train) < batch:
-        raise ValueError(
-            f"{len(train)} training examples are left but a step takes {batch}; "
-            f"set optimizer.batch_size to at most {len(train)}, or bring more data"
-        )
-    reference = _reference(config, method, prepared, start, tokenizer)
-    rows = rows_per_step(
-        train.lengths, batch, place.world, budget, layout,
-        seed=config.seed, epochs=math.ceil(config.optimizer.epochs),
-    )  # fmt: skip
-    steps = total_steps(config, len(train))
-    if record is not None:
-        _note_plan(record, prepared, steps, rows, start, reference)
+def _writer(record: Record | None, tracker: Tracker | None) -> Any:
+    """Return what writes a row of metrics: the record first, the tracker mirrors it."""
 
-    def write_row(row: dict) -> None:
+    def write(row: dict[str, Any]) -> None:
+        assert record is not None, "only rank 0 writes"
+        assert tracker is not None, "only rank 0 writes"
         record.log(row)
         tracker.log(row)
 
-    evaluates = prepared.test is not None
-    return PairTrainer(
-        args=training_arguments(config, place.folder, steps, rows, evaluates),
-        model=_model(config, start),
-        train_dataset=train,
-        eval_dataset=prepared.test,
-        processing_class=tokenizer,
-        method=method,
-        train_rows=StepSampler(train.lengths, batch, rows, place.world, config.seed, layout),
-        eval_rows=RowSampler(prepared.test.lengths, budget, place.world, layout) if evaluates else None,
-        collator=RowCollator(layout, reference.table.lookup if reference.table else None),
-        live_reference=reference.live,
-        log_row=write_row,
-        draws_seed=config.seed,
-        precision=config.precision.name,
-        step0_check=config.trainer.step0_check,
-        on_nonfinite=config.trainer.on_nonfinite,
-        keep_checkpoints=config.trainer.keep_checkpoints,
-        engine=config.engine,
-        callbacks=[Progress(place.folder.name)],
-    )
+    return write
 
 
-def _model(config: RunConfig, start: Path | None) -> PreTrainedModel:
-    """Return the policy, taught to give per-token log-probs; dropout is off in its config."""
-    model = load_model(config.model, weights=start, seed=config.seed)
-    teach_logprobs(model, config.trainer.head_budget_mb)
-    if config.trainer.activation_checkpointing:
-        model.gradient_checkpointing_enable()
-    return model
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Hold the reference: a table of cached log-probs, a live model, or neither."""
-
-    table: ReferenceTable | None = None
-    live: PreTrainedModel | None = None
-
-
-def _reference(
-    config: RunConfig, method: Method, prepared: Prepared, start: Path | None, tokenizer: PreTrainedTokenizerBase
-) -> Reference:
-    """Return the reference's per-token log-probs: from the cache, computed once, or a frozen model."""
-    if not method.reference:
-        return Reference()
-
-    def factory() -> PreTrainedModel:
-        return _model(config, start).requires_grad_(False).eval()
-
-    if config.reference == "live":
-        return Reference(live=factory())
-    sets = [prepared.train] + ([prepared.test] if prepared.test is not None else [])
-    return Reference(table=reference_table(sets))
-
-
-def _note_plan(
-    record: Record, prepared: Prepared, steps: int, rows: int, start: Path | None, reference: ReferenceTable | None
-) -> None:
-    log.info("%s", describe(prepared.counts))
+def _note_plan(record: Record, parts: Parts, schedule: Schedule, reference: Reference) -> None:
+    """Write into the record what will be trained on, and which shared work was there already."""
+    shared: dict[str, Any] = {"tokens": "hit" if parts.prepared.cached else "built"}
+    if reference.table is not None:
+        shared["reference"] = "built" if reference.table.forward_tokens else "hit"
+        shared["reference_forward_tokens"] = reference.table.forward_tokens
     record.note(
-        data={"fingerprint": prepared.fingerprint, "counts": prepared.counts},
-        start=start.parent.name if start else None,
-        steps=steps,
-        rows_per_step=rows,
+        data={"fingerprint": parts.prepared.fingerprint, "counts": parts.prepared.counts},
+        start=parts.start.parent.name if parts.start else None,
+        steps=schedule.steps,
+        rows_per_step=schedule.rows,
+        shared=shared,
     )
 
 
-def _close(
-    config: RunConfig,
-    method: Method,
-    trainer: PairTrainer,
-    prepared: Prepared,
-    tokenizer: PreTrainedTokenizerBase,
-    record: Record,
-    tracker: Tracker,
-) -> None:
+def _close(parts: Parts, trainer: PairTrainer, record: Record, tracker: Tracker) -> None:
     """Write what a person looks at (curves, tokens with their rewards), then close the record."""
     picture = record.folder / "reward_curves.png"
     draw_reward_curves(read_metrics(record.folder / METRICS), picture, title=record.folder.name)
     tracker.image("reward_curves", picture)
-    shown = prepared.test if prepared.test is not None else prepared.train
-    if method.reference and not config.engine.deepspeed:
+    # A partitioned model gives log-probs only to all ranks together.
+    if parts.method.reference and not parts.config.engine.deepspeed:
+        shown = parts.prepared.train if parts.prepared.test is None else parts.prepared.test
         write_token_rewards(
             record.folder / "pairs.json",
             trainer.model,
             [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))],
             trainer.data_collator,
-            method,
-            tokenizer,
-            config.seed,
+            parts.method,
+            parts.tokenizer,
+            parts.config.seed,
             trainer.live_reference,
         )
-    if record.fields["tracker"]:
-        record.note(tracker={**record.fields["tracker"], "hint": tracker.browse_hint()})
     record.finish(skipped_steps=trainer.skipped_steps)
     tracker.finish(record.fields["final"]["train"])

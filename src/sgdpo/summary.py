@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sgdpo.records import RunView, view_run
+from sgdpo.tracking import browse_hint
 
 ROWS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm")
 

@@ -11,7 +11,18 @@ from typing import Any
 from sgdpo.config.schema import OptimizerConfig, RatioConfig, RunConfig
 
 # Where a run is written, watched and continued does not change its numbers.
-NOT_SETTINGS = ("experiment", "outputs", "cache", "tracking", "resume", "force", "dry_run", "device", "start", "n_jobs")
+NOT_SETTINGS = (
+    "experiment",
+    "outputs",
+    "cache",
+    "tracking",
+    "resume",
+    "force",
+    "dry_run",
+    "device",
+    "start",
+    "n_jobs",
+)
 # Nor does how often it saves or how many processes prepare its rows.
 NOT_TRAINER = ("save_steps", "keep_checkpoints", "workers", "step0_check")
 

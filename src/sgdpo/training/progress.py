@@ -35,10 +35,16 @@ class Progress(TrainerCallback):
             ascii=not on_screen,
         )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if self._bar is None or not logs:
             return
-        shown = {"loss": logs.get("loss"), "margin": logs.get("rewards/margins"), "acc": logs.get("rewards/accuracies")}
+        shown = {
+            "loss": logs.get("loss"),
+            "margin": logs.get("rewards/margins"),
+            "acc": logs.get("rewards/accuracies"),
+        }
         self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None}, refresh=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
