@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import processors
 
 from data_helpers import (
     CHATML,
@@ -132,6 +133,17 @@ def test_no_merge_crosses_the_boundary():
     assert prompt == alone
     assert tokenizer.decode(chosen) == "\n\nyes<|im_end|>"
     assert tokenizer.decode(rejected) == "no<|im_end|>"
+
+
+def test_a_merge_that_offsets_hide_is_found_too():
+    """Offsets may leave out a token's leading space: "Ġyes" seems to begin behind the header's "assistant: "."""
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    tokenizer = merging_tokenizer(template)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    prompt, chosen, rejected = pair_ids(tokenizer, [user("no")], "yes", "\nno")
+    assert prompt == tokenizer("user: no<|im_end|>assistant: ", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(chosen) == "yes<|im_end|>"
+    assert tokenizer.decode(rejected) == "\nno<|im_end|>"
 
 
 def test_no_merge_crosses_a_boundary_within_a_conversation():
