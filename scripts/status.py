@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import _src  # noqa: F401
-
 from sgdpo.sweeps.errors import SweepError
 from sgdpo.sweeps.status import experiment_status, overview
 

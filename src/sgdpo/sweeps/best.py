@@ -1,4 +1,4 @@
-"""The selection step of the paper's table 1: the best ratios of a grid by a metric, and whether that is more than noise."""
+"""The selection step of table 1: the best ratios of a grid by a metric, and whether they beat noise."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def _finding(model: str, metric: str, grid: Grid, selection: Selection, dpo: Cel
 
 def _row(ratio: tuple[float, float] | None, estimate: Estimate) -> dict[str, Any]:
     chosen, rejected = ratio or (None, None)
-    return {"chosen": chosen, "rejected": rejected, "mean": estimate.value, "error": estimate.error, "seeds": estimate.seeds}
+    numbers = {"mean": estimate.value, "error": estimate.error, "seeds": estimate.seeds}
+    return {"chosen": chosen, "rejected": rejected, **numbers}
 
 
 def _against(best: Cell, dpo: Cell, metric: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _verdict(selection: Selection) -> str:
 def _nothing(runs: Sequence[RunView], experiment: str, metric: str) -> str:
     """Say why no selection is possible: no ratios at all, or a metric that no run has."""
     if not any(ratio_of(run) for run in runs):
-        return f"experiment {experiment!r} has no runs with ratios; python src/train.py sweep=ratio_grid makes them"
+        return f"experiment {experiment!r} has no runs with ratios; make some: python src/train.py sweep=ratio_grid"
     return (
         f"no finished run of {experiment!r} has the metric {metric!r}; "
         f"there are: {', '.join(metrics_of(runs)) or 'none (no run is finished)'}"
@@ -115,19 +116,29 @@ def render_best(findings: Sequence[dict[str, Any]]) -> str:
 
 def _render(finding: dict[str, Any]) -> str:
     lines = [f"## {finding['model']}: ratios by {finding['metric']}", ""]
-    lines += ["| rank | ratio.chosen | ratio.rejected | mean | standard error | seeds |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| rank | ratio.chosen | ratio.rejected | mean | standard error | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
     for rank, row in enumerate(finding["ranking"], 1):
         lines.append(f"| {rank} | {row['chosen']} | {row['rejected']} | {_numbers(row)} |")
     if finding["dpo"]:
         lines.append(f"| DPO | – | – | {_numbers(finding['dpo'])} |")
     best = finding["best"]
-    lines += ["", f"Best: ratio.chosen={best['chosen']} ratio.rejected={best['rejected']}; {finding['verdict']}."]
+    lines += [
+        "",
+        f"Best: ratio.chosen={best['chosen']} ratio.rejected={best['rejected']}; {finding['verdict']}.",
+    ]
     if finding["difference"] is not None:
         lines.append(f"Best less runner-up: {finding['difference']:.4g}.")
     against = finding["best_against_dpo"]
     if against and against["difference"] is not None:
-        p_value = f", paired over {against['paired_over']}, p = {against['p_value']:.3g}" if against["p_value"] is not None else ""
-        lines.append(f"Best less DPO: {against['difference']:.4g}{p_value}. The best was chosen among many: its lead is flattered.")
+        p_value = against["p_value"]
+        test = f", paired over {against['paired_over']}, p = {p_value:.3g}" if p_value is not None else ""
+        lines.append(
+            f"Best less DPO: {against['difference']:.4g}{test}. The best was chosen among "
+            f"{len(finding['ranking'])}, which flatters its lead."
+        )
     if finding["without_metric"]:
         lines.append(f"Without this metric: {', '.join(str(tuple(r)) for r in finding['without_metric'])}.")
     return "\n".join(lines)
@@ -143,9 +154,3 @@ def write_best(findings: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     write_json(folder / "best.json", findings)
     write_whole(folder / "best.md", render_best(findings))
     return [folder / "best.json", folder / "best.md"]
-
-
-def heat_values(finding: dict[str, Any]) -> tuple[dict[tuple[float, float], float], float | None]:
-    """Return ({(chosen, rejected): mean}, DPO's mean or None) for the heat map."""
-    values = {(row["chosen"], row["rejected"]): row["mean"] for row in finding["ranking"]}
-    return values, finding["dpo"]["mean"] if finding["dpo"] else None

@@ -97,5 +97,6 @@ def label_cells(batch: Sequence[Sequence[str]]) -> list[str]:
     labels = []
     for overrides in batch:
         own = [o for o in overrides if o.lstrip("+").split("=")[0].split(".")[0] not in HOW]
+        own = [o for o in own if "{" not in o]  # ratio.rejected=${ratio.chosen} says nothing of its own
         labels.append(" ".join(o for o in own if o not in everywhere) or " ".join(own) or "the run itself")
     return labels

@@ -14,7 +14,7 @@ from sgdpo.sweeps.cells import Cell, Composer, label_cells, make_cell
 from sgdpo.sweeps.errors import SweepError
 from sgdpo.sweeps.plan import Plan, read_plan
 from sgdpo.sweeps.pool import Outcome, Pool, Task
-from sgdpo.sweeps.processes import gpu_slots, share_of_cores, visible_gpus
+from sgdpo.sweeps.processes import gpu_slots, share_of_cores, termination_as_exit, visible_gpus
 from sgdpo.sweeps.screen import Screen
 
 
@@ -51,7 +51,7 @@ def launch_cells(launcher: Any, batch: Sequence[Sequence[str]], first: int) -> l
         labels = {name: entry["label"] for name, entry in plan.cells.items()}
     screen = Screen(Console(highlight=False, soft_wrap=True), labels, len(labels) - len(cells), n_jobs)
     watchers = [screen, PlanKeeper(plan)] if plan is not None else [screen]
-    with screen:
+    with screen, termination_as_exit():
         outcomes = Pool(_task(launcher.task_function), _slots(cells, launcher.n_jobs)[:n_jobs], watchers).run(
             cells
         )

@@ -60,9 +60,9 @@ def _checked(sweeper: Any, arguments: Sequence[str]) -> list[Cell]:
         raise SweepError(
             f"error: n_jobs must be at least 1, not {n_jobs}; it is how many cells run at a time"
         )
-    params = OmegaConf.to_container(sweeper.params) if OmegaConf.is_config(sweeper.params) else sweeper.params
-    also = OmegaConf.to_container(sweeper.also) if OmegaConf.is_config(sweeper.also) else sweeper.also
-    batch = expand(params, also, arguments, OverridesParser.create(config_loader=loader))
+    # Unresolved, from the config itself: ${ratio.chosen} in a grid means each cell's own value.
+    grids = OmegaConf.to_container(sweeper.config.hydra.sweeper, resolve=False)
+    batch = expand(grids["params"], grids["also"], arguments, OverridesParser.create(config_loader=loader))
     return check_cells(batch, Composer(loader, sweeper.config))
 
 
