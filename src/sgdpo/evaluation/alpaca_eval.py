@@ -57,7 +57,7 @@ def split_chat(template: str) -> list[tuple[str, str]]:
 
 
 def judge_request(
-    duel: Duel, template: str, *, weighted: bool = True, repeat: int = 0
+    duel: Duel, template: str, *, top_logprobs: int = TOP_LOGPROBS, repeat: int = 0
 ) -> tuple[JudgeRequest, tuple[Guarded, Guarded]]:
     """Return the question to the judge, and how the baseline's and our answer were guarded."""
     markers = markers_of(template)
@@ -70,9 +70,10 @@ def judge_request(
     request = JudgeRequest(
         messages,
         max_tokens=1,
-        temperature=1.0 if weighted else 0.0,
-        top_logprobs=TOP_LOGPROBS if weighted else 0,
+        temperature=1.0 if top_logprobs else 0.0,
+        top_logprobs=top_logprobs,
         repeat=repeat,
+        verdict="label",
     )
     return request, (theirs, ours)
 
@@ -107,11 +108,14 @@ class Verdicts:
 
 
 def judge_duels(
-    judge: Judge, duels: Sequence[Duel], cache: Path, *, weighted: bool = True, repeat: int = 0
+    judge: Judge, duels: Sequence[Duel], cache: Path, *, top_logprobs: int = TOP_LOGPROBS, repeat: int = 0
 ) -> Verdicts:
-    """Judge every duel. Equal answers are a tie and are not paid for. Raises what ask_all raises."""
+    """Judge every duel; equal answers are a tie and are not paid for. Raises what ask_all raises.
+
+    top_logprobs: 0 reads the verdict from the text (benchmark.weighted=false).
+    """
     template = TEMPLATE.read_text("utf-8")
-    asked = [judge_request(duel, template, weighted=weighted, repeat=repeat) for duel in duels]
+    asked = [judge_request(duel, template, top_logprobs=top_logprobs, repeat=repeat) for duel in duels]
     differs = [duel.baseline != duel.ours for duel in duels]
     answered = iter(
         ask_all(judge, [request for (request, _), d in zip(asked, differs, strict=True) if d], cache)

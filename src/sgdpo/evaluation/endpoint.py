@@ -96,6 +96,7 @@ class Endpoint:
         top_p: float = 1.0,
         seed: int | None = None,
         top_logprobs: int = 0,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> Reply:
         """Return the endpoint's answer. With top_logprobs, one whose first token lacks them is an error."""
         extra: dict[str, Any] = {"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {}
@@ -109,6 +110,8 @@ class Endpoint:
             "top_p": top_p,
             **extra,
         }
+        if extra_body:
+            request["extra_body"] = dict(extra_body)
         answer = self._send(request, *_worst_case(request))
         return self._read(answer, top_logprobs)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ from sgdpo.evaluation.prompts import Prompt, Sample, Sampling, check_prompts, pr
 from sgdpo.models.load import load_model, load_tokenizer, weights_folder, weights_hash
 
 FORMAT = 1
+# Parameters below which one CPU thread is faster than several.
+SMALL_MODEL = 20_000_000
 
 
 class Generator(Protocol):
@@ -98,7 +101,9 @@ class TransformersGenerator:
         while start < len(order):
             row = len(ids[order[start]]) + sampling.max_new_tokens
             keys = order[start : start + max(1, self.batch_tokens // row)]
-            yield _answer_batch(model, self.tokenizer, {key: ids[key] for key in keys}, sampling)
+            with _threads_for(model):
+                batch = _answer_batch(model, self.tokenizer, {key: ids[key] for key in keys}, sampling)
+            yield batch
             start += len(keys)
 
     def _load(self) -> Any:
@@ -158,6 +163,18 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+@contextmanager
+def _threads_for(model: Any) -> Iterator[None]:
+    """Run a small model on one CPU thread: at each of its steps two would wait longer than they work."""
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check_context(config: Any, key: str, length: int, new: int) -> None:

@@ -29,7 +29,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """Hold one question to a judge. `repeat` tells apart askings of the same question (judge variance)."""
+    """Hold one question to a judge.
+
+    repeat: tells apart askings of the same question (judge variance). verdict: the form asked for, label or
+    rating.
+    """
 
     messages: tuple[Mapping[str, str], ...]
     max_tokens: int
@@ -37,6 +41,14 @@ class JudgeRequest:
     top_p: float = 1.0
     top_logprobs: int = 0
     repeat: int = 0
+    verdict: str = ""
+
+
+# What a reply may be, for llama.cpp servers (judge.grammar): a small model would else not keep to the form.
+GRAMMARS = {
+    "label": 'root ::= "m" | "M"',
+    "rating": 'root ::= "Rating: [[" ("10" | [1-9]) "]]"',
+}
 
 
 class Judge(Protocol):
@@ -60,14 +72,17 @@ class Judge(Protocol):
 class EndpointJudge:
     """Judge with an OpenAI-compatible endpoint."""
 
-    def __init__(self, endpoint: Endpoint, *, name: str, identity: Mapping[str, Any] | None = None):
-        self.endpoint, self.name = endpoint, name
+    def __init__(
+        self, endpoint: Endpoint, identity: Mapping[str, Any] | None = None, *, grammar: bool = False
+    ):
+        self.endpoint, self.grammar = endpoint, grammar
         self.concurrency = endpoint.settings.concurrency
-        self._identity = dict(identity or {"base_url": endpoint.settings.base_url})
+        settings = endpoint.settings
+        self._identity = dict(identity or {"base_url": settings.base_url, "model": settings.model})
 
     def identity(self) -> dict[str, Any]:
-        """Return the judge's kind, where it is asked, and the model."""
-        return {"judge": self.name, "model": self.endpoint.settings.model, **self._identity}
+        """Return who judges: an address and a model, or what the caller said (a local file's hash)."""
+        return {**self._identity, "grammar": self.grammar}
 
     def ask(self, request: JudgeRequest) -> Reply:
         """Ask the endpoint; a repeat changes the sampling seed, where the server takes one."""
@@ -78,6 +93,7 @@ class EndpointJudge:
             top_p=request.top_p,
             seed=request.repeat or None,
             top_logprobs=request.top_logprobs,
+            extra_body={"grammar": GRAMMARS[request.verdict]} if self.grammar else None,
         )
 
     def cost(self) -> dict[str, Any]:

@@ -50,11 +50,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one answer: its text, its length in the model's own tokens, and whether it was cut."""
+    """Hold one answer: text, length in the model's own tokens (None where unknown), whether it was cut."""
 
     prompt_id: str
     text: str
-    tokens: int
+    tokens: int | None
     truncated: bool
 
     def row(self) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""Evaluate runs on a benchmark with a judge; results go into each run's record.
+
+python scripts/evaluate.py RUN... benchmark=verifiable
+python scripts/evaluate.py RUN... benchmark=alpaca_eval judge=openai judge.budget_dollars=10
+python scripts/evaluate.py RUN... benchmark=mt_bench judge=local
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+import _src  # noqa: F401
+from sgdpo.console import fail, set_up_logging
+from sgdpo.evaluation.command import runs_first, show
+from sgdpo.evaluation.settings import register_schema, to_evaluate_config
+
+register_schema()
+
+
+@hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Do one composed evaluation."""
+    from sgdpo.evaluation.evaluate import evaluate
+
+    set_up_logging()
+    try:
+        print(show(evaluate(to_evaluate_config(config))))
+    except ValueError as error:
+        fail(str(error).splitlines())
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = runs_first(sys.argv[1:])
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Evaluate runs: one benchmark, one judge, any number of runs; results go into each run's record.
+
+A run's folder gets `eval/<benchmark>-<judge>/` with every sample and every judgment. What was generated or
+judged before comes from the cache, so the same command continues an interrupted evaluation and pays for
+nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sgdpo.config.compose import to_run_config
+from sgdpo.config.schema import RunConfig
+from sgdpo.evaluation.alpaca_flow import evaluate_alpaca
+from sgdpo.evaluation.endpoint import Endpoint
+from sgdpo.evaluation.generate import Generator, TransformersGenerator
+from sgdpo.evaluation.harness import evaluate_harness
+from sgdpo.evaluation.judges import EndpointJudge, Judge
+from sgdpo.evaluation.local_server import default_model, local_server
+from sgdpo.evaluation.mt_flow import evaluate_mt_bench
+from sgdpo.evaluation.served import FileGenerator, OpenAIGenerator, VllmGenerator
+from sgdpo.evaluation.settings import EvaluateConfig, JudgeConfig, evaluation_errors, sampling_of
+from sgdpo.evaluation.verifiable import judge_verifiable
+from sgdpo.jsonio import write_json
+from sgdpo.records import amend_record, view_run
+
+log = logging.getLogger("sgdpo")
+# benchmark.baseline of verifiable: win over the answers of the SFT run that the run started from.
+START = "start"
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    """Evaluate every run and return {run folder: result}. Raise ValueError with all that is wrong, before."""
+    if errors := evaluation_errors(config):
+        raise ValueError("\n".join(errors))
+    results = {}
+    with open_judge(config.judge) as judge:
+        for run in map(Path, config.runs):
+            results[str(run)] = evaluate_run(config, run, judge)
+    return results
+
+
+def evaluate_run(config: EvaluateConfig, run: Path, judge: Judge | None) -> dict[str, Any]:
+    """Evaluate one run, write its samples and judgments, and put the result into its record."""
+    key = f"{config.benchmark.name}-{config.judge.label}"
+    folder = run / "eval" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    before = judge.cost() if judge else {}
+    result = _benchmark(config, run, judge, folder)
+    result |= {"sampling": asdict(sampling_of(config.benchmark)), "judge": config.judge.label}
+    result["samples"] = str(Path("eval") / key / "samples.jsonl")
+    if judge:
+        spent = {name: value - before[name] for name, value in judge.cost().items()}
+        result |= {"judged_by": judge.identity(), "cost": spent}
+    write_json(folder / "result.json", result)
+    amend_record(run, eval={key: result})
+    return result
+
+
+def _benchmark(config: EvaluateConfig, run: Path, judge: Judge | None, folder: Path) -> dict[str, Any]:
+    cache, run_config = Path(config.cache), read_config(run)
+    if config.benchmark.name == "lm_eval":
+        return evaluate_harness(config.benchmark, run, device=config.device, folder=folder)
+    generator = make_generator(config, run, run_config)
+    if config.benchmark.name == "verifiable":
+        return judge_verifiable(
+            generator,
+            run_config.data,
+            sampling_of(config.benchmark),
+            baseline=_baseline(config, run),
+            folder=folder,
+            cache=cache,
+            limit=config.benchmark.limit,
+        )
+    flow = evaluate_alpaca if config.benchmark.name == "alpaca_eval" else evaluate_mt_bench
+    return flow(generator, judge, config.benchmark, config.judge, name=run.name, folder=folder, cache=cache)
+
+
+def _baseline(config: EvaluateConfig, run: Path) -> Path | None:
+    """Return the answers to win over; the run's start is evaluated first, if need be."""
+    wanted = config.benchmark.baseline
+    if wanted is None:
+        return None
+    if wanted != START:
+        path = Path(wanted)
+        return (
+            path / "eval" / f"verifiable-{config.judge.label}" if (path / "record.json").is_file() else path
+        )
+    start = view_run(run)["start"]
+    if start is None:
+        log.info("%s has no SFT start: no win rate", run.name)
+        return None
+    found = sorted(Path(config.outputs).glob(f"*/{start}/model")) or sorted(run.parent.glob(f"{start}/model"))
+    if not found:
+        raise ValueError(f"the start {start} of {run} is gone; set benchmark.baseline to a run, or to null")
+    evaluate_run(replace(config, benchmark=replace(config.benchmark, baseline=None)), found[0].parent, None)
+    return found[0].parent / "eval" / f"verifiable-{config.judge.label}"
+
+
+def read_config(run: Path) -> RunConfig:
+    """Return the settings a run was trained with. Raise ValueError if they cannot be read."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{run} holds no config.yaml, so its data and model are unknown; train it again")
+    return to_run_config(OmegaConf.load(file))
+
+
+def make_generator(config: EvaluateConfig, run: Path, run_config: RunConfig) -> Generator:
+    """Return what answers the prompts: the run's own model, a served one, or a file of answers."""
+    chosen = config.generator
+    if chosen.name == "openai":
+        return OpenAIGenerator(Endpoint(chosen.settings()))
+    if chosen.name == "file":
+        return FileGenerator(Path(str(chosen.path)))
+    # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
+    model = replace(
+        run_config.model, name=run.name, path=str(run / "model"), revision=None, chat_template=None
+    )
+    if chosen.name == "vllm":
+        return VllmGenerator(model, dtype=chosen.dtype)
+    return TransformersGenerator(
+        model, device=config.device, dtype=chosen.dtype, batch_tokens=chosen.batch_tokens
+    )
+
+
+@contextmanager
+def open_judge(config: JudgeConfig) -> Iterator[Judge | None]:
+    """Give the judge for the length of a block; None for the checker and for a file of judgments."""
+    if config.name == "openai":
+        yield EndpointJudge(Endpoint(config.settings()), grammar=config.grammar)
+    elif config.name == "local":
+        model = Path(config.model_file) if config.model_file else default_model()
+        identity = {"local": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest()[:16]}
+        with local_server(model, context=config.context) as url:
+            settings = replace(config.settings(), base_url=url, model=model.stem, concurrency=1)
+            yield EndpointJudge(Endpoint(settings), identity, grammar=config.grammar)
+    else:
+        yield None

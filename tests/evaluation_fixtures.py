@@ -1,0 +1,159 @@
+"""A real HTTP server that speaks the chat API as scripted, and a finished run that takes no training."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.evaluation.endpoint import EndpointSettings
+from sgdpo.models.load import load_model, load_tokenizer
+from sgdpo.records import Record
+
+KEY = "sk-secret-0123456789"
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Answer POST /v1/chat/completions by `reply(request, number)`; keep every request and its headers.
+
+    `reply` returns a dict (sent as JSON), bytes (sent as they are), (status, dict, headers), or a Cut.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, reply: Callable[[dict, int], Any]):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply, self.requests, self.headers = reply, [], []
+        self.lock = threading.Lock()
+        self.under_way = self.most_under_way = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Cut:
+    """Close the connection in the middle of the answer."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server: ChatServer = self.server
+        with server.lock:
+            server.requests.append(body)
+            server.headers.append(dict(self.headers))
+            number = len(server.requests) - 1
+            server.under_way += 1
+            server.most_under_way = max(server.most_under_way, server.under_way)
+        try:
+            self._answer(server.reply(body, number))
+        finally:
+            with server.lock:
+                server.under_way -= 1
+
+    def _answer(self, answer: Any) -> None:
+        status, headers = 200, {}
+        if isinstance(answer, tuple):
+            status, answer, headers = answer
+        if isinstance(answer, Cut):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [{"mess')
+            self.close_connection = True
+            return
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def chat_server(reply: Callable[[dict, int], Any]):
+    """Serve `reply` on loopback for the length of a block."""
+    server = ChatServer(reply)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def chat(
+    text: str, *, top: dict[str, float] | None = None, used: tuple[int, int] = (10, 1), finish: str = "stop"
+) -> dict:
+    """Return an answer of the chat API; `top` are the first token's top log-probs."""
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": finish,
+        "message": {"role": "assistant", "content": text},
+    }
+    if top is not None:
+        entries = [{"token": token, "logprob": value, "bytes": None} for token, value in top.items()]
+        first = {"token": text, "logprob": 0.0, "bytes": None, "top_logprobs": entries}
+        choice["logprobs"] = {"content": [first], "refusal": None}
+    usage = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "judge",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+def slow(seconds: float, answer: Any) -> Any:
+    """Answer late."""
+    time.sleep(seconds)
+    return answer
+
+
+def endpoint_settings(server: ChatServer, **changes: Any) -> EndpointSettings:
+    """Return settings for a scripted server: no waiting between tries."""
+    defaults = {"base_url": server.base_url, "model": "judge", "timeout": 5.0, "retries": 3, "backoff": 0.0}
+    return EndpointSettings(**{**defaults, **changes})
+
+
+def finished_run(folder: Path, *, start: str | None = None, seed: int = 0, prompts: int = 6) -> Path:
+    """Write a finished run of a random tiny model, as training would leave it."""
+    overrides = [f"seed={seed}", f"data.world.prompts={prompts}", "tracking=off"]
+    config = to_run_config(compose_run(["model.tiny.hidden_size=32", *overrides]))
+    config.model.tiny |= {"intermediate_size": 64, "num_hidden_layers": 2}
+    settings = asdict(config)
+    record = Record.open(
+        folder,
+        name=folder.name,
+        experiment=folder.parent.name,
+        settings=settings,
+        settings_hash=folder.name,
+        result_hash=folder.name,
+        phase="preference",
+        resume=False,
+    )
+    load_model(config.model, seed=seed).save_pretrained(folder / "model")
+    load_tokenizer(config.model).save_pretrained(folder / "model")
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    record.note(start=start)
+    record.finish()
+    return folder
