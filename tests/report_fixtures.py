@@ -50,12 +50,12 @@ def write_run(
         if done
         else None,
         "error": error,
-        "eval": checked(quality + (seed - 42) / 10) if evaluated and done else {},
+        "eval": checked(method, quality + (seed - 42) / 10) if evaluated and done else {},
     }
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if record["eval"]:
-        write_judgments(folder, quality)
+        write_judgments(folder, None if method == "sft" else quality)
     return folder
 
 
@@ -92,19 +92,24 @@ def identity(
     }
 
 
-def checked(win_rate: float) -> dict:
-    """Return the result of the checker for a win rate."""
-    rates = {"win_rate": win_rate, "win_rate_se": 1.5, "lc_win_rate": win_rate - 1.0, "lc_win_rate_se": 1.6}
+def checked(method: str, win_rate: float) -> dict:
+    """Return the result of the checker for a win rate; the SFT run is the baseline and has none."""
+    names = ("win_rate", "win_rate_se", "lc_win_rate", "lc_win_rate_se")
+    values = [None] * 4 if method == "sft" else [win_rate, 1.5, win_rate - 1.0, 1.6]
     scores = {"score_mean": win_rate / 10, "score_se": 0.05, "tokens_mean": 30.0, "n": PROMPTS}
-    return {"verifiable-checker": {**rates, **scores, "samples": "samples.jsonl"}}
+    return {
+        "verifiable-checker": {**dict(zip(names, values, strict=True)), **scores, "samples": "samples.jsonl"}
+    }
 
 
-def write_judgments(folder: Path, quality: float) -> None:
+def write_judgments(folder: Path, quality: float | None) -> None:
     """Write one preference a prompt: as many wins as make the win rate `quality`; the rest tie."""
     place = folder / "eval" / "verifiable-checker"
     place.mkdir(parents=True)
-    wins = round((quality - 50) / 100 * 2 * PROMPTS)
-    lines = [{"prompt_id": str(i), "preference": 1.0 if i < wins else 0.5} for i in range(PROMPTS)]
+    wins = round(((quality or 50) - 50) / 100 * 2 * PROMPTS)
+    lines = [{"prompt_id": str(i), "judge": "checker", "score": 5.0} for i in range(PROMPTS)]
+    if quality is not None:
+        lines = [{**line, "preference": 1.0 if i < wins else 0.5} for i, line in enumerate(lines)]
     (place / "judgments.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -109,10 +109,3 @@ def _quality(runs: list[RunView]) -> str:
 
 def _said(paths: list[Path]) -> tuple[list[Path], str]:
     return paths, "\n".join(map(str, paths))
-
-
-def lacking(outputs: Path, experiment: str, evaluation: str) -> list[RunView]:
-    """Return the finished runs without an evaluation, SFT runs first: the others are compared with them."""
-    runs = require_runs(outputs, experiment, "the sweep of that name (make help)")
-    found = [run for run in runs if run.status == "finished" and evaluation not in (run["eval"] or {})]
-    return sorted(found, key=lambda run: (run["phase"] != "sft", run.name))

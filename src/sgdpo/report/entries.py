@@ -45,6 +45,8 @@ def estimate_text(estimate: Estimate, digits: int) -> str:
 def _without_number(cell: Cell, what: str) -> Entry:
     if cell.failed and not cell.finished:
         return Entry("failed", note="; ".join(map(_reason, cell.failed)), status="failed")
+    if any(what in (run["eval"] or {}) for run in cell.finished):
+        return Entry(note="no such number: this is what the others are compared with", status="missing")
     if cell.finished:
         return Entry(note=f"no {what}: these runs are not evaluated", status="missing")
     return Entry(note="; ".join(map(_reason, cell.runs)), status=cell.runs[0].status)

@@ -82,7 +82,7 @@ def default_metric(runs: Sequence[RunView]) -> str:
 
 def _selected(selection: Selection | None, metric: str) -> list[Entry]:
     if selection is None:
-        return [Entry(note=f"no finished run has {metric}", status="missing")] + [Entry() for _ in range(3)]
+        return [Entry(note=f"no finished run has {metric}", status="missing"), *[Entry()] * 4]
     best = selection.best_estimate
     entries = [
         text(_ratio(selection.best)),
@@ -185,11 +185,16 @@ def table3(runs: Sequence[RunView], paper: Paper, evaluation: str | None = None)
     header = ["Model", "Method", "LC win rate, %", "win rate, %", "tokens", *["score, 0–10"] * scored]
     header += ["paper: LC, %", "paper: raw, %", "paper: tokens"]
     return Table(
-        "table3", f"Table 3: {key}", header, rows, 2, [*facts(runs, paper, key), *_table3_notes(runs, paper)]
+        "table3",
+        f"Table 3: {key}",
+        header,
+        rows,
+        2,
+        [*facts(runs, paper, key), *_table3_notes(runs, paper, key)],
     )
 
 
-def _table3_notes(runs: Sequence[RunView], paper: Paper) -> list[str]:
+def _table3_notes(runs: Sequence[RunView], paper: Paper, key: str) -> list[str]:
     named = sorted({run["model"] for run in runs if run["model"]})
     stand_ins = [
         f"{paper.title(m)} beside {paper.title(paper.stands_for[m])}" for m in named if m in paper.stands_for
@@ -200,6 +205,8 @@ def _table3_notes(runs: Sequence[RunView], paper: Paper) -> list[str]:
         "over prompts (preferences averaged over seeds), Holm-corrected over the methods of a model.",
         "Paper: AlpacaEval-2, judge GPT-4, no errors given.",
     ]
+    if key.startswith("verifiable"):
+        notes.insert(1, "Win rates are over the SFT start's answers to the same held-out prompts.")
     if stand_ins:
         notes.append(
             f"Another model, data and judge than the paper's ({', '.join(stand_ins)}): levels do not compare."

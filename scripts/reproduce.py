@@ -1,0 +1,35 @@
+"""Train, judge and make a table or figure of the paper: `python scripts/reproduce.py table3 --seeds 3`."""
+
+import argparse
+
+import _src  # noqa: F401
+from sgdpo.report.reproduce import Options, reproduce
+
+
+def main() -> None:
+    """Read the command line and do every step; the exit code says whether all of them succeeded."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", help="table1 ... figure3, mtbench-table, balance, learning_rate or paper")
+    parser.add_argument("--scale", default="tiny", help="tiny, smollm2 or paper")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 42 on")
+    parser.add_argument("--n-jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and how long")
+    parser.add_argument("--models", default="", help="other models than the scale's, with commas")
+    parser.add_argument("--benchmark", default="", help="verifiable, alpaca_eval or mt_bench")
+    parser.add_argument("--judge", default="", help="checker, openai, local or cached")
+    parser.add_argument("--evaluation", default="", help="which judge's results a table shows")
+    parser.add_argument("--train-rows", default="", help="a file of preference rows instead of the hub's")
+    parser.add_argument("--test-rows", default="", help="a file of held-out rows")
+    parser.add_argument("--outputs", default="outputs", help="where records are")
+    parser.add_argument("arguments", nargs="*", help="further overrides of the training runs")
+    read = vars(parser.parse_args())
+    models = tuple(filter(None, read.pop("models").split(",")))
+    try:
+        code = reproduce(Options(**{**read, "models": models, "arguments": tuple(read["arguments"])}))
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+    parser.exit(code)
+
+
+if __name__ == "__main__":
+    main()

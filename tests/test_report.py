@@ -1,0 +1,183 @@
+"""The commands: every target of `make`, tables and figures by name, and what a reproduction runs in which order."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from report_fixtures import grid_runs, table3_runs, write_run
+from sgdpo.report.build import FIGURES, TABLES, Request, build
+from sgdpo.report.reproduce import (
+    Options,
+    load_targets,
+    make_commands,
+    option_errors,
+    reproduce,
+    runs_to_judge,
+    train_command,
+)
+
+ROOT = Path(__file__).parents[1]
+TARGETS = load_targets()["targets"]
+
+
+def make_targets() -> list[str]:
+    return re.findall(r"^([a-zA-Z0-9_-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+
+
+def make_dry(*arguments: str) -> str:
+    command = ["make", "-n", "--no-print-directory", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("target", make_targets())
+def test_make_can_plan_every_target(target):
+    """`make -n` expands every recipe; the scripts that it names must exist."""
+    scripts = re.findall(r"((?:scripts|src)/\w+\.py)", make_dry(target))
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_every_target_of_the_reproduction_is_a_target_of_make():
+    assert set(TARGETS) | {"paper", "report", "sync", "wandb-views"} <= set(make_targets())
+
+
+def test_make_hands_its_variables_on():
+    planned = make_dry(
+        "table3", "SCALE=smollm2", "SEEDS=3", "DRY_RUN=1", "JUDGE=local", "ARGS=optimizer.lr=1e-6"
+    )
+    for part in ("--scale smollm2", "--seeds 3", "--dry-run", "--judge local", "table3 optimizer.lr=1e-6"):
+        assert part in planned
+
+
+def test_every_sweep_and_script_of_a_target_exists():
+    for target in TARGETS.values():
+        if "sweep" in target:
+            assert (ROOT / "conf" / "sweep" / f"{target['sweep']}.yaml").is_file()
+        assert set(target["makes"]) <= {*TABLES, *FIGURES}
+        assert all((ROOT / script).is_file() for script in target.get("before", []))
+
+
+def test_the_sweep_command_names_models_seeds_and_experiment():
+    """Table 4 times one model, one cell at a time, whatever N_JOBS says."""
+    options = Options("table3", seeds=3, n_jobs=2, arguments=("optimizer.lr=1e-5",))
+    command = train_command(TARGETS["table3"], options)
+    assert command[:2] == ["src/train.py", "sweep=table3"]
+    for part in ("model=tiny_llama,tiny_qwen2", "seed=42,43,44", "n_jobs=2", "optimizer.lr=1e-5"):
+        assert part in command
+    timed = train_command(TARGETS["table4"], Options("table4", n_jobs=2))
+    assert "n_jobs=1" in timed
+    assert "model=tiny_llama" in timed
+
+
+def test_other_scales_keep_their_own_experiments_and_rows():
+    options = Options("table3", scale="smollm2", train_rows="rows.parquet")
+    command = train_command(TARGETS["table3"], options)
+    assert "experiment=table3-smollm2" in command
+    assert {"data=local", "data.train=rows.parquet", "precision=bf16"} <= set(command)
+    assert "data=ultrafeedback" not in command
+    assert "table3-smollm2" in make_commands(TARGETS["table3"], options)[0]
+
+
+def test_a_reproduction_trains_judges_and_makes_in_this_order(tmp_path):
+    table3_runs(tmp_path)
+    write_run(tmp_path, "table3", "nca", evaluated=False)
+    ran = []
+    assert reproduce(Options("table3", outputs=str(tmp_path)), lambda command: ran.append(command) or 0) == 0
+    assert [command[0] for command in ran] == ["src/train.py", "scripts/evaluate.py", "scripts/tables.py"]
+    judged = [part for part in ran[1] if str(tmp_path) in part and "=" not in part]
+    assert judged == [str(tmp_path / "table3" / "nca-tiny_llama-verifiable-lr2e-05-s42")], (
+        "only what is missing"
+    )
+
+
+def test_a_failed_cell_does_not_keep_the_table_from_being_made(tmp_path):
+    table3_runs(tmp_path)
+    ran = []
+    code = reproduce(Options("table3", outputs=str(tmp_path)), lambda command: ran.append(command[0]) or 1)
+    assert code == 1
+    assert ran[-1] == "scripts/tables.py"
+
+
+def test_a_dry_run_trains_nothing_and_says_what_would_follow(tmp_path, capsys):
+    ran = []
+    reproduce(
+        Options("table1", dry_run=True, outputs=str(tmp_path)), lambda command: ran.append(command) or 0
+    )
+    assert len(ran) == 1
+    assert "dry_run=true" in ran[0]
+    said = capsys.readouterr().out
+    assert "then: python scripts/evaluate.py RUN..." in said
+    assert "figures.py ratio_grid" in said
+
+
+def test_sft_runs_are_judged_first_as_the_others_are_compared_with_them(tmp_path):
+    for method in ("dpo", "sft", "bco"):
+        write_run(tmp_path, "table3", method, evaluated=False)
+    order = [
+        Path(run).name.split("-")[0]
+        for run in runs_to_judge(TARGETS["table3"], Options("t", outputs=str(tmp_path)))
+    ]
+    assert order == ["sft", "bco", "dpo"]
+
+
+def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
+    def call(command):
+        return int(command[0] == "src/train.py" and "sweep=table4" in command)
+
+    assert reproduce(Options("paper", outputs=str(tmp_path)), call) == 1
+    assert "not complete: table4" in capsys.readouterr().out
+
+
+def test_wrong_options_are_named_together():
+    errors = option_errors(Options("tabel3", scale="huge", seeds=0))
+    assert len(errors) == 3
+    assert "table3" in errors[0]
+    assert "smollm2" in errors[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["table1", "table2", "table3", "table4", "figure2", "figure3", "ratio_grid", "balance"]
+)
+def test_every_table_and_figure_is_made_by_name(name, tmp_path):
+    table3_runs(tmp_path)
+    grid_runs(tmp_path, seeds=(42,))
+    experiment = "table3" if name == "table4" else None
+    paths, said = build(Request(name, tmp_path, experiment, tmp_path / "out"))
+    assert paths
+    assert all(path.is_file() for path in paths)
+    assert said
+
+
+def script(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / arguments[0]), *arguments[1:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_no_records_yet_names_the_command_and_the_exit_code_is_not_0(tmp_path):
+    done = script("tables.py", "table3", "--outputs", str(tmp_path))
+    assert done.returncode == 1
+    assert "make table3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_experiment_that_does_not_exist_lists_those_that_do(tmp_path):
+    write_run(tmp_path, "mine", "dpo")
+    done = script("figures.py", "figure2", "--outputs", str(tmp_path), "--experiment", "mein")
+    assert done.returncode == 1
+    assert "'mein'" in done.stderr
+    assert "there: mine" in done.stderr
+
+
+def test_a_metric_that_no_run_has_is_an_error_and_one_that_some_lack_is_a_dash(tmp_path):
+    grid_runs(tmp_path, seeds=(42,))
+    with pytest.raises(ValueError, match="eval/rewards/typo"):
+        build(Request("ratio_grid", tmp_path, metric="eval/rewards/typo"))
+    write_run(tmp_path, "table1", "sgdpo", "tiny_qwen2", ratio=(0.6, 0.9), evaluated=False)
+    _, said = build(Request("table1", tmp_path))
+    assert "no finished run has verifiable-checker:win_rate" in said
