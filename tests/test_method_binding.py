@@ -190,7 +190,7 @@ class Count:
     def __init__(self):
         self.calls = 0
 
-def hinge(pair: Pair, *, beta: float, margin: float = 1.0, ratios: Ratios, state: Count) -> PairLoss:
+def hinge(pair: Pair, *, beta: float, margin: float = 1.0, rounds: int = 1, ratios: Ratios, state: Count) -> PairLoss:
     state.calls += 1
     h_B = pair.chosen.ratio_B - ratios.rejected * pair.rejected.ratio_B
     return PairLoss(torch.relu(margin - beta * h_B), *rewards(pair, beta))
@@ -208,6 +208,7 @@ def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch: 
         "needs": {"reference": True, "ratios": True, "draws": False, "state": "a_new_method.Count"},
         "beta": 0.5,
     }
+    assert "method.rounds=True does not fit int" in only_error(config | {"rounds": True}, PAPER)
     for hyper, expected in (({"margin": 2.0}, 1.65), ({}, 0.65)):
         method = bind_method(config | hyper, {"chosen": 1.0, "rejected": 0.5})
         state = method.new_state()
