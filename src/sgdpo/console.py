@@ -41,7 +41,7 @@ def set_up_logging() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
     logging.getLogger("sgdpo").setLevel(logging.INFO)
-    for name in ("accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib"):
+    for name in ("accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed sets its own level when it is imported; a filter stays.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from sgdpo.config.compose import CONF
 from sgdpo.evaluation.endpoint import EndpointSettings
 from sgdpo.evaluation.local_server import server_errors
 from sgdpo.evaluation.prompts import Sampling
@@ -106,6 +108,13 @@ def to_evaluate_config(config: DictConfig) -> EvaluateConfig:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateConfig), resolved))
     except Exception as error:
         raise ValueError(f"{error}".splitlines()[0]) from None
+
+
+def compose_evaluation(overrides: list[str]) -> EvaluateConfig:
+    """Compose an evaluation from command-line overrides, without Hydra's application around it."""
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_evaluate_config(compose("evaluate", overrides))
 
 
 def sampling_of(benchmark: BenchmarkConfig) -> Sampling:
