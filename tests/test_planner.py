@@ -1,0 +1,172 @@
+"""A plan's arithmetic agrees with known models, measured peaks and DeepSpeed's own estimator."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.schema import RunConfig
+from sgdpo.engine.memory import GB, Row, activations, model_states
+from sgdpo.engine.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops
+from sgdpo.engine.shapes import model_shape
+from step_memory import packed_row, step_peak
+
+SMOLLM2 = Path("outputs/cache/models/smollm2-135m-instruct")
+PAPER = ["data=ultrafeedback", "engine=zero3", "precision=bf16", "trainer.activation_checkpointing=true"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def run(*overrides: str) -> RunConfig:
+    return to_run_config(compose_run(list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("llama31_8b", 8_030_261_248),
+        ("llama31_8b_instruct", 8_030_261_248),
+        ("qwen2_7b", 7_615_616_512),
+        ("qwen2_7b_instruct", 7_615_616_512),
+    ],
+)
+def test_the_papers_models_are_known_without_a_network(model: str, parameters: int) -> None:
+    """The counts are those of the published models' cards (their safetensors indices)."""
+    assert model_shape(run(f"model={model}").model).parameters == parameters
+
+
+def test_a_tiny_shape_by_hand() -> None:
+    """tiny_llama: 102 x 128 twice (embedding, head); a layer 2 x 128 x 128 (q, o) + 2 x 64 x 128 (k, v)
+    + 3 x 384 x 128 (MLP) + 2 x 128 (norms) = 196,864, four times; one norm more: 128."""
+    shape = model_shape(run().model)
+    assert shape.parameters == 2 * 102 * 128 + 4 * 196_864 + 128
+    assert shape.body == 4 * 196_864 + 128
+    assert shape.largest == 384 * 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_agree_with_measured_peaks_within_15_percent(bf16: bool, checkpointing: bool) -> None:
+    config = run()
+    row = packed_row(6, 60, 30, 24, vocabulary=100)
+    size = Row(row["input_ids"].numel(), row["source_L"].numel())
+    measured = step_peak(config.model, row, bf16, checkpointing, budget_mb=64)
+    planned = activations(model_shape(config.model), size, bf16, checkpointing, head_budget_mb=64)
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="`make smollm2` puts the model in place")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_real_models_peak_agrees_within_15_percent(checkpointing: bool) -> None:
+    """SmolLM2-135M: 30 layers, 49,152 entries of vocabulary, tied embeddings."""
+    config = run("model=smollm2_135m")
+    row = packed_row(2, 120, 60, 50, vocabulary=49_000)
+    size = Row(row["input_ids"].numel(), row["source_L"].numel())
+    measured = step_peak(config.model, row, False, checkpointing, budget_mb=64)
+    planned = activations(model_shape(config.model), size, False, checkpointing, head_budget_mb=64)
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("model", ["llama31_8b", "qwen2_7b"])
+@pytest.mark.parametrize("processes", [4, 8])
+def test_zero3_states_agree_with_deepspeeds_estimator_within_15_percent(model: str, processes: int) -> None:
+    """DeepSpeed counts 18 bytes a parameter (2 of them bf16 weights) and the largest module; ours are 20
+    (float32 weights) and the same module, where no more than it may be alive."""
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+    largest_alone = ["engine.deepspeed.zero_optimization.stage3_max_live_parameters=0"]
+    config = run(f"model={model}", "engine=zero3", f"engine.num_processes={processes}", *largest_alone)
+    shape = model_shape(config.model)
+    _, theirs, _ = estimate_zero3_model_states_mem_needs(
+        shape.parameters,
+        shape.largest,
+        num_gpus_per_node=processes,
+        cpu_offload=False,
+        cpu_offload_params=False,
+    )
+    assert model_states(shape, config.engine).total == pytest.approx(theirs, rel=0.15)
+
+
+def test_states_by_hand() -> None:
+    """P parameters, float32: one process holds 4 P of weights, 4 P of gradients and 8 P of moments. DDP adds 4 P
+    of buckets. ZeRO-2 over 4 cuts gradients to P and moments with a master copy (12 P) to 3 P; ZeRO-3 cuts the
+    weights to P; with offload nothing of them stays on the GPU, and 4 x 5 P are in the machine's memory."""
+    shape = model_shape(run("model=llama31_8b").model)
+    count = shape.parameters
+
+    def states(*overrides: str):
+        return model_states(shape, run("engine=" + overrides[0], *overrides[1:]).engine)
+
+    single, ddp, zero2 = states("single"), states("ddp"), states("zero2")
+    zero3, offload = states("zero3"), states("zero3_offload")
+    assert (single.weights, single.gradients, single.optimizer) == (4 * count, 4 * count, 8 * count)
+    assert ddp.total - single.total == 4 * count
+    assert (zero2.weights, zero2.gradients, zero2.optimizer) == (4 * count, count, 3 * count)
+    assert (zero3.weights, zero3.gradients, zero3.optimizer) == (count, count, 3 * count)
+    assert (offload.weights, offload.gradients, offload.optimizer) == (0, 0, 0)
+    assert offload.cpu == 4 * 5 * count
+
+
+def test_the_papers_run_fits_four_gpus_and_is_planned_without_data_or_weights() -> None:
+    """477 steps: 61,135 pairs / 128, the remainder left out; the start's 4,869: 3 x floor(207,865 / 128)."""
+    planned = plan(run("model=llama31_8b", *PAPER))
+    assert planned.fits
+    assert planned.work.steps == 477
+    assert planned.start.work.steps == 4869
+    assert not planned.work.counted
+    text = render(planned)
+    assert "it fits" in text
+    assert "estimated" in text
+
+
+def test_one_gpu_does_not_hold_8b_and_the_plan_says_what_to_do() -> None:
+    planned = plan(run("model=llama31_8b_instruct", "data=ultrafeedback", "precision=bf16"))
+    assert not planned.fits
+    assert "IT DOES NOT FIT: use engine=zero3 on more GPUs" in render(planned)
+
+
+def test_hours_follow_the_formula() -> None:
+    """One pass of N tokens, L of them trained: 6 N body + 8 L head FLOPs; at 100 TFLOP/s and a half, over 3600."""
+    config = run(
+        "model=llama31_8b_instruct", "data=ultrafeedback", "engine.gpu_tflops=100", "engine.utilisation=0.5"
+    )
+    planned = plan(config)
+    work, shape = planned.work, planned.shape
+    used = 477 * 128 / 61_135
+    flops = (6 * work.tokens * shape.body + 8 * work.predicted * shape.head) * used
+    assert train_flops(config, shape, work) == pytest.approx(flops, rel=1e-9)
+    assert planned.train_hours == pytest.approx(flops / 50e12 / 3600, rel=1e-9)
+    assert gpu_hours(config, 50e12 * 3600) == pytest.approx(1)
+    assert f"a table of {METHODS_OF_A_TABLE} methods" in render(planned)
+
+
+def test_local_data_is_counted_not_estimated(tmp_path: Path) -> None:
+    planned = plan(run("data.world.pairs=64", "data.world.demonstrations=64", f"outputs={tmp_path}"))
+    assert planned.work.counted
+    assert planned.work.examples == 64
+    assert planned.work.steps == 2
+    assert planned.memory < 2 * GB
+
+
+@pytest.mark.slow
+def test_a_dry_run_prints_the_plan_and_leaves_no_run(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "src/train.py",
+        "dry_run=true",
+        "model=qwen2_7b",
+        f"outputs={tmp_path}",
+        *PAPER,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "7.62 billion parameters" in done.stdout
+    assert not (tmp_path / "default").exists()
