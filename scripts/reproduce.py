@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--test-rows", default="", help="a file of held-out rows")
     parser.add_argument("--outputs", default="outputs", help="where records are")
     parser.add_argument("arguments", nargs="*", help="further overrides of the training runs")
-    read = vars(parser.parse_args())
+    read = vars(parser.parse_intermixed_args())
     models = tuple(filter(None, read.pop("models").split(",")))
     try:
         code = reproduce(Options(**{**read, "models": models, "arguments": tuple(read["arguments"])}))

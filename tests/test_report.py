@@ -126,12 +126,26 @@ def test_sft_runs_are_judged_first_as_the_others_are_compared_with_them(tmp_path
     assert order == ["sft", "bco", "dpo"]
 
 
+def test_figure1_judges_one_run_of_table3_twice(tmp_path):
+    write_run(tmp_path, "table3", "dpo")
+    ran = []
+    options = Options("figure1", outputs=str(tmp_path))
+    with pytest.raises(ValueError, match="finished SGDPO run of table3"):
+        reproduce(options, lambda command: ran.append(command) or 0)
+    folder = write_run(tmp_path, "table3", "sgdpo", ratio=(0.6, 0.9))
+    reproduce(options, lambda command: ran.append(command) or 0)
+    twice, drawn = ran[-2:]
+    assert twice[:3] == ["scripts/judge_variance.py", str(folder), "judge=local"]
+    assert twice[-1] == f"{tmp_path}/figure1/judge_variance.json"
+    assert drawn[:2] == ["scripts/figures.py", "figure1"]
+
+
 def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
     def call(command):
         return int(command[0] == "src/train.py" and "sweep=table4" in command)
 
     assert reproduce(Options("paper", outputs=str(tmp_path)), call) == 1
-    assert "not complete: table4" in capsys.readouterr().out
+    assert "not complete: table4, figure1" in capsys.readouterr().out
 
 
 def test_wrong_options_are_named_together():

@@ -80,7 +80,7 @@ def _table(request: Request, paper: Paper) -> Table:
 def _figure(request: Request, paper: Paper) -> tuple[list[Path], str]:
     name, folder = request.name, request.folder
     if name == "figure1":
-        return _said(figures.figure1(request.outputs / "figure1" / JUDGE_VARIANCE, folder))
+        return _said(figures.figure1(folder / JUDGE_VARIANCE, folder))
     runs = request.runs()
     if name == "figure2":
         return _said(figures.figure2(runs, paper, folder))

@@ -19,7 +19,7 @@ import yaml
 
 from sgdpo.config.compose import CONF
 from sgdpo.records import read_runs
-from sgdpo.report.build import FIGURES
+from sgdpo.report.build import FIGURES, JUDGE_VARIANCE
 
 Command = list[str]
 FIRST_SEED = 42
@@ -118,8 +118,28 @@ def judged_by(target: Mapping[str, Any], options: Options) -> tuple[str, str]:
     scale = load_targets()["scales"][options.scale]
     own = target["judged"] if isinstance(target["judged"], str) else ""
     benchmark = own or options.benchmark or scale["benchmark"]
-    usual = "checker" if benchmark == "verifiable" else "openai"
-    return benchmark, options.judge or usual
+    return benchmark, "checker" if benchmark == "verifiable" else options.judge or scale["judge"]
+
+
+def variance_command(options: Options, run: str) -> Command:
+    """Return the command that judges one run's answers twice."""
+    scale = load_targets()["scales"][options.scale]
+    command = ["scripts/judge_variance.py", run, f"judge={options.judge or scale['judge']}"]
+    command += [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
+    command += ["--benchmarks", *([options.benchmark] if options.benchmark else scale["variance"])]
+    return [*command, "--output", f"{options.outputs}/figure1{options.suffix}/{JUDGE_VARIANCE}"]
+
+
+def run_to_judge_twice(target: Mapping[str, Any], options: Options) -> str:
+    """Return the finished run whose answers figure 1 has judged twice: SGDPO's first seed.
+
+    Raises ValueError if there is none.
+    """
+    runs = read_runs(Path(options.outputs), f"{target['experiment']}{options.suffix}")
+    found = [run for run in runs if run.status == "finished" and run["ratio"]]
+    if not found:
+        raise ValueError(f"figure 1 needs a finished SGDPO run of {target['experiment']}{options.suffix}")
+    return str(min(found, key=lambda run: (run["model"], run["seed"])).folder)
 
 
 def runs_to_judge(target: Mapping[str, Any], options: Options) -> list[str]:
@@ -147,7 +167,7 @@ def make_commands(target: Mapping[str, Any], options: Options) -> list[Command]:
             options.outputs,
         ]
         command += ["--into", f"{options.outputs}/{name}{options.suffix}"]
-        if "experiment" in target:
+        if "experiment" in target and name != "figure1":
             command += ["--experiment", f"{target['experiment']}{options.suffix}"]
         if options.evaluation and name in ("table3", "mtbench"):
             command += ["--evaluation", options.evaluation]
@@ -173,7 +193,9 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     if options.dry_run:
         return _announce(target, options) or failed
     for before in target.get("before", []):
-        failed |= call([before, *options.arguments]) != 0
+        failed |= call([before]) != 0
+    if target.get("twice"):
+        failed |= call(variance_command(options, run_to_judge_twice(target, options))) != 0
     if target.get("judged"):
         runs = runs_to_judge(target, options)
         failed |= bool(runs) and call(judge_command(target, options, runs)) != 0
@@ -186,6 +208,8 @@ def _announce(target: Mapping[str, Any], options: Options) -> int:
     """Print the steps after training; they cannot be counted before the runs exist."""
     for before in target.get("before", []):
         print(f"then: python {before}")
+    if target.get("twice"):
+        print(f"then: {shlex.join(['python', *variance_command(options, 'RUN')])}")
     if target.get("judged"):
         print(f"then: {shlex.join(['python', *judge_command(target, options, ['RUN...'])])}")
     for command in make_commands(target, options):
@@ -197,8 +221,12 @@ def _paper(options: Options, call: Callable[[Command], int]) -> int:
     failed = []
     for name in load_targets()["paper"]:
         print(f"\n== {name}", flush=True)
-        if reproduce(replace(options, target=name), call):
-            failed.append(name)
+        try:
+            code = reproduce(replace(options, target=name), call)
+        except ValueError as error:
+            print(f"error: {error}")
+            code = 1
+        failed += [name] if code else []
     if not options.dry_run and call(["scripts/report.py", "--outputs", options.outputs]):
         failed.append("report")
     if failed:

@@ -90,8 +90,9 @@ def table4(runs: Sequence[RunView], paper: Paper) -> Table:
     rows.append([text("paper (8B, 4 x A800)"), *(_clock(known[m]) for m in ("dpo", "sgdpo"))])
     rows[-1] += [Entry(f"{known['overhead']:+.2f}", value=known["overhead"], status="paper"), Entry()]
     header = ["Model", "DPO, s", "SGDPO, s", "overhead, %", "95 % interval"]
+    spread = f"{error_fact(pair)} " if len(seeds) > 1 else ""
     notes = [
-        f"{error_fact(pair)} Overhead: trimmed mean (10 %) of SGDPO's time over DPO's, step by step on the "
+        f"{spread}Overhead: trimmed mean (10 %) of SGDPO's time over DPO's, step by step on the "
         "same pairs; interval by bootstrap over the steps. Steps only, without start-up and evaluation."
     ]
     return Table("table4", "Table 4: training time", header, rows, 1, [*facts(pair, paper, None), *notes])
