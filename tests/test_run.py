@@ -1,0 +1,189 @@
+"""One command does the whole job: the start is trained once, the run is recorded, skipped, resumed, mirrored."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.execute import execute
+from sgdpo.jsonio import read_metrics
+from sgdpo.records import read_runs, view_run
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = [
+    "device=cpu", "model.tiny.num_hidden_layers=1", "model.tiny.hidden_size=32", "model.tiny.intermediate_size=64",
+    "data.world.pairs=48", "data.world.demonstrations=32", "data.world.test_pairs=8", "data.world.prompts=8",
+    "optimizer.sft.max_steps=3", "optimizer.sft.batch_size=8", "optimizer.batch_size=8", "optimizer.lr=1e-3",
+]  # fmt: skip
+SPEED = {"pairs_per_second", "tokens_per_second"}
+
+
+def quick(folder: Path, *overrides: str) -> list[str]:
+    return [*QUICK, f"outputs={folder}/outputs", *overrides]
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    return execute(to_run_config(compose_run(quick(folder, "tracking=off", *overrides))))
+
+
+def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the entrypoint as a user does."""
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *quick(folder, *overrides)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def curve(folder: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished SGDPO run of the default world in small, made by the command line, tracked offline."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = train(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {view["method"]: view for view in read_runs(folder / "outputs")}
+    assert set(runs) == {"sft", "sgdpo"}
+    (folder / "screen.txt").write_text(done.stdout)
+    return runs["sgdpo"].folder
+
+
+def test_one_command_trains_the_start_first_and_records_both(finished: Path) -> None:
+    view = view_run(finished)
+    start = view_run(finished.parent / view["start"])
+    assert (view.status, start.status) == ("finished", "finished")
+    assert (view["phase"], start["phase"]) == ("preference", "sft")
+
+
+def test_the_first_row_holds_the_step_0_identities(finished: Path) -> None:
+    first = read_metrics(finished / "metrics.jsonl")[0]
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+
+
+def test_every_row_has_the_fields_keys(finished: Path) -> None:
+    rows = read_metrics(finished / "metrics.jsonl")
+    both = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
+            "logps/rejected", "lengths/chosen", "lengths/rejected", "pilot/chosen", "pilot/log_balance"}  # fmt: skip
+    train_only = {"grad_norm", "learning_rate", *SPEED}
+    assert all(both <= row.keys() for row in rows)
+    assert all(train_only <= row.keys() for row in rows if row["split"] == "train")
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_record_says_what_was_trained_on_and_with_what(finished: Path) -> None:
+    view = view_run(finished)
+    assert view["data"]["counts"]["train"]["kept"] == 48
+    assert view["versions"]["torch"].startswith("2.")
+    assert view["ratio"] == {"chosen": 0.6, "rejected": 0.9}
+    assert view["seconds"] > 0
+    assert view["peak_memory_mb"] > 0
+    assert view["final"]["eval"]["step"] == 6
+
+
+def test_the_final_model_loads_by_from_pretrained_with_its_tokenizer(finished: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Sort: cab"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert model(ids).logits.isfinite().all()
+    assert not list((finished / "model").glob("*.bin"))
+
+
+def test_the_closing_words_name_the_files_and_how_to_browse_an_offline_run(finished: Path) -> None:
+    screen = (finished.parents[2] / "screen.txt").read_text()
+    for expected in ("rewards/margins", "reward_curves.png", "metrics.jsonl", "wandb leet", "wandb sync"):
+        assert expected in screen
+    assert (finished / "reward_curves.png").stat().st_size > 10_000
+
+
+def test_the_tokens_rewards_of_a_pair_add_up_to_its_reward(finished: Path) -> None:
+    pairs = json.loads((finished / "pairs.json").read_text())["pairs"]
+    assert pairs
+    assert any(token["pilot"] for token in pairs[0]["chosen"])
+    assert all(math.isfinite(token["reward"]) for pair in pairs for token in pair["rejected"])
+
+
+def test_a_run_writes_only_into_outputs(finished: Path) -> None:
+    assert {path.name for path in finished.parents[2].iterdir()} == {"outputs", "screen.txt"}
+
+
+def test_a_finished_run_is_not_trained_again_unless_forced(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    written = (first / "record.json").stat().st_mtime_ns
+    assert run(tmp_path) == first
+    assert (first / "record.json").stat().st_mtime_ns == written
+    assert run(tmp_path, "force=true") == first
+    assert (first / "record.json").stat().st_mtime_ns != written
+
+
+def test_two_methods_share_one_start_and_one_tokenised_set_and_one_reference(tmp_path: Path) -> None:
+    for method in ("dpo", "sgdpo", "bco"):
+        run(tmp_path, f"method={method}")
+    views = {view["method"]: view for view in read_runs(tmp_path / "outputs")}
+    assert len(views) == 4
+    assert len({view["start"] for name, view in views.items() if name != "sft"}) == 1
+    assert views["dpo"]["shared"] == {**views["dpo"]["shared"], "start": "trained", "reference": "built"}
+    assert views["bco"]["shared"] == {"start": "found", "tokens": "hit", "reference": "hit",
+                                      "reference_forward_tokens": 0}  # fmt: skip
+
+
+def test_the_reference_cached_or_live_gives_one_curve(tmp_path: Path) -> None:
+    cached = curve(run(tmp_path, "experiment=cached"))
+    live = curve(run(tmp_path, "experiment=live", "reference=live"))
+    for a, b in zip(cached, live, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    first, again = run(tmp_path, "experiment=a"), run(tmp_path, "experiment=b")
+    other = run(tmp_path, "experiment=c", "seed=1")
+    assert curve(first) == curve(again)
+    assert curve(first) != curve(other)
+
+
+def test_a_failed_run_says_so_in_its_record_and_with_its_exit_code(tmp_path: Path) -> None:
+    """The data is fine, the batch is larger than what is left of it: one line, no traceback."""
+    done = train(tmp_path, "method=sft", "tracking=off", "optimizer.batch_size=33")
+    assert done.returncode == 1
+    assert "error: 32 training examples are left but a step takes 33" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [view.status for view in read_runs(tmp_path / "outputs")] == ["failed"]
+
+
+def test_bad_settings_stop_before_anything_is_written(tmp_path: Path) -> None:
+    done = train(tmp_path, "ratio.chosen=1.5", "method.beta=-1")
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_continues_to_the_same_bits(tmp_path: Path) -> None:
+    longer = ["optimizer.preference.max_steps=30", "trainer.save_steps=5", "tracking=off", "data.world.pairs=240"]
+    whole = run(tmp_path, "experiment=whole", *longer)
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *quick(tmp_path, "experiment=killed", *longer)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = tmp_path / "outputs" / "killed" / whole.name
+    while not (killed / "checkpoints" / "checkpoint-10" / "manifest.json").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert view_run(killed).status == "interrupted"
+    continued = run(tmp_path, "experiment=killed", *longer)
+    assert curve(continued) == curve(whole)
+    assert (continued / "model" / "model.safetensors").read_bytes() == (
+        whole / "model" / "model.safetensors"
+    ).read_bytes()
