@@ -81,7 +81,9 @@ def test_balance_and_learning_rate_are_drawn_with_their_references(tmp_path):
         for method, ratio in (("dpo", None), ("sgdpo", (0.6, 0.9))):
             for seed in (42, 43):
                 write_run(tmp_path, "lr", method, seed=seed, lr=lr, ratio=ratio)
-    write_run(tmp_path, "lr", "sft")
+    start = write_run(tmp_path, "elsewhere", "sft")
+    for run in read_runs(tmp_path, "lr"):
+        (run.folder / "record.json").write_text(json.dumps({**run.record, "start": start.name}))
     write_run(tmp_path, "table1", "sgdpo", ratio=(0.6, 0.9))
     _, svg = learning_rate_figure(read_runs(tmp_path, "lr"), "verifiable-checker:score_mean", PAPER, tmp_path)
     assert {"SGDPO", "DPO"} <= set(words(svg).split())

@@ -153,6 +153,7 @@ def test_what_was_synced_before_is_not_written_twice(tmp_path):
     assert _rows_to_replay(folder, record.fields["tracker"]) is None
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from sgdpo.records import RunView
-from sgdpo.report.cells import Cell, group, learning_rate, ratio_of, read_metric, refuse_mixtures
+from sgdpo.records import RunView, view_run
+from sgdpo.report.cells import Cell, group, last_metric, learning_rate, ratio_of, read_metric, refuse_mixtures
 from sgdpo.report.common import by_model, figure_facts, figure_name, save_figure
 from sgdpo.report.figures import Ratio, six_ratios
 from sgdpo.report.panels import band
@@ -65,7 +65,7 @@ def learning_rate_figure(runs: Sequence[RunView], metric: str, paper: Paper, fol
         cells = group(own, lambda run: (run["method"], learning_rate(run)))
         curves = {method: _over_rates(cells, method, metric) for method in ("dpo", "sgdpo")}
         if any(len(rates) for rates, *_ in curves.values()):
-            start = cells_mean(cells, "sft", metric)
+            start = start_mean(own, metric)
             title = f"Quality against the learning rate, {paper.title(model)}"
             name = figure_name("learning_rate", runs, model)
             paths += _draw_rates(curves, start, metric, title, figure_facts(own), folder, name)
@@ -85,10 +85,16 @@ def _over_rates(cells: Mapping[tuple[str, float], Cell], method: str, metric: st
     return tuple(np.array(rows, dtype=float).reshape(-1, 4).T)
 
 
-def cells_mean(cells: Mapping[tuple[str, float], Cell], method: str, metric: str) -> float | None:
-    """Return a method's mean of a metric over all its cells, None if none has it."""
-    found = [cell.estimate(read_metric(metric)) for (name, _), cell in cells.items() if name == method]
-    values = [estimate.value for estimate in found if estimate]
+def start_mean(runs: Sequence[RunView], metric: str) -> float | None:
+    """Return the mean of a metric over the SFT starts of the runs, wherever they lie; None if none has it."""
+    names = {run["start"] for run in runs if run["start"]}
+    found = {run.folder: run for run in runs if run["method"] == "sft"}
+    for run in runs:
+        if run["start"] in names:
+            names.discard(run["start"])
+            for path in run.folder.parent.parent.glob(f"*/{run['start']}/record.json"):
+                found[path.parent] = view_run(path.parent)
+    values = [value for run in found.values() if (value := last_metric(run, metric)) is not None]
     return float(np.mean(values)) if values else None
 
 
