@@ -87,14 +87,10 @@ def _over_rates(cells: Mapping[tuple[str, float], Cell], method: str, metric: st
 
 def start_mean(runs: Sequence[RunView], metric: str) -> float | None:
     """Return the mean of a metric over the SFT starts of the runs, wherever they lie; None if none has it."""
-    names = {run["start"] for run in runs if run["start"]}
-    found = {run.folder: run for run in runs if run["method"] == "sft"}
-    for run in runs:
-        if run["start"] in names:
-            names.discard(run["start"])
-            for path in run.folder.parent.parent.glob(f"*/{run['start']}/record.json"):
-                found[path.parent] = view_run(path.parent)
-    values = [value for run in found.values() if (value := last_metric(run, metric)) is not None]
+    folders = {run.folder for run in runs if run["method"] == "sft"}
+    for start in {run["start"] for run in runs if run["start"]}:
+        folders |= {path.parent for path in runs[0].folder.parent.parent.glob(f"*/{start}/record.json")}
+    values = [value for run in map(view_run, folders) if (value := last_metric(run, metric)) is not None]
     return float(np.mean(values)) if values else None
 
 
