@@ -133,7 +133,7 @@ def test_prompts_begin_with_one_beginning_of_text_token_and_end_with_the_assista
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     ids = prompt_ids(tokenizer, PROMPTS[0])
     assert ids.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(ids).endswith("<|assistant|>")
 
 
 def test_a_doubled_beginning_of_text_token_is_refused(saved):
@@ -145,7 +145,7 @@ def test_a_doubled_beginning_of_text_token_is_refused(saved):
 
 def test_answers_stop_at_the_end_of_turn_token_and_at_the_end_of_text_token(saved):
     tokenizer = load_tokenizer(saved)
-    assert stop_ids(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<eos>"]))
+    assert stop_ids(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(["<|end|>", "<eos>"]))
 
 
 def test_truncated_answers_are_counted(saved, tmp_path):

@@ -10,20 +10,22 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 # Printable ASCII and the line break, a token each; everything else is <unk>.
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<|im_start|>", "<|im_end|>")
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", *ROLES, "<|end|>")
 
+# One token opens a turn and one closes it: a character model should not spend its context on spelling roles.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the character tokenizer: 6 special tokens, then the alphabet in order; a ChatML-like template.
+    """Return the character tokenizer: 8 special tokens, then the alphabet in order; a template of its own.
 
-    The token that closes a turn, `<|im_end|>`, is what generation stops at; bos, eos, pad and unk are
+    The token that closes a turn, `<|end|>`, is what generation stops at; bos, eos, pad and unk are
     distinct.
     """
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET])}
@@ -36,7 +38,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        extra_special_tokens=[*ROLES, "<|end|>"],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
         model_max_length=1 << 20,
@@ -59,7 +61,7 @@ def tiny_config(tiny: dict[str, Any]) -> PreTrainedConfig:
         kind,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
         pad_token_id=tokenizer.pad_token_id,
         **arguments,
     )
