@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         server: ChatServer = self.server
         with server.lock:
             server.requests.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             number = len(server.requests) - 1
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)

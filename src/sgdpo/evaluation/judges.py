@@ -12,7 +12,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,18 +144,25 @@ def ask_all(judge: Judge, requests: Sequence[JudgeRequest], cache: Path) -> list
 def _ask_missing(
     judge: Judge, requests: list[JudgeRequest], store: JudgmentStore, pool: ThreadPoolExecutor, bar: tqdm
 ) -> None:
+    stop = threading.Event()
+
     def ask(request: JudgeRequest) -> None:
-        store.keep(request, judge.ask(request))
+        if stop.is_set():
+            return
+        try:
+            store.keep(request, judge.ask(request))
+        except BaseException:
+            stop.set()
+            raise
         bar.update()
 
     futures: list[Future] = [pool.submit(ask, request) for request in requests]
     try:
-        wait(futures, return_when=FIRST_EXCEPTION)
+        wait(futures)
     finally:
-        for future in futures:
-            future.cancel()
-    wait(futures)
-    failed = [future.exception() for future in futures if not future.cancelled() and future.exception()]
+        # An interruption (or a failure, above) sends nothing more; what is under way is kept.
+        stop.set()
+    failed = [future.exception() for future in futures if future.exception()]
     if not failed:
         return
     kept = sum(store.find(request) is not None for request in requests)

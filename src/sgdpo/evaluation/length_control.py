@@ -71,7 +71,7 @@ def length_controlled(
     predicted_B = _predict(_fit(rows, targets, weights, strength), level)
     error = 100 * float(np.std(predicted_B, ddof=1) / np.sqrt(len(predicted_B)))
     if difficulty_B is None:
-        error = _bootstrap_error(features[known_B], target_B[known_B], strength, seed)
+        error = _bootstrap_error(features[known_B], target_B[known_B], seed)
     return LengthControlled(
         100 * float(predicted_B.mean()), error, "plain" if gamed is None else "regularised"
     )
@@ -137,13 +137,16 @@ def _predict(model: LogisticRegression, rows: NDArray) -> NDArray:
     return model.predict_proba(rows)[:, 1]
 
 
-def _bootstrap_error(
-    features: NDArray, target_B: NDArray, strength: float, seed: int, resamples: int = 200
-) -> float:
-    """Return the deviation, per cent, of the level prediction over resampled prompts, penalty held."""
+def _bootstrap_error(features: NDArray, target_B: NDArray, seed: int, resamples: int = 200) -> float:
+    """Return the deviation, per cent, of the level prediction over resampled prompts.
+
+    Fitted without a penalty worth the name: one strong enough to shrink the level to a half would hide the
+    noise.
+    """
     draws, n = np.random.default_rng(seed), len(target_B)
     level, values = np.array([[0.0, 1.0]]), []
     for _ in range(resamples):
         drawn = draws.integers(0, n, n)
-        values.append(_predict(_fit(features[drawn], target_B[drawn], np.ones(n), strength), level)[0])
+        fitted = _fit(features[drawn], target_B[drawn], np.ones(n), float(STRENGTHS[-1]))
+        values.append(_predict(fitted, level)[0])
     return 100 * float(np.std(values, ddof=1))

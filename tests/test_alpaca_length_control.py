@@ -1,0 +1,135 @@
+"""The length-controlled win rate: what it must find in made-up data, and alpaca-eval itself as the oracle."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgdpo.evaluation.length_control import length_controlled
+
+needs_oracle = pytest.mark.skipif(
+    importlib.util.find_spec("alpaca_eval") is None,
+    reason="alpaca-eval==0.6.6 is not installed (an oracle only)",
+)
+
+
+def made_up(seed: int = 0, n: int = 805, quality: float = -1.0, bias: float = 0.8):
+    """Return preferences of a judge with a bias for length, both lengths, and difficulties."""
+    draws = np.random.default_rng(seed)
+    theirs = draws.integers(200, 3000, n)
+    ours = (theirs * draws.uniform(0.3, 1.6, n)).astype(int)
+    difference = (ours - theirs) / (ours - theirs).std(ddof=1)
+    difficulty = draws.normal(0, 1.5, n)
+    logit = quality + bias * np.tanh(difference) + 0.4 * difficulty
+    return 1 / (1 + np.exp(-logit)), ours, theirs, difficulty
+
+
+def made_up_gamed(difficulty: np.ndarray) -> pd.DataFrame:
+    draws, n = np.random.default_rng(9), 2 * len(difficulty)
+    return pd.DataFrame(
+        {
+            "index": np.tile(np.arange(len(difficulty)), 2),
+            "model": "gamed",
+            "preference": draws.beta(0.3, 0.3, n),
+            "instruction_difficulty": np.tile(difficulty, 2),
+            "std_delta_len": draws.normal(0, 1.5, n),
+            "not_gamed_baseline": False,
+        }
+    )
+
+
+def test_a_bias_for_length_is_taken_out():
+    """Preferences are sigmoid(0 + 2 tanh(length difference)): of equal length, both win half of the time."""
+    _, ours, theirs, _ = made_up()
+    ours = ours + 700
+    difference = (ours - theirs) / (ours - theirs).std(ddof=1)
+    won = 1 / (1 + np.exp(-2 * np.tanh(difference)))
+    assert 100 * won.mean() > 60
+    assert length_controlled(won, ours, theirs).value == pytest.approx(50, abs=1)
+
+
+def test_without_a_bias_the_raw_rate_stays():
+    won, ours, theirs, difficulty = made_up(bias=0.0)
+    found = length_controlled(won, ours, theirs, difficulty_B=difficulty)
+    assert found.value == pytest.approx(100 * won.mean(), abs=0.3)
+    assert found.form == "plain"
+
+
+def test_the_prediction_is_the_mean_over_difficulties_at_equal_length():
+    """The truth is known: the mean of sigmoid(-1 + 0.4 difficulty), whatever the lengths."""
+    won, ours, theirs, difficulty = made_up()
+    truth = 100 * np.mean(1 / (1 + np.exp(1.0 - 0.4 * difficulty)))
+    assert length_controlled(won, ours, theirs, difficulty_B=difficulty).value == pytest.approx(
+        truth, abs=0.3
+    )
+
+
+def test_answers_of_equal_length_leave_nothing_to_control():
+    won = (np.arange(100) % 4 == 0).astype(float)
+    assert length_controlled(won, [50] * 100, [50] * 100).value == pytest.approx(25, abs=1)
+
+
+def test_the_bootstrap_error_without_difficulties_is_that_of_a_share():
+    """900 fair coins at random lengths: the error of the level is near 100 * 0.5 / sqrt(900) = 1.67 points."""
+    draws = np.random.default_rng(1)
+    won = draws.integers(0, 2, 900).astype(float)
+    found = length_controlled(won, draws.integers(1, 100, 900), draws.integers(1, 100, 900))
+    assert found.error == pytest.approx(100 * 0.5 / math.sqrt(900), rel=0.2)
+
+
+def test_missing_preferences_are_left_out_of_the_fit():
+    won, ours, theirs, difficulty = made_up()
+    whole = length_controlled(won, ours, theirs, difficulty_B=difficulty).value
+    won[::40] = np.nan
+    assert length_controlled(won, ours, theirs, difficulty_B=difficulty).value == pytest.approx(
+        whole, abs=0.5
+    )
+
+
+def test_too_few_prompts_give_no_number_rather_than_a_wild_one():
+    assert length_controlled([1.0] * 9, [1] * 9, [2] * 9) is None
+
+
+def test_gamed_annotations_without_difficulties_are_refused():
+    won, ours, theirs, difficulty = made_up(n=50)
+    with pytest.raises(ValueError, match=r"benchmark\.difficulties"):
+        length_controlled(won, ours, theirs, gamed=made_up_gamed(difficulty))
+
+
+@needs_oracle
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "form", ["length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"]
+)
+def test_alpaca_eval_gives_the_same_within_a_tenth_of_a_point(form, seed, tmp_path, monkeypatch):
+    from alpaca_eval.metrics import glm_winrate
+
+    won, ours, theirs, difficulty = made_up(seed)
+    gamed = made_up_gamed(difficulty)
+    gamed.to_csv(tmp_path / "df_gamed.csv", index=False)
+    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **kwargs: str(tmp_path / "df_gamed.csv"))
+    rows = pd.DataFrame(
+        {
+            "preference": 1 + won,
+            "output_1": ["x" * length for length in theirs],
+            "output_2": ["x" * length for length in ours],
+            "generator_1": "baseline",
+            "generator_2": "ours",
+            "annotator": "judge",
+        }
+    )
+    oracle = glm_winrate.get_length_controlled_winrate(rows, glm_name=form, save_weights_dir=None)
+    found = length_controlled(
+        won,
+        ours,
+        theirs,
+        difficulty_B=None if form.endswith("minimal") else difficulty,
+        gamed=gamed if form.endswith("v1") else None,
+    )
+    assert found.value == pytest.approx(oracle["length_controlled_winrate"], abs=0.1)
+    if not form.endswith("minimal"):
+        assert found.error == pytest.approx(oracle["lc_standard_error"], abs=0.01)
