@@ -131,6 +131,15 @@ def test_runs_of_different_data_are_refused_with_the_difference(outputs):
         table3(read_runs(outputs, "table3"), PAPER)
 
 
+def test_results_of_fewer_prompts_are_refused_beside_the_others(outputs):
+    folder = write_run(outputs, "table3", "nca")
+    fewer = json.loads((folder / "record.json").read_text())["eval"]
+    fewer["verifiable-checker"]["n"] = 10
+    set_eval(folder, fewer)
+    with pytest.raises(ValueError, match=r"settings of verifiable-checker.*n is 200 there, 10 here"):
+        table3(read_runs(outputs, "table3"), PAPER)
+
+
 def test_two_runs_for_one_cell_are_refused_with_the_setting_that_differs(outputs):
     write_run(outputs, "table3", "dpo", lr=1e-4)
     with pytest.raises(ValueError, match=r"optimizer\.lr is"):

@@ -110,6 +110,13 @@ def refuse_mixtures(runs: Sequence[RunView]) -> None:
         _same(found, "data", lambda run: {"fingerprint": (run["data"] or {}).get("fingerprint")})
 
 
+def refuse_unlike_judgments(runs: Sequence[RunView], key: str) -> None:
+    """Refuse results of one evaluation that were sampled or judged differently, naming the difference."""
+    judged = [run for run in runs if run.status == "finished" and key in (run["eval"] or {})]
+    how = ("n", "sampling", "judged_by")
+    _same(judged, f"settings of {key}", lambda run: {name: run["eval"][key].get(name) for name in how})
+
+
 def _same(runs: Sequence[RunView], what: str, read: Callable[[RunView], Mapping[str, Any]]) -> None:
     for run in runs[1:]:
         if read(run) != read(runs[0]):

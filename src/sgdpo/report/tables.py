@@ -18,6 +18,7 @@ from sgdpo.report.cells import (
     ratio_of,
     read_metric,
     refuse_mixtures,
+    refuse_unlike_judgments,
 )
 from sgdpo.report.entries import error_fact, estimate_text, facts, number_entry, paper_entry, text
 from sgdpo.report.paper import Paper
@@ -167,6 +168,7 @@ def table3(runs: Sequence[RunView], paper: Paper, evaluation: str | None = None)
     """Return the win rates of every method and model, marked where they differ from DPO's beyond noise."""
     refuse_mixtures(runs)
     key = choose_evaluation(runs, evaluation, ("alpaca_eval", "verifiable"))
+    refuse_unlike_judgments(runs, key)
     cells = group(runs, lambda run: (run["model"], run["method"]))
     seeds, rows = _seeds(runs), []
     scored = key.startswith("verifiable")
@@ -237,6 +239,7 @@ def mtbench(runs: Sequence[RunView], paper: Paper, evaluation: str | None = None
     """Return MT-Bench scores, 1 to 10: overall and by turn."""
     refuse_mixtures(runs)
     key = choose_evaluation(runs, evaluation, ("mt_bench",))
+    refuse_unlike_judgments(runs, key)
     cells = group(runs, lambda run: (run["model"], run["method"]))
     seeds, rows = _seeds(runs), []
     for model in sorted({model for model, _ in cells}):
