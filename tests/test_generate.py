@@ -72,7 +72,7 @@ def test_one_by_one_and_batched_answers_are_the_same_tokens(saved, tmp_path, sam
     single = answers(saved, sampling, tmp_path / "single", batch_tokens=1)
     batched = answers(saved, sampling, tmp_path / "batched")
     assert single == batched
-    assert len({sample.text for sample in batched}) > 5
+    assert len({sample.text for sample in batched}) > 2
 
 
 def test_greedy_answers_are_the_argmax_of_plain_forward_passes(saved, tmp_path):
@@ -218,4 +218,4 @@ def test_bad_prompts_and_settings_are_refused_with_advice(tmp_path, prompts, sam
 
 def test_a_prompt_too_long_for_the_model_is_named(saved, tmp_path):
     with pytest.raises(ValueError, match=r"prompt 'long' has \d+ tokens.*Lower max_new_tokens to \d+"):
-        answers(saved, Sampling(max_new_tokens=40), tmp_path, prompts=[Prompt.user("long", "a" * 70)])
+        answers(saved, Sampling(max_new_tokens=40), tmp_path, prompts=[Prompt.user("long", "a" * 90)])
