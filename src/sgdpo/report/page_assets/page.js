@@ -20,6 +20,10 @@ function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
+function tick(value) {
+  if (Math.abs(value) < 1e-9) return "0";
+  return (Math.abs(value) < 0.1 ? value.toPrecision(2) : value.toFixed(2)).replace("-", "−");
+}
 function exact(value) {
   if (typeof value !== "number") return value === null ? "–" : String(value);
   return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential().replace("-", "−") : String(value);
@@ -39,7 +43,6 @@ const COLUMNS = [
   ["rewards", null, "wide"],
   ["chosen", (r) => r.final["rewards/chosen"], ""],
   ["rejected", (r) => r.final["rewards/rejected"], ""],
-  ["accuracy", (r) => r.final["rewards/accuracies"], "wide"],
   ["win %", (r) => r.win, ""],
   ["seconds", (r) => r.seconds, "wide"],
 ];
@@ -124,9 +127,9 @@ function openRun(run) {
   const parts = [node("p", {}, node("span", { class: `status t-${run.status}` }, run.status), run.error ? ` — ${run.error}` : "")];
   parts.push(node("div", { class: "charts" }, ...CHARTS.map((c) => chart(run, ...c)).filter(Boolean)));
   if (Object.keys(run.eval).length) parts.push(node("h3", {}, "Judged"), ...Object.entries(run.eval).map(([key, values]) => node("div", {}, node("b", {}, key), facts(values, (v) => (typeof v === "number" && !Number.isInteger(v) ? number(v) : exact(v))))));
-  parts.push(node("h3", {}, "Settings and cost"), facts({ ...run.settings, ...run.cost }, exact));
   if (run.pairs.length) parts.push(node("h3", {}, "Rewards per token"), legend(), ...run.pairs.map(tokens));
   if (run.samples.length) parts.push(node("h3", {}, "Samples"), ...run.samples.map(sample));
+  parts.push(node("h3", {}, "Settings and cost"), facts({ ...run.settings, ...run.cost }, exact));
   parts.push(node("h3", {}, "Files"), node("p", {}, ...run.files.flatMap((f) => [node("a", { href: f.href }, f.name), "  "])));
   if (run.left_out) parts.push(node("p", { class: "note" }, run.left_out));
   $("run-body").replaceChildren(...parts);
@@ -156,8 +159,8 @@ function chart(run, title, keys) {
   const px = (x) => L + ((W - L - R) * x) / last;
   const py = (y) => 6 + ((H - B - 10) * (high - y)) / (high - low);
   const svg = node("svg:svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title} against steps` });
-  for (const tick of [low, (low + high) / 2, high]) {
-    svg.append(node("svg:line", { class: "axis", x1: L, x2: W - R, y1: py(tick), y2: py(tick) }), node("svg:text", { x: L - 4, y: py(tick) + 3, "text-anchor": "end" }, number(tick, 2)));
+  for (const value of [low, (low + high) / 2, high]) {
+    svg.append(node("svg:line", { class: "axis", x1: L, x2: W - R, y1: py(value), y2: py(value) }), node("svg:text", { x: L - 4, y: py(value) + 3, "text-anchor": "end" }, tick(value)));
   }
   if (low < 0 && high > 0) svg.append(node("svg:line", { class: "zero", x1: L, x2: W - R, y1: py(0), y2: py(0) }));
   svg.append(node("svg:text", { x: L, y: H - 4 }, "0"), node("svg:text", { x: W - R, y: H - 4, "text-anchor": "end" }, `step ${last}`));
