@@ -101,9 +101,11 @@ learning_rate: setup ## Quality against the learning rate for DPO and SGDPO
 paper: setup ## Every table and figure, then the local report; what fails is named at the end
 	@$(REPRODUCE)
 
-.PHONY: report wandb-views sync
+.PHONY: report publish wandb-views sync
 report: setup ## One page of all runs, tables and figures: outputs/report/index.html
 	@$(PY) scripts/report.py
+publish: setup ## Gather tables and figures into outputs/published, which is tracked (SCALE)
+	@$(PY) scripts/publish.py --scale $(SCALE)
 wandb-views: setup ## W&B workspace and report as code, checked offline (PUSH=1 ENTITY=name sends them)
 	@$(PY) scripts/wandb_views.py $(if $(ENTITY),--entity $(ENTITY)) $(if $(PUSH),--push)
 sync: setup ## Upload the W&B runs that were written offline

@@ -11,6 +11,7 @@ import pytest
 
 from report_fixtures import grid_runs, table3_runs, write_run
 from sgdpo.report.build import FIGURES, TABLES, Request, build
+from sgdpo.report.publish import publish
 from sgdpo.report.reproduce import (
     Options,
     load_targets,
@@ -44,7 +45,7 @@ def test_make_can_plan_every_target(target):
 
 
 def test_every_target_of_the_reproduction_is_a_target_of_make():
-    assert set(TARGETS) | {"paper", "report", "sync", "wandb-views"} <= set(make_targets())
+    assert set(TARGETS) | {"paper", "report", "publish", "sync", "wandb-views"} <= set(make_targets())
 
 
 def test_make_hands_its_variables_on():
@@ -164,6 +165,31 @@ def test_every_table_and_figure_is_made_by_name(name, tmp_path):
     assert paths
     assert all(path.is_file() for path in paths)
     assert said
+
+
+def test_publishing_gathers_what_stands_with_its_command(tmp_path):
+    grid_runs(tmp_path)
+    build(Request("table1", tmp_path))
+    build(Request("ratio_grid", tmp_path))
+    (tmp_path / "figure3").mkdir()
+    (tmp_path / "figure3" / "figure3.png").write_bytes(b"picture")
+    (tmp_path / "figure3" / "claim.md").write_text("Claim: held.\n")
+    names = {path.name for path in publish(tmp_path)}
+    assert names == {"table1.md", "table1.csv", "ratio_grid.png", "figure3.png", "RESULTS.md"}
+    text = (tmp_path / "published" / "RESULTS.md").read_text()
+    for part in (
+        "`make table1 SEEDS=2`",
+        "### Table 1",
+        "![ratio_grid](ratio_grid.png)",
+        "Claim: held.",
+        "CPU cores",
+    ):
+        assert part in text
+
+
+def test_publishing_nothing_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match="make paper"):
+        publish(tmp_path)
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess:
