@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import deepspeed as hf_deepspeed
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
@@ -66,7 +69,7 @@ def load_model(
     """
     config = load_config(model, weights)
     if weights is None and model.path is None:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _whole():
             torch.manual_seed(seed)
             built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention, dtype=dtype)
     else:
@@ -79,6 +82,19 @@ def load_model(
             **_hub_arguments(model, weights),
         )
     return built.train()
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Build random models whole: ZeRO-3 cuts a model while it is built, and would draw other weights."""
+    settings = hf_deepspeed._hf_deepspeed_config_weak_ref
+    held = settings() if settings is not None else None
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if held is not None:
+            hf_deepspeed.set_hf_deepspeed_config(held)
 
 
 def model_errors(model: ModelConfig) -> list[str]:
