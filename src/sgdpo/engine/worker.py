@@ -11,8 +11,10 @@ import os
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
+from sgdpo.config.schema import RunConfig
 from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles, die_with_parent
 
@@ -48,18 +50,30 @@ def _train(files: RankFiles) -> Path:
 
     set_up_logging()
     config = to_run_config(OmegaConf.create(json.loads(files.config.read_text())))
-    if config.engine.deepspeed:
-        _without_compiled_gloo()
+    _join(config)
     from sgdpo.run import run
 
     return run(config)
 
 
-def _without_compiled_gloo() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives for CPUs (75 s at every first start)."""
+def _join(config: RunConfig) -> None:
+    """Join the ranks' process group; a collective that waits longer than the engine's timeout raises.
+
+    DeepSpeed must open the group itself: it partitions models as they load, before there is a trainer.
+    """
+    import torch
+
+    backend = "nccl" if config.device != "cpu" and torch.cuda.is_available() else "gloo"
+    timeout = timedelta(minutes=config.engine.timeout_minutes)
+    if not config.engine.deepspeed:
+        torch.distributed.init_process_group(backend, timeout=timeout)
+        return
+    import deepspeed
     from deepspeed.ops import __compatible_ops__
 
+    # Its shared-memory collectives for CPUs would be compiled at every first start, for 75 s.
     __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
 
 
 def _meet() -> None:
