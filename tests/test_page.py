@@ -14,7 +14,7 @@ from PIL import Image
 from report_fixtures import grid_runs, table3_runs, write_run
 from sgdpo.records import read_runs, view_run
 from sgdpo.report.markdown import parse_table
-from sgdpo.report.page import POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
+from sgdpo.report.page import POINTS, TEXT_BUDGET, describe, script_json, tables_of, thin, write_page
 from sgdpo.report.paper import load_paper
 from sgdpo.report.tables import table3
 
@@ -96,6 +96,12 @@ def test_tables_are_read_back_as_they_were_written(outputs):
     ]
     assert [note["text"] for note in read["notes"] if note["number"]] == table.footnotes()
     assert parse_table("# a README\n") is None
+
+
+def test_published_copies_are_not_shown_twice(outputs):
+    (outputs / "published").mkdir()
+    shutil.copy(outputs / "table3" / "table3.md", outputs / "published" / "table3.md")
+    assert [table["title"] for table in tables_of(outputs)] == ["Table 3: verifiable-checker"]
 
 
 def test_a_long_curve_is_thinned_by_means_and_gaps_stay_gaps():

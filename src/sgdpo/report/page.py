@@ -25,6 +25,7 @@ from sgdpo.records import RunView, flatten, read_runs
 from sgdpo.report.cells import last_metric, learning_rate, ratio_of
 from sgdpo.report.curves import series
 from sgdpo.report.markdown import parse_table
+from sgdpo.report.publish import PUBLISHED
 
 ASSETS = Path(__file__).parent / "page_assets"
 POINTS = 120  # points of a curve: what a chart of the page can show
