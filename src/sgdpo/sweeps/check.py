@@ -35,9 +35,9 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
             for problem in cell:
                 errors.setdefault(problem, []).append(label)
     _refuse(errors, len(batch))
+    _refuse(_misplaced([cell for _, _, cell in found]), len(batch))
     _refuse(_duplicates(found), len(batch))
     cells = list({cell.identity.settings_hash: cell for _, _, cell in reversed(found)}.values())[::-1]
-    _refuse(_misplaced(cells), len(batch))
     _refuse(_unreadable(cells), len(batch))
     return cells
 

@@ -202,7 +202,7 @@ def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:
 
 
 def _usual_seconds(cell: Cell) -> float | None:
-    wanted = {"model": cell.run.model.name, "data": cell.run.data.name, "phase": cell.run.method["phase"]}
+    wanted = {"model": cell.run.model.name, "dataset": cell.run.data.name, "phase": cell.run.method["phase"]}
     runs = [run for run in read_runs(Path(cell.run.outputs)) if run.status == "finished"]
     times = [run["seconds"] for run in runs if all(run[key] == value for key, value in wanted.items())]
     return statistics.median(times) if times else None

@@ -1,0 +1,120 @@
+"""The status page: every state a cell can be in, from the sweep's plan and the records."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sgdpo.jsonio import write_json
+from sgdpo.records import Record
+from sgdpo.sweeps.errors import SweepError
+from sgdpo.sweeps.plan import PLAN, open_plan, read_plan
+from sgdpo.sweeps.progress import clock
+from sgdpo.sweeps.status import experiment_status, overview
+from sweep_fixtures import SCRIPTS, cells_of
+
+ARGUMENTS = ("method=sgdpo", "experiment=x", "ratio.chosen=0.6,0.7,0.8", "ratio.rejected=0.9,1.0")
+
+
+def record_of(cell) -> Record:
+    identity = cell.identity
+    record = Record.open(
+        cell.folder, name=cell.name, experiment="x", settings=identity.settings, phase="preference",
+        settings_hash=identity.settings_hash, result_hash=identity.result_hash, resume=False,
+    )  # fmt: skip
+    record.note(steps=150)
+    return record
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Return the page of six cells: done, running, failed, interrupted, one that died without a record, missing.
+
+    The running one is at step 45 of 150, 32 pairs a step at 64 pairs a second: (150 - 45) * 32 / 64 = 52.5 s left.
+    """
+    cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")
+    plan = open_plan(cells, "python src/train.py -m the command")
+    record_of(cells[0]).finish()
+    running = record_of(cells[1])
+    running.log({"step": 45, "epoch": 0.3, "split": "train", "pairs_per_second": 64.0})
+    running.log({"step": 45, "epoch": 0.3, "split": "eval", "loss": 1.0})
+    record_of(cells[2]).fail("Traceback ...\nValueError: the loss is NaN at step 7")
+    record_of(cells[3]).note(pid=2**22 + 1)
+    plan.note(cells[4].name, "Traceback ...\nOSError: no room")
+    fields = json.loads((tmp_path / "x" / PLAN).read_text())
+    fields["process"]["pid"] = 2**22 + 1  # no process has it: pids end at 2**22
+    write_json(tmp_path / "x" / PLAN, fields)
+    return experiment_status(tmp_path, "x")
+
+
+class TestPage:
+    def test_totals(self, page):
+        assert page.startswith("x: 6 cells: 1 done, 1 running, 2 failed, 1 interrupted, 1 missing\n")
+
+    def test_the_grid_has_the_axes_of_the_sweep(self, page):
+        rows = [line.split() for line in page.splitlines() if "ratio.chosen=" in line and "  " in line][:3]
+        header = next(line for line in page.splitlines() if line.strip().startswith("ratio.rejected=0.9"))
+        assert header.split() == ["ratio.rejected=0.9", "ratio.rejected=1.0"]
+        assert rows == [
+            ["ratio.chosen=0.6", "✓", "done", "▶", "running"],
+            ["ratio.chosen=0.7", "✗", "failed", "◌", "interrupted"],
+            ["ratio.chosen=0.8", "✗", "failed", "–", "missing"],
+        ]
+
+    def test_running_has_step_and_time_left(self, page):
+        assert "ratio.chosen=0.6 ratio.rejected=1.0  running: step 45/150, 0:53 left" in page
+
+    def test_failed_has_the_last_error_line(self, page):
+        assert "failed: ValueError: the loss is NaN at step 7" in page
+        assert "failed: OSError: no room" in page
+
+    def test_what_to_run_next(self, page):
+        assert page.endswith("next (finished cells are skipped): python src/train.py -m the command")
+
+    def test_when_all_is_done_the_next_step_is_the_selection(self, tmp_path):
+        cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")
+        plan = open_plan(cells, "")
+        for cell in cells:
+            record_of(cell).finish()
+        assert plan.alive
+        assert "nothing is left to run; next: python scripts/best.py x" in experiment_status(tmp_path, "x")
+
+
+class TestCommand:
+    def command(self, *arguments):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / "status.py"), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def test_no_records_and_unknown_experiments_are_one_clear_error(self, tmp_path):
+        code, words = self.command("--outputs", str(tmp_path))
+        assert (code, words.startswith(f"error: no records under {tmp_path} yet.")) == (1, True)
+        record_of(cells_of("method=sgdpo", "experiment=x", "seed=1,2", f"outputs={tmp_path}")[0]).finish()
+        code, words = self.command("nope", "--outputs", str(tmp_path))
+        assert (code, "There are: x" in words) == (1, True)
+        code, words = self.command("--outputs", str(tmp_path))
+        assert (code, "x  1 cells: 1 done" in words) == (0, True)
+
+    def test_runs_without_a_sweep_have_a_page_too(self, tmp_path):
+        cell = cells_of("method=sgdpo", "experiment=x", "seed=1,2", f"outputs={tmp_path}")[0]
+        record_of(cell).finish()
+        assert f"{cell.name}  ✓ done" in experiment_status(tmp_path, "x")
+        assert overview(tmp_path).startswith("x  1 cells: 1 done")
+
+    def test_a_plan_of_another_version_is_refused(self, tmp_path):
+        (tmp_path / "x").mkdir()
+        write_json(tmp_path / "x" / PLAN, {"format": 7})
+        with pytest.raises(SweepError, match="has format 7, this code reads format 1"):
+            read_plan(tmp_path / "x")
+        (tmp_path / "x" / PLAN).write_text("{")
+        with pytest.raises(SweepError, match="delete it and start the sweep again"):
+            read_plan(tmp_path / "x")
+
+    @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (750, "12:30"), (11100, "3:05:00")])
+    def test_durations(self, seconds, text):
+        assert clock(seconds) == text
