@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 import _src  # noqa: F401
 from sgdpo.console import fail, set_up_logging
 from sgdpo.evaluation.command import runs_first, show
-from sgdpo.evaluation.settings import register_schema, to_evaluate_config
+from sgdpo.evaluation.settings import evaluation_errors, register_schema, to_evaluate_config
 
 register_schema()
 
@@ -21,11 +21,14 @@ register_schema()
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Do one composed evaluation."""
-    from sgdpo.evaluation.evaluate import evaluate
-
     set_up_logging()
     try:
-        print(show(evaluate(to_evaluate_config(config))))
+        evaluation = to_evaluate_config(config)
+        if errors := evaluation_errors(evaluation):
+            fail(errors)
+        from sgdpo.evaluation.evaluate import evaluate  # heavy imports only once the settings are sound
+
+        print(show(evaluate(evaluation)))
     except ValueError as error:
         fail(str(error).splitlines())
 

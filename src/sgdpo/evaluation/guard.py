@@ -50,7 +50,7 @@ def guard(answer: str, markers: tuple[str, ...]) -> Guarded:
     for marker in markers:
         text = text.replace(marker, marker[:1] + BREAK + marker[1:])
     text = _CHAT_TOKEN.sub("<" + BREAK + "|", text)
-    text = _VERDICT.sub("[" + BREAK + "[", text)
+    text = _VERDICT.sub("[" + BREAK + "[" + BREAK, text)
     return Guarded(text, marked=text != answer, demands=bool(_DEMAND.search(answer)))
 
 

