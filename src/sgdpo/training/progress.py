@@ -1,62 +1,58 @@
-"""Show a run's progress: a bar on a terminal, a line now and then in a log."""
+"""Show a run's progress: a bar on a terminal, ten lines in a log."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 LINES_A_RUN = 10
+SHOWN = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies"}
 
 
 class Progress(TrainerCallback):
-    """Draw the steps done, the time left and the latest loss and rewards."""
+    """Show the steps done, the time left and the latest loss, margin and accuracy (rank 0)."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._bar: tqdm | None = None
+        self._latest = ""
+        self._first, self._started = 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        on_screen = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self._title,
-            unit="step",
-            dynamic_ncols=True,
-            file=sys.stderr if on_screen else sys.stdout,
-            # In a log file a bar is noise: one line for a tenth of the run.
-            mininterval=0.1 if on_screen else float("inf"),
-            miniters=1 if on_screen else max(state.max_steps // LINES_A_RUN, 1),
-            ascii=not on_screen,
-        )
+        self._first, self._started = state.global_step, time.monotonic()
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self._title,
+                unit="step",
+                dynamic_ncols=True,
+            )
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        if self._bar is None or not logs:
-            return
-        shown = {
-            "loss": logs.get("loss"),
-            "margin": logs.get("rewards/margins"),
-            "acc": logs.get("rewards/accuracies"),
-        }
-        self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items() if v is not None}, refresh=False)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is None:
-            return
-        if sys.stderr.isatty():
-            self._bar.update(1)
-            return
-        self._bar.n = state.global_step
-        if state.global_step % self._bar.miniters == 0 or state.global_step == state.max_steps:
-            print(str(self._bar), flush=True)
+        found = {name: logs[key] for name, key in SHOWN.items() if key in (logs or {})}
+        self._latest = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._latest, refresh=False)
+            self._bar.update(state.global_step - self._bar.n)
+        elif state.is_world_process_zero and self._line_is_due(state):
+            print(self._line(state), flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _line_is_due(self, state: Any) -> bool:
+        every = max(state.max_steps // LINES_A_RUN, 1)
+        return state.global_step % every == 0 or state.global_step == state.max_steps
+
+    def _line(self, state: Any) -> str:
+        done = state.global_step - self._first
+        left = (time.monotonic() - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        return f"{self._title}  step {state.global_step}/{state.max_steps}  {self._latest}  {left:.0f} s left"
