@@ -227,10 +227,9 @@ def _experiments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
 
 
 def tables_of(outputs: Path) -> list[dict[str, Any]]:
-    """Return the tables that stand under `outputs`, parsed from their Markdown."""
-    return [
-        table for path in sorted(outputs.glob("*/*.md")) if (table := parse_table(path.read_text("utf-8")))
-    ]
+    """Return the tables that stand under `outputs`, parsed from their Markdown; published copies are not."""
+    paths = [path for path in sorted(outputs.glob("*/*.md")) if path.parent.name != PUBLISHED]
+    return [table for path in paths if (table := parse_table(path.read_text("utf-8")))]
 
 
 def figures_of(outputs: Path) -> list[dict[str, str]]:

@@ -193,7 +193,7 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     if options.dry_run:
         return _announce(target, options) or failed
     for before in target.get("before", []):
-        failed |= call([before]) != 0
+        failed |= call([before, "--outputs", options.outputs]) != 0
     if target.get("twice"):
         failed |= call(variance_command(options, run_to_judge_twice(target, options))) != 0
     if target.get("judged"):
@@ -207,7 +207,7 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
 def _announce(target: Mapping[str, Any], options: Options) -> int:
     """Print the steps after training; they cannot be counted before the runs exist."""
     for before in target.get("before", []):
-        print(f"then: python {before}")
+        print(f"then: python {before} --outputs {options.outputs}")
     if target.get("twice"):
         print(f"then: {shlex.join(['python', *variance_command(options, 'RUN')])}")
     if target.get("judged"):
