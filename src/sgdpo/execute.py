@@ -24,13 +24,18 @@ def execute(config: RunConfig) -> Path:
     Two processes that ask for the same run train it once: the second waits, and takes over if the first dies
     (the lock is the operating system's and ends with its owner).
     """
+    return _train_once(config)[0]
+
+
+def _train_once(config: RunConfig) -> tuple[Path, bool]:
+    """Return the folder of the finished run, and whether it was trained here and now."""
     identity = run_identity(config)
     if (done := finished(config, identity)) is not None:
         log.info("%s is finished already and is not trained again (force=true does)", done)
-        return done
+        return done, False
     with _lock(config, identity) as waited:
         if waited and (done := finished(config, identity)) is not None:
-            return done
+            return done, False
         start = _ensure_start(config)
         folder = run_folder(config, identity)
         if is_distributed(config):
@@ -38,7 +43,7 @@ def execute(config: RunConfig) -> Path:
         else:
             run(config)
         amend_record(folder, shared={"start": start})
-    return folder
+    return folder, True
 
 
 def finished(config: RunConfig, identity: Identity) -> Path | None:
@@ -50,15 +55,15 @@ def finished(config: RunConfig, identity: Identity) -> Path | None:
 
 
 def _ensure_start(config: RunConfig) -> str | None:
-    """Train the SFT start unless a finished one exists; return "found", "trained" or None (none needed)."""
+    """Train the SFT start unless a finished one exists; return "found", "trained", "waited" (another process
+    trained it meanwhile) or None (none needed)."""
     if not needs_start(config):
         return None
     start = start_config(config)
     if find_result(Path(config.outputs), run_identity(start).result_hash) is not None:
         return "found"
     log.info("the SFT start %s does not exist yet: training it first", run_identity(start).name)
-    execute(start)
-    return "trained"
+    return "trained" if _train_once(start)[1] else "waited"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sgdpo.report.cells import Cell, Estimate, group, last_metric, ratio_of, rea
 from sgdpo.report.selection import LOWER_IS_BETTER, Selection, paired, select_ratio
 
 NOISE_LEVEL = 0.05
+BASELINE = "dpo"  # what the selected ratios are shown beside
 Grid = dict[tuple[float, float], Cell]
 
 
@@ -30,7 +31,7 @@ def best_ratios(outputs: Path, experiment: str, metric: str) -> list[dict[str, A
         grid: Grid = group([run for run in own if ratio_of(run)], ratio_of)
         selection = select_ratio(grid, metric)
         if selection is not None:
-            dpo = group([run for run in own if run["method"] == "dpo"], lambda run: "dpo").get("dpo")
+            dpo = group([run for run in own if run["method"] == BASELINE], lambda run: BASELINE).get(BASELINE)
             findings.append(_finding(model, metric, grid, selection, dpo))
     if not findings:
         raise ValueError(_nothing(readable, experiment, metric))
