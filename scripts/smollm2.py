@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import _src  # noqa: F401
 from transformers.utils import logging
 
+import _src  # noqa: F401
 from sgdpo.models.smollm2 import put_in_place
 
 

@@ -1,0 +1,12 @@
+"""Measure speed and memory of the fast path: `python scripts/bench.py --help`."""
+
+import sys
+
+import _src  # noqa: F401
+from sgdpo.bench.cli import main
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
