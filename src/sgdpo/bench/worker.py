@@ -17,11 +17,14 @@ from sgdpo.bench.workload import load
 from sgdpo.data.batching import tokens_of
 from sgdpo.data.example import Example
 from sgdpo.data.packing import RowCollator, pair_of
+from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.provenance import peak_memory_mb
 
 
 def measure(variant: Variant, examples: Sequence[Example]) -> Measurement:
     """Run a warm-up step, then `variant.steps` timed ones, each on its own pairs."""
+    if torch.device(variant.device).type == "cpu":
+        keep_freed_memory()
     peak = matrix_peak(variant)
     stepper = Stepper(variant, build_model(variant))
     batches = [examples[start : start + variant.batch] for start in range(0, len(examples), variant.batch)]

@@ -24,7 +24,7 @@ class ChunkedLogProb(torch.autograd.Function):
         lse_L = None
         operand_LD = hidden_LD.to(dtype)
         for start in range(0, weight_VD.shape[0], chunk):
-            block_L = _wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T).logsumexp(-1)
+            block_L = _logsumexp(_wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T))
             lse_L = block_L if lse_L is None else torch.logaddexp(lse_L, block_L)
         picked_L = _wide((operand_LD[:, None] @ weight_VD[target_L].to(dtype)[:, :, None])[:, 0, 0])
         ctx.save_for_backward(hidden_LD, weight_VD, target_L, lse_L)
@@ -37,26 +37,45 @@ class ChunkedLogProb(torch.autograd.Function):
         chunk, dtype = ctx.chunk, ctx.dtype
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         operand_LD = hidden_LD.to(dtype)
-        # d logp / d logits = onehot(target) - softmax. The softmax part goes block by block, the target's
-        # part is two sparse updates; scaling the hidden states by the incoming gradient spares a pass over
-        # each block.
-        scaled_LD = (hidden_LD * grad_L[:, None]).to(hidden_LD.dtype)
-        scaled_operand_LD = scaled_LD.to(dtype)
+        # d logp / d logits = onehot(target) - softmax. The softmax part goes block by block, the target's part is
+        # two sparse updates; scaling the hidden states by the incoming gradient spares a pass over each block.
+        scaled_LD = hidden_LD * grad_L[:, None]
+        minus_LD = -scaled_LD.to(dtype)
         grad_hidden_LD = torch.zeros_like(hidden_LD, dtype=lse_L.dtype)
         grad_weight_VD = torch.empty_like(weight_VD) if wants_weight else None
         for start in range(0, weight_VD.shape[0], chunk):
             block_VD = weight_VD[start : start + chunk].to(dtype)
-            softmax_LV = (_wide(operand_LD @ block_VD.T) - lse_L[:, None]).exp_().to(dtype)
+            softmax_LV = _wide(operand_LD @ block_VD.T).sub_(lse_L[:, None]).exp_().to(dtype)
             if wants_hidden:
-                grad_hidden_LD -= softmax_LV @ block_VD
+                _subtract_product(grad_hidden_LD, softmax_LV, block_VD)
             if wants_weight:
-                grad_weight_VD[start : start + chunk] = -(softmax_LV.T @ scaled_operand_LD)
+                _put_product(grad_weight_VD[start : start + chunk], softmax_LV.T, minus_LD)
         if wants_hidden:
             grad_hidden_LD += weight_VD[target_L]
             grad_hidden_LD *= grad_L[:, None]
         if wants_weight:
             grad_weight_VD.index_add_(0, target_L, scaled_LD.to(grad_weight_VD.dtype))
         return grad_hidden_LD.to(hidden_LD.dtype) if wants_hidden else None, grad_weight_VD, None, None, None
+
+
+def _logsumexp(block_LV: Tensor) -> Tensor:
+    """Return the log-sum-exp of each row, and use the block up: no copy of it is made."""
+    top_L1 = block_LV.amax(-1, keepdim=True)
+    return block_LV.sub_(top_L1).exp_().sum(-1).log_() + top_L1[:, 0]
+
+
+def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=-1)
+    else:
+        total -= left @ right
+
+
+def _put_product(place: Tensor, left: Tensor, right: Tensor) -> None:
+    if place.dtype == left.dtype:
+        torch.mm(left, right, out=place)
+    else:
+        place.copy_(left @ right)
 
 
 def _wide(value: Tensor) -> Tensor:
