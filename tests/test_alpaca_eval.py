@@ -139,6 +139,28 @@ def test_a_run_is_evaluated_over_http_and_a_second_time_for_nothing(setup):
     assert record["eval"]["alpaca_eval-m1"]["samples"] == "eval/alpaca_eval-m1/samples.jsonl"
 
 
+def test_the_key_is_in_no_file_no_record_and_no_output(setup, tmp_path, caplog, capsys):
+    """A judge that echoes the key, then one that refuses it: nothing under the outputs and nothing said holds it."""
+    run, words = setup
+
+    def echo(request, number):
+        return {
+            **fair_judge(request, number),
+            "note": "sk-test-123456",
+            "system_fingerprint": "sk-test-123456",
+        }
+
+    with chat_server(echo) as server:
+        assert server.base_url in str(evaluate(compose_evaluation([*words, *http_judge(server)]))[str(run)])
+        server.reply = lambda request, n: (401, {"error": {"message": "Incorrect key sk-test-123456"}}, {})
+        with pytest.raises(EndpointError) as caught:
+            evaluate(compose_evaluation([*words, *http_judge(server, model="m2", concurrency=2)]))
+    said = [str(caught.value), caplog.text, *capsys.readouterr()]
+    files = [file.read_bytes().decode(errors="replace") for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert not [text for text in [*said, *files] if "sk-test-123456" in text]
+
+
 def test_annotations_move_out_and_in_again(setup):
     """judge=cached on the annotations that judge=openai wrote gives the same numbers without a server."""
     run, words = setup

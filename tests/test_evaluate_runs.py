@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,28 @@ def test_a_run_without_a_model_is_not_finished(runs, tmp_path):
     (run / "model" / "config.json").unlink()
     with pytest.raises(ValueError, match="holds no model; it is not finished"):
         evaluate(compose_evaluation(runs_first([str(run)])))
+
+
+GROUPS = {
+    name: sorted(file.stem for file in (ROOT / "conf" / name).glob("*.yaml"))
+    for name in ("benchmark", "judge", "generator")
+}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names]
+)
+def test_every_option_composes_under_its_own_name_and_every_key_has_a_comment(group, name):
+    assert getattr(compose_evaluation([f"{group}={name}"]), group).name == name
+    lines = (ROOT / "conf" / group / f"{name}.yaml").read_text().splitlines()
+    bare = [line for before, line in pairwise(lines) if ":" in line and line[0] != "#" and before[0] != "#"]
+    assert not bare
+
+
+@pytest.mark.parametrize("word", ["+typo=1", "benchmark.typo=1", "judge.key=sk-1", "benchmark.limit=many"])
+def test_unknown_keys_and_wrong_types_are_errors(word):
+    with pytest.raises(Exception, match=r"typo|key|many"):
+        compose_evaluation([word])
 
 
 def test_run_folders_come_before_the_overrides_on_the_command_line():
