@@ -1,0 +1,52 @@
+"""A run killed at random moments ends bit for bit as one that was left alone: weights, metrics, no gaps.
+
+`make soak` does the same a hundred times, for every engine and precision.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sgdpo.engine.soak import CASES, Outcome, differences, render, soak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "kills"), [("single, float32", 2), ("zero3", 1)])
+def test_a_killed_run_continues_bit_for_bit(case: str, kills: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    outcome = soak(case, kills, seed=1, folder=tmp_path)
+    assert outcome.kills == kills
+    assert outcome.differences == []
+
+
+def finished(folder: Path, rows: list[dict], weights: bytes) -> Path:
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_bytes(weights)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+ROWS = [
+    {"step": step, "split": "train", "loss": 0.7 - step / 100, "pairs_per_second": 3.0} for step in (1, 2, 3)
+]
+
+
+def test_the_soak_sees_what_would_be_wrong(tmp_path: Path) -> None:
+    """A changed weight, a repeated row and a changed number are differences; another speed is none."""
+    alone = finished(tmp_path / "alone", ROWS, b"weights")
+    faster = [row | {"pairs_per_second": 9.0} for row in ROWS]
+    assert differences(alone, finished(tmp_path / "same", faster, b"weights")) == []
+    assert differences(alone, finished(tmp_path / "w", ROWS, b"weightz")) == ["model.safetensors differs"]
+    repeated = finished(tmp_path / "twice", [ROWS[0], *ROWS], b"weights")
+    assert "metrics.jsonl has gaps or duplicates" in differences(alone, repeated)
+    other = [ROWS[0], ROWS[1] | {"loss": 0.7}, ROWS[2]]
+    assert differences(alone, finished(tmp_path / "loss", other, b"weights")) == ["step 2 (train) differs"]
+
+
+def test_the_table_names_every_case(tmp_path: Path) -> None:
+    table = render([Outcome(case, kills=3, torn=1, runs=2) for case in CASES])
+    assert all(case in table for case in CASES)
+    assert table.count("bit-identical") == len(CASES)
