@@ -76,6 +76,12 @@ heatmap: setup ## Heat map of EXPERIMENT=ratio_grid by METRIC=eval/rewards/margi
 	@$(PY) scripts/heatmap.py $(or $(EXPERIMENT),ratio_grid) --metric $(METRIC)
 
 # ---- engines ------------------------------------------------------------------------------------
+.PHONY: soak plan
+soak: setup ## Kill runs 100 times at random moments; each must end bit-identical (ARGS="--kills 10 --case zero3")
+	OMP_NUM_THREADS=1 $(PY) scripts/soak.py $(ARGS)
+
+plan: setup ## Plan a run without running it: make plan ARGS="model=llama31_8b data=ultrafeedback engine=zero3"
+	$(PY) src/train.py dry_run=true $(ARGS)
 
 # ---- evaluation ---------------------------------------------------------------------------------
 .PHONY: evaluate mtbench judge

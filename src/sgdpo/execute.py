@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.launch import is_distributed, launch
+from sgdpo.engine.nodes import this_node
 from sgdpo.records import amend_record, find_result, find_run
 from sgdpo.run import run, run_folder
 
@@ -42,7 +43,8 @@ def _train_once(config: RunConfig) -> tuple[Path, bool]:
             launch(config)
         else:
             run(config)
-        amend_record(folder, shared={"start": start})
+        if this_node(config.engine).rank == 0:
+            amend_record(folder, shared={"start": start})
     return folder, True
 
 
@@ -71,7 +73,9 @@ def _lock(config: RunConfig, identity: Identity) -> Iterator[bool]:
     """Hold a run's lock; yield whether another process had it before."""
     folder = Path(config.cache) / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{config.experiment}-{identity.settings_hash[:16]}.lock")
+    # The machines of one run train it together: each has a lock of its own.
+    machine = f"-node{this_node(config.engine).rank}" if config.engine.num_nodes > 1 else ""
+    lock = FileLock(folder / f"{config.experiment}-{identity.settings_hash[:16]}{machine}.lock")
     waited = False
     try:
         lock.acquire(blocking=False)

@@ -20,7 +20,13 @@ def engine_errors(config: RunConfig) -> list[str]:
         errors.append(f"engine.timeout_minutes must be positive, not {engine.timeout_minutes}")
     if errors:
         return errors
-    return [*_device_errors(config), *_batch_errors(config), *_package_errors(engine), *_port_errors(engine)]
+    if engine.deepspeed and config.trainer.on_nonfinite == "skip":
+        errors.append(
+            f"trainer.on_nonfinite=skip does not work with engine={engine.name}: DeepSpeed updates the weights "
+            "before anyone sees the gradient's norm; use on_nonfinite=stop, or engine=ddp"
+        )
+    found = (_device_errors(config), _batch_errors(config), _package_errors(engine), _port_errors(engine))
+    return errors + [error for errors_of_a_kind in found for error in errors_of_a_kind]
 
 
 def visible_gpus() -> int:
