@@ -142,8 +142,12 @@ def test_the_start_is_the_run_that_method_sft_makes() -> None:
     "override", ["typo=1", "+typo=1", "optimizer.typo=1", "model.typo=1", "method.typo=1"]
 )
 def test_an_unknown_key_is_an_error(override: str) -> None:
-    with pytest.raises((ConfigCompositionException, OmegaConfBaseException), match="typo"):
-        compose_run([override])
+    """Hydra refuses most; what `+` lets through is found by walking the dataclasses."""
+    try:
+        found = errors(override)
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        found = str(error)
+    assert "typo" in found
 
 
 def test_an_unknown_option_lists_the_options() -> None:

@@ -86,7 +86,7 @@ def test_no_method_is_known_by_name_outside_its_own_file() -> None:
     names = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
     compared = re.compile(r"(==|!=|\bin\b)\s*[\[({]?\s*['\"](" + "|".join(names - {"sft"}) + r")['\"]")
     for path in python_files("src/sgdpo"):
-        if path.parent.name in ("methods", "report"):
+        if path.parent.name in ("methods", "report", "bench"):  # what is compared there is chosen by name
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not compared.search(line), (

@@ -1,0 +1,110 @@
+"""Every command of the README and the Makefile is real: it composes, it is a target, its script answers."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from sgdpo.config.compose import CONF, register_schema, to_run_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+# Commands stand in fenced blocks, one a line, and in running text between backticks.
+FENCED = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+INLINE = re.findall(r"`((?:python|make) [^`]+)`", README)
+COMMANDS = [line.split("  #")[0].strip() for line in FENCED + INLINE if line.strip()]
+TARGETS = re.findall(r"^([a-z][\w-]*):.*## ", MAKEFILE, re.M)
+
+
+def starting(word: str) -> list[str]:
+    return sorted({command for command in COMMANDS if command.startswith(word)})
+
+
+def overrides_of(command: str) -> list[str]:
+    return [word for word in shlex.split(command)[2:] if "=" in word and not word.startswith("-")]
+
+
+def test_the_readme_speaks_of_the_commands_that_matter() -> None:
+    spoken = " ".join(COMMANDS)
+    for needed in ("make demo", "make test", "src/train.py", "sweep=ratio_grid", "make table3", "evaluate.py"):
+        assert needed in spoken
+
+
+@pytest.mark.parametrize("command", starting("python src/train.py"))
+def test_every_training_command_composes(command: str) -> None:
+    """A comma list is a sweep: its first value is composed."""
+    if "method=hinge" in command:
+        return  # the README's example of a method that the reader adds
+    register_schema()
+    singles = [re.sub(r"=([^,]+),.*", r"=\1", word) for word in overrides_of(command)]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", singles, return_hydra_config=True)
+    with open_dict(config):
+        del config["hydra"]  # resolves only inside Hydra's application
+    assert to_run_config(config).method["name"]
+
+
+@pytest.mark.parametrize("command", starting("make"))
+def test_every_make_command_of_the_readme_is_a_target(command: str) -> None:
+    target = shlex.split(command)[1]
+    assert target in TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_expands_to_commands(target: str) -> None:
+    done = subprocess.run(
+        ["make", "-n", target, "FORCE=1", f"VENV={Path(sys.prefix)}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for script in re.findall(r"((?:scripts|src)/\w+\.py)", done.stdout):
+        assert (ROOT / script).is_file(), f"make {target} runs {script}, which does not exist"
+
+
+def test_make_help_names_every_target_in_one_line() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert sorted(listed) == sorted(set(TARGETS))
+
+
+@pytest.mark.parametrize("command", starting("python scripts/"))
+def test_every_script_of_the_readme_exists(command: str) -> None:
+    assert (ROOT / shlex.split(command)[1]).is_file()
+
+
+def test_clean_asks_before_it_removes(tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    (tmp_path / "outputs" / "published").mkdir()
+    command = ["make", "-f", str(ROOT / "Makefile"), "clean"]
+    asked = subprocess.run(command, cwd=tmp_path, input="n\n", capture_output=True, text=True, check=False)
+    assert asked.returncode != 0
+    assert (tmp_path / "outputs" / "demo").exists()
+    subprocess.run([*command, "FORCE=1"], cwd=tmp_path, env=os.environ, capture_output=True, check=True)
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["published"]
+
+
+def test_the_readmes_method_is_complete() -> None:
+    """The example of a new method: its function and its YAML, as printed, bind and give a loss."""
+    import torch
+    import yaml
+    from toy_pairs import toy_pair
+
+    from sgdpo.method import Method, method_errors
+    from sgdpo.pairs import DrawKey, Pair, PairLoss, rewards
+
+    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.S)[1])
+    room = {"torch": torch, "Pair": Pair, "PairLoss": PairLoss, "rewards": rewards}
+    exec(code, room)
+    assert set(settings) - {"name", "function", "phase", "needs"} == {"beta", "margin"}
+    assert method_errors({**settings, "function": "sgdpo.methods.dpo.dpo"}, {}) != []  # dpo has no margin
+    hyper = {"beta": settings["beta"], "margin": settings["margin"]}
+    method = Method("hinge", "preference", room["hinge"], hyper, True, False, None, None)
+    assert method(toy_pair(), DrawKey(0)).loss_B.shape == (1,)
