@@ -25,22 +25,21 @@ lint: setup ## Lint and check the format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# Two processes with one thread each: threads of several torch processes get in each other's way.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 test: lint ## Set up, lint, run all tests
-	$(PY) -m pytest
+	$(PYTEST)
 
 quick: setup ## Only the fast tests
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # ---- train --------------------------------------------------------------------------------------
-.PHONY: demo train plan clean
+.PHONY: demo train clean
 demo: setup ## Set up, train SFT, SGDPO and DPO on the embedded world, print a table and a picture (ARGS="seed=1")
 	$(PY) scripts/demo.py $(ARGS)
 
 train: setup ## One run: make train ARGS="method=dpo seed=3"
 	$(PY) src/train.py $(ARGS)
-
-plan: setup ## What a run would do and need, without loading anything: make plan ARGS="model=llama31_8b"
-	$(PY) src/train.py dry_run=true $(ARGS)
 
 clean: ## Remove outputs except outputs/published (asks first; FORCE=1 does not)
 	@if [ -z "$(FORCE)" ]; then read -r -p "Remove all runs, caches and models in outputs? [y/N] " answer; \
