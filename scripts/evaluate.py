@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 import _src  # noqa: F401
-from sgdpo.console import fail, set_up_logging
+from sgdpo.console import fail, set_up_process
 from sgdpo.evaluation.command import runs_first, show
 from sgdpo.evaluation.settings import evaluation_errors, register_schema, to_evaluate_config
 
@@ -21,7 +21,7 @@ register_schema()
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Do one composed evaluation."""
-    set_up_logging()
+    set_up_process()
     try:
         evaluation = to_evaluate_config(config)
         if errors := evaluation_errors(evaluation):

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 import _src  # noqa: F401
-from sgdpo.console import fail, set_up_logging
+from sgdpo.console import fail, set_up_process
 from sgdpo.evaluation.variance_command import DEFAULT_OUTPUT, measure_all
 
 if __name__ == "__main__":
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="data of the figure")
     options = parser.parse_intermixed_args()
-    set_up_logging()
+    set_up_process()
     try:
         table = measure_all(
             options.words, options.benchmarks, options.repeats, options.files or [], options.output

@@ -13,7 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from sgdpo.config.compose import register_schema, to_run_config
-from sgdpo.console import fail, greet, set_up_logging
+from sgdpo.console import fail, greet, set_up_process
 
 register_schema()
 
@@ -21,9 +21,9 @@ register_schema()
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Do one composed run."""
+    set_up_process()
     from sgdpo.validate import config_errors  # heavy imports only once the config composes
 
-    set_up_logging()
     if errors := config_errors(config):
         fail(errors)
     run = to_run_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -157,3 +158,48 @@ def finished_run(folder: Path, *, start: str | None = None, seed: int = 0, promp
     record.note(start=start)
     record.finish()
     return folder
+
+
+INSTRUCTIONS = [f"Write {n} words about otters." for n in range(20)]
+
+
+def baseline_rows(count: int = 20) -> list[dict]:
+    return [
+        {"instruction": text, "output": "otter " * (n % 7 + 1), "generator": "base", "dataset": "made up"}
+        for n, text in enumerate(INSTRUCTIONS[:count])
+    ]
+
+
+def fair_judge(request: dict, number: int) -> dict:
+    """Prefer the longer of the two shown answers with probability 0.9, whichever label it has."""
+    text = request["messages"][-1]["content"]
+    first, second = [part.split('"""')[1] for part in text.split('"output": ')[1:3]]
+    p = 0.9 if len(first) > len(second) else 0.1
+    return chat("m", top={"m": math.log(p), "M": math.log(1 - p), "The": -9.0})
+
+
+def alpaca_setup(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Return a run, and overrides that name the files of a small AlpacaEval and of answers to it."""
+    run = finished_run(tmp_path / "outputs" / "exp" / "dpo")
+    (tmp_path / "baseline.json").write_text(json.dumps(baseline_rows()))
+    ours = [
+        {**row, "output": row["output"] + "swims " * (n % 2), "generator": "ours"}
+        for n, row in enumerate(baseline_rows())
+    ]
+    (tmp_path / "ours.json").write_text(json.dumps(ours))
+    words = [
+        f"runs=['{run}']",
+        f"outputs='{tmp_path / 'outputs'}'",
+        "benchmark=alpaca_eval",
+        f"benchmark.baseline='{tmp_path / 'baseline.json'}'",
+        "benchmark.difficulties=null",
+        "benchmark.gamed=null",
+        "generator=file",
+        f"generator.path='{tmp_path / 'ours.json'}'",
+    ]
+    return run, words
+
+
+def http_judge(server, **changes) -> list[str]:
+    values = {"base_url": server.base_url, "model": "m1", "backoff": 0.0, **changes}
+    return ["judge=openai", *[f"judge.{key}={value}" for key, value in values.items()]]

@@ -33,7 +33,14 @@ def overrides_of(command: str) -> list[str]:
 
 def test_the_readme_speaks_of_the_commands_that_matter() -> None:
     spoken = " ".join(COMMANDS)
-    for needed in ("make demo", "make test", "src/train.py", "sweep=ratio_grid", "make table3", "evaluate.py"):
+    for needed in (
+        "make demo",
+        "make test",
+        "src/train.py",
+        "sweep=ratio_grid",
+        "make table3",
+        "evaluate.py",
+    ):
         assert needed in spoken
 
 

@@ -100,6 +100,15 @@ def test_the_same_answers_are_judged_twice_over_http_and_paid_for_once(words, tm
     assert found["flips"] == 1.0
 
 
+def test_the_checker_asked_twice_agrees_with_itself(words, tmp_path):
+    """The control of the figure: an exact judge has differences of zero, and a tiny run can show it."""
+    output = tmp_path / "judge_variance.json"
+    measure_all([*words[:2], "judge=checker"], ["verifiable"], 2, [], output)
+    found = json.loads(output.read_text())["verifiable-checker"]
+    assert found["differences"] == [0.0] * 6
+    assert found["interval"] == 0.0
+
+
 def test_files_of_judgments_are_compared_and_other_benchmarks_are_kept(tmp_path):
     rows = [{"question_id": n, "turn": 1, "user_prompt": f"u{n}", "score": n + 1} for n in range(4)]
     for name, change in (("a", 0), ("b", 1)):

@@ -42,7 +42,9 @@ def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def curve(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,12 @@ def test_bad_settings_stop_before_anything_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_continues_to_the_same_bits(tmp_path: Path) -> None:
-    longer = ["optimizer.preference.max_steps=30", "trainer.save_steps=5", "tracking=off", "data.world.pairs=240"]
+    longer = [
+        "optimizer.preference.max_steps=30",
+        "trainer.save_steps=5",
+        "tracking=off",
+        "data.world.pairs=240",
+    ]
     whole = run(tmp_path, "experiment=whole", *longer)
     command = [sys.executable, str(ROOT / "src" / "train.py"), *quick(tmp_path, "experiment=killed", *longer)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

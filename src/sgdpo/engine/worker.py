@@ -46,9 +46,9 @@ def _train(files: RankFiles) -> Path:
     from omegaconf import OmegaConf
 
     from sgdpo.config.compose import to_run_config
-    from sgdpo.console import set_up_logging
+    from sgdpo.console import set_up_process
 
-    set_up_logging()
+    set_up_process()
     config = to_run_config(OmegaConf.create(json.loads(files.config.read_text())))
     _join(config)
     from sgdpo.run import run

@@ -35,6 +35,8 @@ from sgdpo.records import amend_record, view_run
 log = logging.getLogger("sgdpo")
 # benchmark.baseline of verifiable: win over the answers of the SFT run that the run started from.
 START = "start"
+# lm-eval judges by itself.
+HARNESS = "harness"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
@@ -50,12 +52,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
 
 def evaluate_run(config: EvaluateConfig, run: Path, judge: Judge | None) -> dict[str, Any]:
     """Evaluate one run, write its samples and judgments, and put the result into its record."""
-    key = f"{config.benchmark.name}-{config.judge.label}"
+    label = HARNESS if config.benchmark.name == "lm_eval" else config.judge.label
+    key = f"{config.benchmark.name}-{label}"
     folder = run / "eval" / key
     folder.mkdir(parents=True, exist_ok=True)
     before = judge.cost() if judge else {}
     result = _benchmark(config, run, judge, folder)
-    result |= {"sampling": asdict(sampling_of(config.benchmark)), "judge": config.judge.label}
+    result |= {"sampling": asdict(sampling_of(config.benchmark)), "judge": label}
     result["samples"] = str(Path("eval") / key / "samples.jsonl")
     if judge:
         spent = {name: value - before[name] for name, value in judge.cost().items()}

@@ -1,6 +1,6 @@
 """Conditional benchmarks (GSM8K, MMLU and so on) through lm-eval, an optional extra: `pip install lm-eval`.
 
-The harness loads the run's saved model itself; its numbers go into the run's record as `lm_eval-<judge>`.
+The harness loads the run's saved model itself; its numbers go into the run's record as `lm_eval-harness`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from sgdpo.data.checker import check
 from sgdpo.evaluation.alpaca_eval import judge_duels, refuse_unparsable
 from sgdpo.evaluation.alpaca_flow import duel_all
 from sgdpo.evaluation.evaluate import make_generator, open_judge, read_config
@@ -24,6 +25,7 @@ from sgdpo.evaluation.judges import Judge
 from sgdpo.evaluation.mt_bench import answer_questions, grade, gradings
 from sgdpo.evaluation.mt_files import load_bench
 from sgdpo.evaluation.settings import EvaluateConfig, evaluation_errors, sampling_of
+from sgdpo.evaluation.verifiable import answer_tasks
 from sgdpo.jsonio import write_json
 
 # Where a preference changes sides; a score of MT-Bench has no such place.
@@ -107,10 +109,20 @@ def measure(config: EvaluateConfig, repeats: int) -> Spread:
 
 
 def _judge_repeatedly(
-    config: EvaluateConfig, run: Path, judge: Judge, repeats: int
+    config: EvaluateConfig, run: Path, judge: Judge | None, repeats: int
 ) -> list[list[float | None]]:
     benchmark, cache = config.benchmark, Path(config.cache)
-    generator = make_generator(config, run, read_config(run))
+    run_config = read_config(run)
+    generator = make_generator(config, run, run_config)
+    if benchmark.name == "verifiable":
+        # The control: a judge without noise, asked again.
+        tasks, samples = answer_tasks(
+            generator, run_config.data, sampling_of(benchmark), cache, benchmark.limit
+        )
+        return [
+            [check(task, s.text).total for task, s in zip(tasks, samples, strict=True)]
+            for _ in range(repeats)
+        ]
     if benchmark.name == "alpaca_eval":
         duels, _, _ = duel_all(generator, benchmark, cache)
         top = config.judge.top_logprobs if benchmark.weighted else 0

@@ -59,20 +59,32 @@ def judge_verifiable(
 
     Raises ValueError if `data` is not generated, or the baseline's prompts are not the same.
     """
-    if data.world is None:
-        raise ValueError(
-            f"benchmark=verifiable needs the world of data=verifiable; the run's data is {data.name!r}"
-        )
-    tasks = held_out_prompts(data.world)[:limit]
-    prompts = [Prompt.user(str(task.task_id), task.prompt) for task in tasks]
-    theirs = None if baseline is None else read_baseline(baseline, [prompt.prompt_id for prompt in prompts])
-    samples = generate(generator, prompts, sampling, cache)
+    # The baseline is read first: one that does not fit is found before the model answers.
+    theirs = None if baseline is None else read_baseline(baseline, [t.task_id for t in _tasks(data, limit)])
+    tasks, samples = answer_tasks(generator, data, sampling, cache, limit)
     rows = [_row(task, sample) for task, sample in zip(tasks, samples, strict=True)]
     write_jsonl(folder / SAMPLES, rows)
     write_jsonl(folder / JUDGMENTS, _judgments(rows, theirs))
     result = {**summarise(rows, theirs, sampling.seed), "sampling": asdict(sampling), "samples": SAMPLES}
     write_json(folder / RESULT, result)
     return result
+
+
+def answer_tasks(
+    generator: Generator, data: DataConfig, sampling: Sampling, cache: Path, limit: int | None = None
+) -> tuple[list[Task], list[Sample]]:
+    """Return the first `limit` held-out tasks of the world and an answer to each."""
+    tasks = _tasks(data, limit)
+    prompts = [Prompt.user(task.task_id, task.prompt) for task in tasks]
+    return tasks, generate(generator, prompts, sampling, cache)
+
+
+def _tasks(data: DataConfig, limit: int | None) -> list[Task]:
+    if data.world is None:
+        raise ValueError(
+            f"benchmark=verifiable needs the world of data=verifiable; the run's data is {data.name!r}"
+        )
+    return held_out_prompts(data.world)[:limit]
 
 
 def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]:
