@@ -1,0 +1,159 @@
+"""The benchmark measures what it says: the same losses in every variant, honest counts, tables with ratios."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from packed_rows import tiny_model
+from sgdpo.bench import cli, rounds, scaling
+from sgdpo.bench.steps import Stepper, build_model
+from sgdpo.bench.variant import Measurement, Variant, around
+from sgdpo.bench.worker import measure, useful_flops
+from sgdpo.bench.workload import fixed_lengths, load, save, ultrafeedback_like
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench_model")
+    tiny_model().save_pretrained(path)
+    return str(path)
+
+
+def gradients(variant: Variant, examples) -> list[torch.Tensor]:
+    """Return the gradients of one step, caught before the optimizer."""
+    stepper = Stepper(variant, build_model(variant))
+    caught: list[torch.Tensor] = []
+    stepper.optimizer.step = lambda: caught.extend(p.grad.clone() for p in stepper.model.parameters())
+    cached = [torch.full_like(value, -2.0) for value in stepper.reference(examples)]
+    stepper.step(examples, cached)
+    return caught
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layout": "separate"}, {"layout": "padded", "head": "dense"}, {"head": "dense"}, {"max_tokens": 60}],
+)
+def test_every_variant_takes_the_same_step(folder, change) -> None:
+    """Reference log-probs of -2 a token stand in for a cache, so that the loss is far from its first value."""
+    base = Variant(model=folder, batch=3)
+    examples = ultrafeedback_like(3, 100, 80, seed=1)
+    for one, other in zip(
+        gradients(base, examples), gradients(replace(base, **change), examples), strict=True
+    ):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+def test_a_live_reference_equals_a_cached_one(folder) -> None:
+    examples = ultrafeedback_like(2, 100, 60, seed=2)
+    steppers = [Stepper(v, build_model(v)) for v in (Variant(folder), Variant(folder, reference="live"))]
+    for one, other in zip(*(stepper.reference(examples) for stepper in steppers), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_useful_work_written_out(folder) -> None:
+    """One pair: prompt 3, chosen 2, rejected 4. P parameters in the layers' matrices, H in the head, width A.
+
+    Shared: 9 tokens through the layers; the trunk of 5 sees 15 keys in all, the branch 4 * 3 + 10 = 22.
+    Separate: 5 + 7 = 12 tokens; trunks of 5 and 7 see 15 + 28 = 43 keys. The head sees 6 tokens.
+    """
+    model, examples = tiny_model(), fixed_lengths(1, 3, 2, 100, seed=0)
+    object.__setattr__(examples[0], "rejected_ids", examples[0].rejected_ids[[0, 1, 0, 1]])
+    matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
+    head, width = model.lm_head.weight.numel(), model.config.hidden_size * 2
+    assert useful_flops(model, examples, "shared_prefix") == 6 * (9 * matrices + 6 * head) + 12 * 37 * width
+    assert useful_flops(model, examples, "separate") == 6 * (12 * matrices + 6 * head) + 12 * 43 * width
+
+
+def test_a_measurement_counts_steps_pairs_and_tokens(folder) -> None:
+    examples = fixed_lengths(6, 5, 4, 100, seed=0)
+    found = measure(Variant(folder, batch=2, steps=2), examples)
+    assert (found.pairs, found.completion_tokens, found.tokens) == ([2, 2], [16, 16], [26, 26])
+    assert len(found.seconds) == 2
+    assert found.pairs_per_second == pytest.approx(4 / sum(found.seconds))
+    assert found.utilisation == pytest.approx(sum(found.flops) / sum(found.seconds) / found.peak_flops)
+    assert found.memory_mb > 10
+    assert set(found.method_ms) == {"dpo", "sgdpo"}
+    assert Measurement.from_json(found.to_json()) == found
+
+
+def test_generated_lengths_look_like_ultrafeedbacks_and_survive_a_file(tmp_path) -> None:
+    examples = ultrafeedback_like(400, 1000, 2048, seed=0)
+    prompts = sorted(len(e.prompt_ids) for e in examples)
+    assert 80 < prompts[200] < 140
+    assert max(len(e.prompt_ids) + max(len(e.chosen_ids), len(e.rejected_ids)) for e in examples) <= 2048
+    save(tmp_path / "pairs.npz", examples)
+    for one, other in zip(examples, load(tmp_path / "pairs.npz"), strict=True):
+        assert one.prompt_ids.tolist() == other.prompt_ids.tolist()
+        assert one.rejected_ids.tolist() == other.rejected_ids.tolist()
+
+
+def measured(variant: Variant, seconds: float, memory: float) -> Measurement:
+    return Measurement(variant, [seconds], [4], [100], [200], [1e9], 4e9, memory, {"dpo": 1.0, "sgdpo": 1.5})
+
+
+def test_ratios_compare_measurements_of_the_same_round() -> None:
+    """The machine halves its speed in round 2: twice as fast in both rounds, though 1 s is slower than 0.5 s.
+
+    4 pairs in 1 s and 0.5 s are 4 and 8 pairs/s; medians of (4, 2) and (8, 4) are 3 and 6.
+    """
+    slow, fast = Variant("m"), Variant("m", layout="separate")
+    found = [
+        [measured(slow, 1.0, 100), measured(slow, 2.0, 100)],
+        [measured(fast, 0.5, 50), measured(fast, 1.0, 50)],
+    ]
+    assert rounds.speed_ratios(found[1], found[0]) == (2, 2, 2)
+    lines = rounds.table(found).splitlines()
+    assert "| 3.000 |" in lines[2]
+    assert "| 6.000 |" in lines[3]
+    assert lines[3].endswith("| 2.00, 2.00, 2.00 | 0.50 |")
+
+
+def test_sgdpos_overhead_is_a_share_of_the_step() -> None:
+    """0.5 ms more in a step of 1 s is 0.05 %."""
+    assert "0.050 % of a step of 1,000 ms" in rounds.overhead([[measured(Variant("m"), 1.0, 1)]])
+
+
+def test_neighbours_differ_from_the_base_by_one_thing() -> None:
+    """Padded rows come with a dense head: that is how padding trainers work."""
+    variants = around(Variant("m"), ["float32", "bf16"])
+    assert len(variants) == len({v.name for v in variants}) == 12
+    for variant in variants[1:6]:
+        assert (
+            sum(a != b for a, b in zip(vars(variant).values(), vars(variants[0]).values(), strict=True)) <= 2
+        )
+
+
+@pytest.mark.slow
+def test_the_command_line_measures_in_processes_and_writes_a_table(
+    folder, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(cli, "around", lambda base, precisions: [base])
+    out = tmp_path / "out"
+    cli.main(["--model", folder, "--steps", "1", "--rounds", "1", "--max-length", "60", "--out", str(out),
+              "--precisions", "float32"])  # fmt: skip
+    assert "shared prefix, cached, chunked, sgdpo, float32" in (out / "bench.md").read_text()
+    assert "pairs/s" in capsys.readouterr().out
+
+
+def test_a_missing_model_is_an_error() -> None:
+    with pytest.raises(ValueError, match="there is no model in nowhere; run `make smollm2`"):
+        cli.main(["--model", "nowhere"])
+
+
+def test_a_failing_measurement_says_why(tmp_path, monkeypatch) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\necho out of memory >&2; exit 1\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(rounds.sys, "executable", str(interpreter))
+    with pytest.raises(ValueError, match=r"measuring 'shared prefix, .*' failed:\nout of memory"):
+        rounds.run_rounds([Variant("m")], fixed_lengths(4, 3, 2, 100, seed=0), 1)
+
+
+def test_a_scaling_plot_is_a_picture_with_its_numbers_beside_it(tmp_path) -> None:
+    points = [{"x": x, "series": "s", "pairs_per_second": 1 / x, "memory_mb": x} for x in (1, 2)]
+    scaling.draw(points, "memory_mb", ("x", "y"), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    assert '"memory_mb": 2' in (tmp_path / "plot.json").read_text()

@@ -1,0 +1,192 @@
+"""Loading models and tokenizers: tiny ones from nothing, folders, and every bad input by name, before weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from packed_rows import model_config, tiny_model
+from sgdpo.config.schema import ModelConfig
+from sgdpo.models.load import (
+    fit_errors,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_errors,
+    weights_folder,
+    weights_hash,
+)
+from sgdpo.models.tiny import ALPHABET
+
+TURNS = [{"role": "user", "content": "Sort: b a"}, {"role": "assistant", "content": "a  b"}]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Return a folder with a tiny model and its tokenizer, as a finished run leaves it."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    load_tokenizer(model_config()).save_pretrained(folder)
+    return folder
+
+
+def local(path, **values) -> ModelConfig:
+    return ModelConfig(name="local", path=str(path), **values)
+
+
+def test_the_tiny_tokenizer_gives_each_character_a_token_and_takes_it_back() -> None:
+    tokenizer = load_tokenizer(model_config())
+    ids = tokenizer(ALPHABET, add_special_tokens=False).input_ids
+    assert len(ids) == len(set(ids)) == len(ALPHABET) == 96
+    assert tokenizer.decode(ids) == ALPHABET
+    assert tokenizer("é", add_special_tokens=False).input_ids == [tokenizer.unk_token_id]
+
+
+def test_special_tokens_are_distinct_and_a_turn_closes_with_what_generation_stops_at() -> None:
+    tokenizer, config = load_tokenizer(model_config()), load_config(model_config())
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
+    assert len(set(special)) == 4
+    ids = tokenizer.apply_chat_template(TURNS, return_dict=True)["input_ids"]
+    assert ids[-1] == config.eos_token_id
+    assert config.vocab_size == len(tokenizer)
+
+
+def test_the_generation_prompt_is_a_prefix_of_the_whole_conversation() -> None:
+    tokenizer = load_tokenizer(model_config())
+    whole = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    prompt = tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
+    assert whole.startswith(prompt)
+    assert whole.removeprefix(prompt).startswith("a  b")
+
+
+@pytest.mark.parametrize(("name", "tied"), [("tiny_llama", False), ("tiny_qwen2", True)])
+def test_tiny_models_are_real_architectures_of_about_a_million_parameters(name, tied) -> None:
+    config = model_config(name, num_hidden_layers=4, hidden_size=128)
+    model = load_model(config, seed=3)
+    assert 0.5e6 < sum(p.numel() for p in model.parameters()) < 3e6
+    assert type(model).__name__ == {"tiny_llama": "LlamaForCausalLM", "tiny_qwen2": "Qwen2ForCausalLM"}[name]
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert model.training
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_state_alone() -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    first, again, other = (load_model(model_config(), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert weights_hash(first) == weights_hash(again) != weights_hash(other)
+
+
+def test_a_saved_model_comes_back_equal_with_its_tokenizer(saved) -> None:
+    config = local(saved)
+    assert model_errors(config) == []
+    model, plain = load_model(config, seed=0), tiny_model()
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), plain.parameters(), strict=True))
+    assert load_tokenizer(config)("ab").input_ids == load_tokenizer(model_config())("ab").input_ids
+    assert weights_folder(config) == saved
+    assert weights_hash(saved) == weights_hash(saved)
+
+
+def test_a_start_runs_weights_take_the_place_of_the_models_own(saved) -> None:
+    model = load_model(model_config(), weights=saved, seed=5)
+    assert weights_hash(model) == weights_hash(tiny_model())
+
+
+def test_one_changed_weight_changes_the_hash() -> None:
+    model = tiny_model()
+    before = weights_hash(model)
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] += 1e-6
+    assert weights_hash(model) != before
+
+
+def test_dropout_is_off(tmp_path) -> None:
+    config = model_config(attention_dropout=0.5)
+    assert load_config(config).attention_dropout == 0.0
+
+
+def test_a_chat_template_comes_from_a_file_or_a_folder(saved, tmp_path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ messages[0]['content'] }}")
+    assert load_tokenizer(local(saved, chat_template=str(file))).chat_template == file.read_text()
+    own = load_tokenizer(local(saved)).chat_template
+    assert load_tokenizer(local(saved, chat_template=str(saved))).chat_template == own
+
+
+def broken_folder(tmp_path, saved, without: str = "", **config: object):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in saved.iterdir():
+        if without not in file.name or not without:
+            (folder / file.name).write_bytes(file.read_bytes())
+    if config:
+        values = json.loads((folder / "config.json").read_text()) | config
+        (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("safetensors", "holds no weights; it needs"),
+        ("config.json", "holds no config.json"),
+        ("token", "holds no tokenizer"),
+        ("jinja", "has no chat template; set model.chat_template"),
+    ],
+)
+def test_what_a_folder_lacks_is_said(saved, tmp_path, without, message) -> None:
+    folder = broken_folder(tmp_path, saved, without)
+    found = model_errors(local(folder))
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_pickled_weights_are_not_read(saved, tmp_path) -> None:
+    folder = broken_folder(tmp_path, saved, "safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "only pytorch_model.bin, which is not read: pickles can run code" in model_errors(local(folder))[0]
+
+
+def test_code_that_comes_with_a_model_runs_only_on_request(saved, tmp_path) -> None:
+    folder = broken_folder(tmp_path, saved, auto_map={"AutoModelForCausalLM": "own.Model"})
+    assert "comes with Python code of its own" in model_errors(local(folder))[0]
+    assert model_errors(local(folder, trust_remote_code=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(name="local"), "needs model.path: a folder"),
+        (local("no/such/folder"), "no/such/folder does not exist; set model.path"),
+        (local("no/such/folder", setup_hint="run `make it`"), "does not exist; run `make it`"),
+        (model_config(model_type="lama"), "model_type='lama' is no architecture"),
+        (model_config(hiden_size=3), "has keys that 'llama' does not know: ['hiden_size']"),
+        (ModelConfig(name="local", path="org/name", attention="fast"), "attention='fast' is not one of"),
+        (local("org/name", chat_template="missing.jinja"), "missing.jinja does not exist"),
+        (local("org/name", chat_template="no/such/place"), "is no file, folder or hub id"),
+    ],
+)
+def test_bad_settings_are_named(config, message) -> None:
+    found = model_errors(config)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_a_tokenizer_without_a_template_is_refused_when_loaded(saved, tmp_path) -> None:
+    folder = broken_folder(tmp_path, saved, "jinja")
+    assert not AutoTokenizer.from_pretrained(folder).chat_template
+    with pytest.raises(ValueError, match="has no chat template"):
+        load_tokenizer(local(folder))
+
+
+def test_data_that_does_not_fit_the_model_is_named() -> None:
+    """Both at once: a vocabulary of 104 for ids up to 149, and 512 positions for 600 tokens."""
+    config = load_config(model_config())
+    assert fit_errors(config, config.vocab_size, 512) == []
+    vocabulary, positions = fit_errors(config, 150, 600)
+    assert f"ids up to 149, but the model's vocabulary holds {config.vocab_size}" in vocabulary
+    assert "600 tokens, but the model has 512 positions; set data.max_length to 512" in positions
