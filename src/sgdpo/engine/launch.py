@@ -152,7 +152,9 @@ def first_failure(files: RankFiles, code: int) -> str:
     reports = [json.loads(path.read_text()) for path in files.folder.glob("rank*.error.json")]
     reported = {report["rank"] for report in reports}
     for failure in failures:
-        if failure["exitcode"] < 0 and failure["rank"] not in reported:
+        # SIGTERM is how the agent stops the ranks that are left.
+        stopped = reports and failure["signal"] == "SIGTERM"
+        if failure["exitcode"] < 0 and failure["rank"] not in reported and not stopped:
             return _killed(files, failure)
     if not reports:
         return f"the ranks ended with code {code} and left no report. {_last_lines(files.agent_log)}"

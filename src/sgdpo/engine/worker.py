@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main() -> None:
 
 
 def _train(files: RankFiles) -> Path:
+    import torch
     from omegaconf import OmegaConf
 
     from sgdpo.config.compose import to_run_config
@@ -50,6 +52,8 @@ def _train(files: RankFiles) -> Path:
 
     set_up_process()
     config = to_run_config(OmegaConf.create(json.loads(files.config.read_text())))
+    if config.device == "auto" and not torch.cuda.is_available():
+        config = replace(config, device="cpu")  # accelerate asks to be told
     _join(config)
     from sgdpo.run import run
 
@@ -63,7 +67,7 @@ def _join(config: RunConfig) -> None:
     """
     import torch
 
-    backend = "nccl" if config.device != "cpu" and torch.cuda.is_available() else "gloo"
+    backend = "gloo" if config.device == "cpu" else "nccl"
     timeout = timedelta(minutes=config.engine.timeout_minutes)
     if not config.engine.deepspeed:
         torch.distributed.init_process_group(backend, timeout=timeout)
