@@ -1,0 +1,37 @@
+"""List and prune the shared cache: `python scripts/cache.py list`, `python scripts/cache.py prune --help`."""
+
+import argparse
+from pathlib import Path
+
+import _src  # noqa: F401
+from sgdpo.reference.caches import entries, listing, prune
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="the runs' cache folder")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("list", help="what is there, the largest first")
+    shown.add_argument("--check", action="store_true", help="read the files and compare their checksums")
+    pruned = commands.add_parser("prune", help="what would go; --yes deletes it. What a run uses now stays")
+    pruned.add_argument("--kind", help="only this kind: reference, tokens, models, ...")
+    pruned.add_argument("--older-than", type=float, metavar="DAYS", help="only what was written before")
+    pruned.add_argument("--broken", action="store_true", help="only half-written or damaged entries")
+    pruned.add_argument("--yes", action="store_true", help="delete")
+    options = parser.parse_args()
+    if options.command == "list":
+        print(listing(entries(options.cache, check=options.check)))
+        return
+    gone = prune(
+        entries(options.cache, check=options.broken),
+        kind=options.kind,
+        older_than=options.older_than,
+        broken=options.broken,
+        delete=options.yes,
+    )
+    print(listing(gone))
+    print("deleted" if options.yes else "nothing is deleted; add --yes to delete these")
+
+
+if __name__ == "__main__":
+    main()
