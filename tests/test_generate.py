@@ -216,6 +216,20 @@ def test_bad_prompts_and_settings_are_refused_with_advice(tmp_path, prompts, sam
         generate(Scripted(), prompts, sampling, tmp_path)
 
 
+def test_a_prompt_too_long_is_cut_from_the_left_and_answered_as_in_any_batch(saved, tmp_path):
+    """A context of 128 and 40 new tokens leave 88 for the prompt; the cut row and its neighbours stay the same."""
+    prompts = [Prompt.user("long", "a" * 200), Prompt.user("fits", "a" * 100), *PROMPTS[:4]]
+    settings = Sampling(max_new_tokens=40)
+    found = []
+    for batch_tokens in (1, 100_000):
+        generator = TransformersGenerator(saved, batch_tokens=batch_tokens, long_prompts="cut")
+        found.append(generate(generator, prompts, settings, tmp_path / str(batch_tokens)))
+    assert found[0] == found[1]
+    assert [sample.prompt_cut for sample in found[0]] == [True, True, False, False, False, False]
+    assert found[0][2:] == answers(saved, settings, tmp_path, prompts=PROMPTS[:4])
+
+
 def test_a_prompt_too_long_for_the_model_is_named(saved, tmp_path):
+    generator = TransformersGenerator(saved, long_prompts="error")
     with pytest.raises(ValueError, match=r"prompt 'long' has \d+ tokens.*Lower max_new_tokens to \d+"):
-        answers(saved, Sampling(max_new_tokens=40), tmp_path, prompts=[Prompt.user("long", "a" * 90)])
+        generate(generator, [Prompt.user("long", "a" * 90)], Sampling(max_new_tokens=40), tmp_path)

@@ -65,6 +65,7 @@ def evaluate_alpaca(
         **result,
         "tokens_mean": None if None in tokens else float(np.mean(tokens)),
         "truncated": sum(sample.truncated for sample in samples),
+        "prompts_cut": sum(sample.prompt_cut for sample in samples),
         "answers_with_markers": verdicts.marked,
         "answers_asking_for_a_rating": verdicts.demands,
         "prompts_hash": verdicts.template_hash,

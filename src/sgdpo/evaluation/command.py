@@ -63,6 +63,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     notes = []
     if result.get("lc_form"):
         notes.append(f"length-controlled win rate in its {result['lc_form']} form")
+    if result.get("prompts_cut"):
+        notes.append(f"{result['prompts_cut']} prompts were too long for the model; their beginning was cut")
     marked, demands = result.get("answers_with_markers"), result.get("answers_asking_for_a_rating")
     if marked or demands:
         notes.append(f"{marked} answers held the judge's markers (broken), {demands} asked for a rating")

@@ -130,7 +130,11 @@ def make_generator(config: EvaluateConfig, run: Path, run_config: RunConfig) -> 
     if chosen.name == "vllm":
         return VllmGenerator(model, dtype=chosen.dtype)
     return TransformersGenerator(
-        model, device=config.device, dtype=chosen.dtype, batch_tokens=chosen.batch_tokens
+        model,
+        device=config.device,
+        dtype=chosen.dtype,
+        batch_tokens=chosen.batch_tokens,
+        long_prompts=chosen.long_prompts,
     )
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from sgdpo.config.schema import ModelConfig
+from sgdpo.data.conversation import cut_prompt
 from sgdpo.evaluation.files import line, read_jsonl, recover_jsonl, write_jsonl
 from sgdpo.evaluation.noise import GumbelProcessor, prompt_key
 from sgdpo.evaluation.prompts import Prompt, Sample, Sampling, check_prompts, prompt_ids, stop_ids
@@ -65,18 +67,34 @@ def generate(
     return [samples[prompt.prompt_id] for prompt in prompts]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Hold a prompt's ids as they fit the model's context, how many new tokens may follow, and whether it was cut."""
+
+    ids: list[int]
+    new: int
+    cut: bool
+
+
 class TransformersGenerator:
     """Answer with transformers on this machine: left padding, sorted by length, batches of one token budget.
 
     model: its path is a folder that save_pretrained wrote, or a hub id. The weights load at the first answer,
-    so an evaluation that the cache holds loads none. device: cpu, cuda or auto. batch_tokens: rows times
-    (longest prompt + new tokens) of a batch.
+    so an evaluation that the cache holds loads none. device: cpu, cuda or auto. long_prompts: what to do with
+    a prompt that leaves no room for an answer: error, or cut its beginning (counted in every sample).
+    batch_tokens: rows times (longest prompt + new tokens) of a batch.
     """
 
     def __init__(
-        self, model: ModelConfig, *, device: str = "cpu", dtype: str = "float32", batch_tokens: int = 32768
+        self,
+        model: ModelConfig,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_tokens: int = 32768,
+        long_prompts: str = "cut",
     ):
-        self.config = model
+        self.config, self.long_prompts = model, long_prompts
         self.device, self.dtype, self.batch_tokens = _device(device), getattr(torch, dtype), batch_tokens
         self.tokenizer = load_tokenizer(self.config)
         self._model: Any = None
@@ -89,22 +107,37 @@ class TransformersGenerator:
             "weights": weights_hash(weights_folder(self.config)),
             "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16],
             "dtype": str(self.dtype),
+            "long_prompts": self.long_prompts,
         }
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield samples batch by batch, the longest prompts first: memory runs out at once or not at all."""
-        ids = {prompt.prompt_id: prompt_ids(self.tokenizer, prompt) for prompt in prompts}
-        order = sorted(ids, key=lambda key: (-len(ids[key]), key))
         model = self._load()
-        _check_context(model.config, order[0], len(ids[order[0]]), sampling.max_new_tokens)
+        fitted = {prompt.prompt_id: self._fit(model.config, prompt, sampling) for prompt in prompts}
+        order = sorted(fitted, key=lambda key: (-len(fitted[key].ids), key))
         start = 0
         while start < len(order):
-            row = len(ids[order[start]]) + sampling.max_new_tokens
+            row = len(fitted[order[start]].ids) + sampling.max_new_tokens
             keys = order[start : start + max(1, self.batch_tokens // row)]
             with _threads_for(model):
-                batch = _answer_batch(model, self.tokenizer, {key: ids[key] for key in keys}, sampling)
+                batch = _answer_batch(model, self.tokenizer, {key: fitted[key] for key in keys}, sampling)
             yield batch
             start += len(keys)
+
+    def _fit(self, config: Any, prompt: Prompt, sampling: Sampling) -> Fitted:
+        """Return the prompt as it fits the model's context, with room for at least half of it as an answer."""
+        ids, new = prompt_ids(self.tokenizer, prompt), sampling.max_new_tokens
+        context = getattr(config, "max_position_embeddings", None) or len(ids) + new
+        if len(ids) + new <= context:
+            return Fitted(ids, new, cut=False)
+        if self.long_prompts == "error":
+            raise ValueError(
+                f"prompt {prompt.prompt_id!r} has {len(ids)} tokens, and with max_new_tokens={new} passes the "
+                f"model's context of {context}. Lower max_new_tokens to {max(context - len(ids), 0)} or less, or "
+                "set generator.long_prompts=cut"
+            )
+        kept = cut_prompt(ids, context - min(new, context // 2), self.tokenizer.bos_token_id)
+        return Fitted(kept, min(new, context - len(kept)), cut=len(kept) < len(ids))
 
     def _load(self) -> Any:
         if self._model is None:
@@ -116,12 +149,14 @@ class TransformersGenerator:
 
 
 @torch.inference_mode()
-def _answer_batch(model: Any, tokenizer: Any, ids: dict[str, list[int]], sampling: Sampling) -> list[Sample]:
+def _answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling: Sampling) -> list[Sample]:
     stops = stop_ids(tokenizer)
-    width = max(map(len, ids.values()))
-    input_ids_BN, mask_BN = _pad_left(list(ids.values()), width, stops[0], model.device)
+    width = max(len(prompt.ids) for prompt in fitted.values())
+    input_ids_BN, mask_BN = _pad_left(
+        [prompt.ids for prompt in fitted.values()], width, stops[0], model.device
+    )
     config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=max(prompt.new for prompt in fitted.values()),
         do_sample=False,
         use_cache=True,
         eos_token_id=stops,
@@ -131,9 +166,12 @@ def _answer_batch(model: Any, tokenizer: Any, ids: dict[str, list[int]], samplin
         input_ids=input_ids_BN,
         attention_mask=mask_BN,
         generation_config=config,
-        logits_processor=_processors(list(ids), sampling, width, model.device),
+        logits_processor=_processors(list(fitted), sampling, width, model.device),
     )[:, width:]
-    return [_sample(tokenizer, key, row, stops) for key, row in zip(ids, new_BN.tolist(), strict=True)]
+    return [
+        _sample(tokenizer, key, prompt, row[: prompt.new], stops)
+        for (key, prompt), row in zip(fitted.items(), new_BN.tolist(), strict=True)
+    ]
 
 
 def _pad_left(rows: list[list[int]], width: int, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -153,10 +191,10 @@ def _processors(keys: list[str], sampling: Sampling, width: int, device: torch.d
     return LogitsProcessorList([*processors, GumbelProcessor(key_B, width)])
 
 
-def _sample(tokenizer: Any, key: str, row: list[int], stops: list[int]) -> Sample:
+def _sample(tokenizer: Any, key: str, prompt: Fitted, row: list[int], stops: list[int]) -> Sample:
     end = next((position for position, token in enumerate(row) if token in stops), None)
     text = tokenizer.decode(row[:end], skip_special_tokens=True)
-    return Sample(key, text, tokens=len(row[:end]), truncated=end is None)
+    return Sample(key, text, tokens=len(row[:end]), truncated=end is None, prompt_cut=prompt.cut)
 
 
 def _device(name: str) -> torch.device:
@@ -175,15 +213,6 @@ def _threads_for(model: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _check_context(config: Any, key: str, length: int, new: int) -> None:
-    context = getattr(config, "max_position_embeddings", None)
-    if context is not None and length + new > context:
-        raise ValueError(
-            f"prompt {key!r} has {length} tokens, and with max_new_tokens={new} passes the model's context "
-            f"of {context}. Lower max_new_tokens to {max(context - length, 0)} or less, or drop that prompt."
-        )
 
 
 def _fill(generator: Generator, prompts: Sequence[Prompt], sampling: Sampling, path: Path) -> None:

@@ -55,6 +55,7 @@ def evaluate_mt_bench(
         **summarise_scores(asked, scores, seed=benchmark.seed),
         "tokens_mean": None if None in tokens else float(np.mean(tokens)),
         "truncated": sum(sample.truncated for both in samples for sample in both),
+        "prompts_cut": sum(sample.prompt_cut for both in samples for sample in both),
         "prompts_hash": bench.prompts_hash,
     }
 

@@ -50,12 +50,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one answer: text, length in the model's own tokens (None where unknown), whether it was cut."""
+    """Hold one answer: text, length in the model's own tokens (None where unknown), whether it was cut.
+
+    prompt_cut: the prompt was too long for the model, and its beginning was left out.
+    """
 
     prompt_id: str
     text: str
     tokens: int | None
     truncated: bool
+    prompt_cut: bool = False
 
     def row(self) -> dict[str, Any]:
         """Return the sample as it is written to a file."""

@@ -81,6 +81,7 @@ class GeneratorConfig(EndpointConfig):
     name: str = "???"
     batch_tokens: int = 32768
     dtype: str = "float32"
+    long_prompts: str = "cut"
     path: str | None = None
 
 
@@ -140,6 +141,8 @@ def evaluation_errors(config: EvaluateConfig) -> list[str]:
         errors.append(
             f"generator=file reads answers from a file; generator.path={config.generator.path} is none"
         )
+    if config.generator.long_prompts not in ("cut", "error"):
+        errors.append(f"generator.long_prompts must be cut or error, not {config.generator.long_prompts!r}")
     if config.benchmark.limit is not None and config.benchmark.limit < 1:
         errors.append(f"benchmark.limit must be 1 or more, or null for all, not {config.benchmark.limit}")
     return errors

@@ -92,10 +92,8 @@ def measure(config: EvaluateConfig, repeats: int) -> Spread:
     """Judge the answers of every run `repeats` times and summarise; each judging is kept, none is paid for twice."""
     if errors := evaluation_errors(config):
         raise ValueError("\n".join(errors))
-    if config.benchmark.name not in ("alpaca_eval", "mt_bench"):
-        raise ValueError(
-            "judge variance is measured on benchmark=alpaca_eval or mt_bench: the checker has none"
-        )
+    if config.benchmark.name == "lm_eval":
+        raise ValueError("judge variance needs a judge: benchmark=alpaca_eval, mt_bench or verifiable")
     if config.judge.name == "cached":
         raise ValueError(
             "a file of judgments answers the same each time; give the files with --files instead"

@@ -120,6 +120,7 @@ def summarise(rows: Sequence[dict], theirs: Sequence[dict] | None, seed: int) ->
         "characters_mean": mean_error([row["characters"] for row in rows])[0],
         "perfect": 100 * sum(row["score"] == BEST for row in rows) / len(rows),
         "truncated": sum(row["truncated"] for row in rows),
+        "prompts_cut": sum(row["prompt_cut"] for row in rows),
         "n": len(rows),
     }
     return result
@@ -153,6 +154,7 @@ def _row(task: Task, sample: Sample) -> dict[str, Any]:
         "tokens": sample.tokens,
         "characters": len(sample.text),
         "truncated": sample.truncated,
+        "prompt_cut": sample.prompt_cut,
         "score": score.total,
         "correct": score.correct,
         "format": score.format,

