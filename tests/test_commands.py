@@ -101,10 +101,10 @@ def test_the_readmes_method_is_complete() -> None:
     """The example of a new method: its function and its YAML, as printed, bind and give a loss."""
     import torch
     import yaml
-    from toy_pairs import toy_pair
 
     from sgdpo.method import Method, method_errors
     from sgdpo.pairs import DrawKey, Pair, PairLoss, rewards
+    from toy_pairs import toy_pair
 
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.S)[1])
