@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sgdpo.engine.soak import CASES, Outcome, differences, render, soak
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.engine.soak import CASES, SMALL, STEPS, Outcome, differences, render, soak
+from sgdpo.execute import execute
 
 
 @pytest.mark.slow
@@ -50,3 +52,19 @@ def test_the_table_names_every_case(tmp_path: Path) -> None:
     table = render([Outcome(case, kills=3, torn=1, runs=2) for case in CASES])
     assert all(case in table for case in CASES)
     assert table.count("bit-identical") == len(CASES)
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(tmp_path: Path) -> None:
+    """What is left to do then is the final model and the record."""
+    config = to_run_config(compose_run([*SMALL, f"outputs={tmp_path}"]))
+    folder = execute(config)
+    rows, weights = (folder / "metrics.jsonl").read_text(), (folder / "model/model.safetensors").read_bytes()
+    assert [json.loads(line)["step"] for line in rows.splitlines()].count(STEPS) == 2  # one of each split
+    (folder / "model" / "model.safetensors").unlink()
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"status": "running", "pid": 2**22 + 1}))
+    assert execute(config) == folder
+    assert json.loads((folder / "record.json").read_text())["status"] == "finished"
+    assert (folder / "metrics.jsonl").read_text() == rows
+    assert (folder / "model/model.safetensors").read_bytes() == weights

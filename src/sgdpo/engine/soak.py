@@ -20,11 +20,12 @@ from pathlib import Path
 from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 
 ROOT = Path(__file__).resolve().parents[3]
+# 28 pairs are 7 steps of 4: the last 5 of 12 steps are of the second epoch.
 STEPS, SAVE_EVERY, MOST_STEPS_AHEAD = 12, 2, 4
 SPEED = ("pairs_per_second", "tokens_per_second")
 PATIENCE = 300
 SMALL = (
-    "device=cpu", "tracking=off", "init=pretrained", "model.tiny.num_hidden_layers=2", "data.world.pairs=64",
+    "device=cpu", "tracking=off", "init=pretrained", "model.tiny.num_hidden_layers=2", "data.world.pairs=28",
     "data.world.test_pairs=8", "data.world.demonstrations=16", "optimizer.batch_size=4", "optimizer.lr=1e-3",
     f"optimizer.max_steps={STEPS}", f"trainer.save_steps={SAVE_EVERY}", "trainer.eval_steps=5",
 )  # fmt: skip

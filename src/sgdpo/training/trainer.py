@@ -103,6 +103,18 @@ class PairTrainer(Trainer):
         total = torch.stack([row[key] for row in batch_samples]).sum().to(device)
         return self.accelerator.reduce(total) if self.args.world_size > 1 else total
 
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        """Run the rest of an epoch.
+
+        After a resume accelerate's wrappers do not pass the epoch on to the sampler (over several ranks), and
+        the base class trains one step more than max_steps if the checkpoint was the last: both end here.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        self._train_rows.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
+
     # ---- loss ------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -214,7 +226,10 @@ class PairTrainer(Trainer):
         metrics = sums.take(self._reduce)
         self._write("eval", metrics)
         self._clock += time.perf_counter() - paused  # speed is of training alone
-        return {f"eval_{key}": value for key, value in metrics.items()}
+        metrics = {f"eval_{key}": value for key, value in metrics.items()}
+        # This is what marks the evaluation as done; without it the last step is evaluated a second time.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
