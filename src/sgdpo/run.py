@@ -25,6 +25,7 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.data.prepare import describe, prepare
 from sgdpo.jsonio import read_metrics
 from sgdpo.method import bind_method
+from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.models.load import load_tokenizer
 from sgdpo.records import METRICS, Record, find_result
 from sgdpo.report.curves import draw_reward_curves
@@ -45,6 +46,8 @@ def run(config: RunConfig) -> Path:
     """Train one run and return its folder. Its SFT start, if it needs one, must be finished."""
     disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
     identity, state = run_identity(config), PartialState(cpu=config.device == "cpu")
+    if state.device.type == "cpu":
+        keep_freed_memory()
     folder = run_folder(config, identity)
     resume = _resumable(config, folder)
     with _recorded(config, identity, folder, resume, state.process_index) as (record, tracker):
