@@ -69,9 +69,8 @@ def run(config: RunConfig) -> Path:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.save_model(str(folder / "model"))
         if record is not None:
-            (folder / "model" / "training_args.bin").unlink(
-                missing_ok=True
-            )  # a pickle; config.yaml says it all
+            # A pickle; config.yaml says it all.
+            (folder / "model" / "training_args.bin").unlink(missing_ok=True)
             _close(parts, trainer, record, tracker)
     return folder
 
