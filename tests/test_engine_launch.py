@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +87,24 @@ def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:
     config, files = play("aborts_at_exit", tmp_path)
     assert launch(config, "acting_rank") == 0
     assert files.result.is_file()
+
+
+@pytest.mark.slow
+def test_two_machines_meet_at_the_address_in_the_environment(tmp_path: Path) -> None:
+    """Two launches on this machine play two machines of one process each: ranks 0 and 1 see 1 + 2 = 3."""
+    config, files = play("done", tmp_path, "engine.num_nodes=2", "engine.num_processes=1")
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": f"{SRC}{os.pathsep}{TESTS}"}
+    command = [sys.executable, "-c", LAUNCH, json.dumps(asdict(config))]
+    machines = [subprocess.Popen(command, env={**os.environ, **place, "NODE_RANK": node}) for node in "01"]
+    assert [machine.wait(120) for machine in machines] == [0, 0]
+    for rank in (0, 1):
+        assert (
+            f"rank {rank} of 2 sees the sum 3"
+            in (files.folder / f"node{rank}" / f"rank{rank}.log").read_text()
+        )
 
 
 LAUNCH = """

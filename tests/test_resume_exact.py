@@ -16,11 +16,12 @@ from sgdpo.execute import execute
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "kills"), [("single, float32", 2), ("zero3", 1)])
-def test_a_killed_run_continues_bit_for_bit(case: str, kills: int, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("case", ["single, float32", "zero3"])
+def test_a_killed_run_continues_bit_for_bit(case: str, tmp_path: Path, monkeypatch) -> None:
+    """Seed 97 kills both after step 9, in the second epoch, a random fraction of a second later."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    outcome = soak(case, kills, seed=1, folder=tmp_path)
-    assert outcome.kills == kills
+    outcome = soak(case, kills=1, seed=97, folder=tmp_path)
+    assert outcome.kills == 1
     assert outcome.differences == []
 
 

@@ -21,7 +21,7 @@ from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 
 ROOT = Path(__file__).resolve().parents[3]
 # 28 pairs are 7 steps of 4: the last 5 of 12 steps are of the second epoch.
-STEPS, SAVE_EVERY, MOST_STEPS_AHEAD = 12, 2, 4
+STEPS, SAVE_EVERY, MOST_STEPS_AHEAD = 12, 2, 9
 SPEED = ("pairs_per_second", "tokens_per_second")
 PATIENCE = 300
 SMALL = (
