@@ -43,10 +43,10 @@ def test_the_papers_models_are_known_without_a_network(model: str, parameters: i
 
 
 def test_a_tiny_shape_by_hand() -> None:
-    """tiny_llama: 102 x 128 twice (embedding, head); a layer 2 x 128 x 128 (q, o) + 2 x 64 x 128 (k, v)
+    """tiny_llama: 104 x 128 twice (embedding, head); a layer 2 x 128 x 128 (q, o) + 2 x 64 x 128 (k, v)
     + 3 x 384 x 128 (MLP) + 2 x 128 (norms) = 196,864, four times; one norm more: 128."""
     shape = model_shape(run().model)
-    assert shape.parameters == 2 * 102 * 128 + 4 * 196_864 + 128
+    assert shape.parameters == 2 * 104 * 128 + 4 * 196_864 + 128
     assert shape.body == 4 * 196_864 + 128
     assert shape.largest == 384 * 128
 

@@ -91,10 +91,10 @@ def activations(shape: ModelShape, row: Row, bf16: bool, checkpointing: bool, he
     # The last norm's input, its normed value and its output are there until the head's backward pass is done.
     head = head_working(shape, row, bf16, head_budget_mb) + 3 * stream
     casts = 2 * shape.body if bf16 else 0  # autocast's copies of the weights, saved for the backward pass
-    # A tied matrix's gradient from the head waits, through all layers, for the one from the embedding; at the
-    # end both and their sum are there.
+    # A tied matrix's gradient from the head waits, through all layers, for the one from the embedding, to which
+    # it is added in place.
     waiting, end = (
-        (FLOAT * shape.head, 3 * FLOAT * shape.head) if shape.tied else (0, FLOAT * shape.embedding)
+        (FLOAT * shape.head, 2 * FLOAT * shape.head) if shape.tied else (0, FLOAT * shape.embedding)
     )
     if checkpointing:
         again = layer - stream + backward + casts // shape.layers + waiting
@@ -129,10 +129,11 @@ def _layer_backward(shape: ModelShape, row: Row, bf16: bool) -> int:
 def head_working(shape: ModelShape, row: Row, bf16: bool, budget_mb: int) -> int:
     """Return what the lm-head holds in its backward pass.
 
-    A gradient of its matrix, the predicting states four times, and for one block of the vocabulary its softmax
-    and the block's gradient twice (the product and its negative), or its logits twice if these are more.
+    A gradient of its matrix, the predicting states four times, and one block of the vocabulary's softmax, from
+    which both gradients are written in place. In bf16 the block is there in both widths, and so are the block's
+    weights and the product before it is copied to its place.
     """
     states = (4 * FLOAT + (4 if bf16 else 0)) * row.predicted * shape.hidden
     chunk = chunk_size(row.predicted, shape.vocabulary, budget_mb)
-    block = FLOAT * chunk * max(2 * row.predicted, row.predicted + 2 * shape.hidden)
+    block = chunk * (6 * row.predicted + 4 * shape.hidden if bf16 else FLOAT * row.predicted)
     return states + FLOAT * shape.head + block

@@ -25,8 +25,8 @@ CHAT_TEMPLATE = (
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return the character tokenizer: 8 special tokens, then the alphabet in order; a template of its own.
 
-    The token that closes a turn, `<|end|>`, is what generation stops at; bos, eos, pad and unk are
-    distinct.
+    The token that closes a turn, `<|end|>`, is the end token, at which generation stops; bos, eos, pad and unk
+    are distinct.
     """
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -36,7 +36,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<bos>",
-        eos_token="<eos>",
+        eos_token="<|end|>",  # what closes a turn, as in Qwen-2 and Llama-3.1 instruct models
         unk_token="<unk>",
         extra_special_tokens=[*ROLES, "<|end|>"],
         chat_template=CHAT_TEMPLATE,

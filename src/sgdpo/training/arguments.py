@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from sgdpo.config.schema import RunConfig
@@ -43,7 +44,7 @@ def training_arguments(
         max_grad_norm=optimizer.max_grad_norm,
         optim="adamw_torch_fused" if not config.engine.deepspeed else "adamw_torch",
         bf16=config.precision.name == "bf16" and not config.engine.deepspeed,
-        use_cpu=config.device == "cpu",
+        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
         deepspeed=_deepspeed(config),
         ddp_timeout=int(config.engine.timeout_minutes * 60),
         ddp_find_unused_parameters=False,
