@@ -27,6 +27,7 @@ from sgdpo.jsonio import read_metrics
 from sgdpo.method import bind_method
 from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.models.load import load_tokenizer
+from sgdpo.models.threads import threads_for
 from sgdpo.records import METRICS, Record, find_result
 from sgdpo.report.curves import draw_reward_curves
 from sgdpo.tracking import Tracker, open_tracker
@@ -66,7 +67,8 @@ def run(config: RunConfig) -> Path:
         trainer = build_trainer(parts, reference, schedule, _writer(record, tracker))
         if resume is not None:
             trainer.resume_method_state(resume)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with threads_for(trainer.model):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.save_model(str(folder / "model"))
         if record is not None:
             # A pickle; config.yaml says it all.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,10 +29,10 @@ from sgdpo.evaluation.files import line, read_jsonl, recover_jsonl, write_jsonl
 from sgdpo.evaluation.noise import GumbelProcessor, prompt_key
 from sgdpo.evaluation.prompts import Prompt, Sample, Sampling, check_prompts, prompt_ids, stop_ids
 from sgdpo.models.load import load_model, load_tokenizer, weights_folder, weights_hash
+from sgdpo.models.threads import threads_for
 
 FORMAT = 1
 # Parameters below which one CPU thread is faster than several.
-SMALL_MODEL = 20_000_000
 
 
 class Generator(Protocol):
@@ -119,7 +118,7 @@ class TransformersGenerator:
         while start < len(order):
             row = len(fitted[order[start]].ids) + sampling.max_new_tokens
             keys = order[start : start + max(1, self.batch_tokens // row)]
-            with _threads_for(model):
+            with threads_for(model):
                 batch = _answer_batch(model, self.tokenizer, {key: fitted[key] for key in keys}, sampling)
             yield batch
             start += len(keys)
@@ -201,18 +200,6 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-@contextmanager
-def _threads_for(model: Any) -> Iterator[None]:
-    """Run a small model on one CPU thread: at each of its steps two would wait longer than they work."""
-    threads = torch.get_num_threads()
-    if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fill(generator: Generator, prompts: Sequence[Prompt], sampling: Sampling, path: Path) -> None:

@@ -28,6 +28,7 @@ from sgdpo.data.batching import RowSampler
 from sgdpo.data.example import Example
 from sgdpo.data.packing import RowCollator, model_inputs
 from sgdpo.models.load import load_model, weights_folder, weights_hash
+from sgdpo.models.threads import threads_for
 from sgdpo.reference.store import (
     FORMAT,
     ReferenceTable,
@@ -222,7 +223,8 @@ def _run_rows(
     for indices in bar:
         row = {name: value.to(work.device) for name, value in collate([examples[i] for i in indices]).items()}
         device_type = torch.device(work.device).type
-        with torch.autocast(device_type, dtype=work.autocast, enabled=work.autocast is not None):
+        autocast = torch.autocast(device_type, dtype=work.autocast, enabled=work.autocast is not None)
+        with autocast, threads_for(model):
             logp_L = model(**model_inputs(row)).float().cpu().numpy()
         _scatter(logp_L, indices, examples.lengths, starts, values)
         forward_tokens += row["input_ids"].numel()

@@ -63,11 +63,11 @@ def how_it_ended(returncode: int) -> str:
 def share_of_cores(n_jobs: int) -> dict[str, str]:
     """Return the thread settings of one of n_jobs processes; the user's own settings stay.
 
-    Idle threads sleep instead of spinning: beside other busy processes spinning made steps many times slower.
+    Idle threads soon sleep instead of spinning: beside other busy processes spinning made steps many times slower.
     """
     ours = {
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // n_jobs)),
-        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "20000",
     }
     return {key: value for key, value in ours.items() if key not in os.environ}
 
