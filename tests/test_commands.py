@@ -115,3 +115,9 @@ def test_the_readmes_method_is_complete() -> None:
     hyper = {"beta": settings["beta"], "margin": settings["margin"]}
     method = Method("hinge", "preference", room["hinge"], hyper, True, False, None, None)
     assert method(toy_pair(), DrawKey(0)).loss_B.shape == (1,)
+
+
+def test_the_readme_shows_the_published_table() -> None:
+    """The numbers in the README are a file that the demonstration wrote, not typed."""
+    assert (ROOT / "outputs" / "published" / "demo.md").read_text() in README
+    assert (ROOT / "outputs" / "published" / "demo.png").is_file()
