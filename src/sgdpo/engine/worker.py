@@ -18,6 +18,7 @@ from pathlib import Path
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles, die_with_parent
+from sgdpo.jsonio import write_json
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         folder = _train(files)
         _meet()
         if rank == 0:
-            _write_whole(files.result, {"folder": str(folder), "time": time.time()})
+            write_json(files.result, {"folder": str(folder), "time": time.time()})
         code = 0
     except BaseException as error:
         _report(files, rank, error)
@@ -100,13 +101,7 @@ def _report(files: RankFiles, rank: int, error: BaseException) -> None:
         "traceback": traceback.format_exc(),
     }
     with contextlib.suppress(OSError):
-        _write_whole(files.error(rank), report)
-
-
-def _write_whole(path: Path, content: dict) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1))
-    beside.replace(path)
+        write_json(files.error(rank), report)
 
 
 def _log_to(path: Path) -> None:

@@ -99,9 +99,7 @@ class PairTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Return what the step's loss is divided by, over all rows and ranks: pairs, or trained tokens."""
-        key = "count_tokens" if self.method.phase == "sft" else "count_pairs"
-        total = torch.stack([row[key] for row in batch_samples]).sum().to(device)
-        return self.accelerator.reduce(total) if self.args.world_size > 1 else total
+        return self._reduce(torch.stack([self._loss_count(row) for row in batch_samples]).sum().to(device))
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         """Run the rest of an epoch.
