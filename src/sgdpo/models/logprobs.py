@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sgdpo.models import attention
+from sgdpo.models.fused import fuse
 from sgdpo.models.head import LogProbHead
+from sgdpo.models.rotation import rotate_rows
 
 # Architectures whose attention is plain causal softmax attention through transformers' attention interface,
 # and whose logits are the lm-head's output as it is: their rows may share prefixes.
@@ -34,6 +36,8 @@ def teach_logprobs(model: PreTrainedModel, head_budget_mb: int) -> None:
     attention.register()
     model.set_attn_implementation(attention.NAME)
     model.set_output_embeddings(LogProbHead.from_linear(model.get_output_embeddings(), head_budget_mb))
+    fuse(model)
+    rotate_rows(model)
     model.forward = MethodType(_taught_forward(type(model).forward), model)
 
 
