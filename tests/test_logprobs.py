@@ -57,8 +57,10 @@ def weighted_gradients(model, logps: list[torch.Tensor]) -> list[torch.Tensor]:
 @LAYOUTS
 @ARCHITECTURES
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_packed_rows_equal_separate_forwards(name, tiny, layout, dtype, tolerance) -> None:
-    model, examples = tiny_model(name, dtype, **tiny), make_examples(LENGTHS)
+@pytest.mark.parametrize("longer", [[], [(70, 60, 90)]], ids=["short", "long"])
+def test_packed_rows_equal_separate_forwards(name, tiny, layout, dtype, tolerance, longer) -> None:
+    """A span of more than 128 tokens takes the kernel tile by tile, shorter ones are padded into one call."""
+    model, examples = tiny_model(name, dtype, **tiny), make_examples(LENGTHS + longer)
     plain = copy.deepcopy(model)
     teach_logprobs(model, 1)
     for found, expected in zip(packed(model, layout, examples), separate(plain, examples), strict=True):
@@ -68,8 +70,9 @@ def test_packed_rows_equal_separate_forwards(name, tiny, layout, dtype, toleranc
 
 @ARCHITECTURES
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
-def test_gradients_equal_those_of_separate_forwards(name, tiny, checkpointing) -> None:
-    model, examples = tiny_model(name, torch.float64, **tiny), make_examples(LENGTHS)
+@pytest.mark.parametrize("longer", [[], [(70, 60, 90)]], ids=["short", "long"])
+def test_gradients_equal_those_of_separate_forwards(name, tiny, checkpointing, longer) -> None:
+    model, examples = tiny_model(name, torch.float64, **tiny), make_examples(LENGTHS + longer)
     plain = copy.deepcopy(model)
     teach_logprobs(model, 1)
     if checkpointing:
@@ -217,7 +220,17 @@ def test_the_flex_block_mask_is_the_dense_mask() -> None:
 def test_every_kernel_gives_the_same_log_probs(monkeypatch) -> None:
     model, examples = tiny_model(dtype=torch.float64), make_examples(LENGTHS)
     teach_logprobs(model, 1)
-    spans = torch.cat(packed(model, "shared_prefix", examples))
-    monkeypatch.setattr(attention, "kernel_for", lambda device: "dense")
-    dense = torch.cat(packed(model, "shared_prefix", examples))
-    assert torch.allclose(spans, dense, rtol=0, atol=1e-10)
+    found = {}
+    for kernel in ("spans", "padded", "dense"):
+        monkeypatch.setattr(attention, "kernel_for", lambda span_S3, kernel=kernel: kernel)
+        logps = packed(model, "shared_prefix", examples)
+        found[kernel] = torch.cat(logps), weighted_gradients(model, logps)
+    for kernel in ("spans", "padded"):
+        assert torch.allclose(found[kernel][0], found["dense"][0], rtol=0, atol=1e-10)
+        for one, other in zip(found[kernel][1], found["dense"][1], strict=True):
+            assert (one - other).abs().max() < 1e-6 * other.abs().max()
+
+
+@pytest.mark.parametrize(("longest", "kernel"), [(128, "padded"), (129, "spans")])
+def test_short_spans_are_padded_into_one_call(longest, kernel) -> None:
+    assert attention.kernel_for(torch.tensor([[10, 20, 30], [5, 28, longest - 28]])) == kernel

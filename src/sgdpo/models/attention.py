@@ -1,9 +1,9 @@
 """Attention over a packed row: a token sees its own sequence, a rejected completion never the chosen one.
 
 A row's spans say what attends to what: `trunk` tokens causally among themselves, then `branch` tokens to the
-first `prefix` tokens of the trunk and causally among themselves (`data/packing.py`). On a CPU
-`row_kernel.py` does it; on a GPU FlexAttention with a block mask; elsewhere sdpa with the dense mask, which
-defines both.
+first `prefix` tokens of the trunk and causally among themselves (`data/packing.py`). On a CPU `row_kernel.py`
+does it, or `padded_spans.py` if all spans are short; on a GPU FlexAttention with a block mask; elsewhere sdpa
+with the dense mask, which defines them all.
 """
 
 from __future__ import annotations
@@ -19,34 +19,40 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from sgdpo.models.padded_spans import LONGEST, PaddedSpans, attend_padded, pad_spans
 from sgdpo.models.row_kernel import Span, attend_row
 
 NAME = "sgdpo_rows"
-KERNELS = ("spans", "flex", "dense")
+KERNELS = ("spans", "padded", "flex", "dense")
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Hold what the attention layers of one forward share: the spans, or the mask that they make."""
+    """Hold what the attention layers of one forward share: the spans, their slots, or the mask that they make."""
 
     spans: list[Span] | None = None
+    padded: PaddedSpans | None = None
     mask: BlockMask | Tensor | None = None
 
 
 def plan_row(span_S3: Tensor, tokens: int, kernel: str) -> RowPlan:
-    """Return the plan of a row of `tokens` tokens. kernel: `spans` (CPU), `flex` (CUDA) or `dense`."""
+    """Return the plan of a row of `tokens` tokens. kernel: `spans` or `padded` (CPU), `flex` (CUDA), `dense`."""
     assert kernel in KERNELS, kernel
     if kernel == "spans":
         return RowPlan(spans=[tuple(span) for span in span_S3.tolist()])
+    if kernel == "padded":
+        return RowPlan(padded=pad_spans(span_S3))
     if kernel == "flex":
         visible = visibility(span_S3, tokens)
         return RowPlan(mask=create_block_mask(visible, None, None, tokens, tokens, device=span_S3.device))
     return RowPlan(mask=dense_mask(span_S3, tokens)[None, None])
 
 
-def kernel_for(device: torch.device) -> str:
-    """Return the fastest kernel of a device."""
-    return {"cpu": "spans", "cuda": "flex"}.get(device.type, "dense")
+def kernel_for(span_S3: Tensor) -> str:
+    """Return the fastest kernel for a row's spans on their device."""
+    if span_S3.device.type != "cpu":
+        return "flex" if span_S3.device.type == "cuda" else "dense"
+    return "padded" if int(span_S3[:, 1:].sum(-1).max()) <= LONGEST else "spans"
 
 
 def visibility(span_S3: Tensor, tokens: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -88,6 +94,8 @@ def row_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if row_plan.spans is not None:
         return attend_row(query, key, value, row_plan.spans, module.scaling), None
+    if row_plan.padded is not None:
+        return attend_padded(query, key, value, row_plan.padded, module.scaling), None
     if isinstance(row_plan.mask, BlockMask):
         # Autocast leaves rotated queries and keys wider than the values; the kernel wants one type.
         query, key = query.to(value.dtype), key.to(value.dtype)

@@ -76,7 +76,7 @@ def _row_logprobs(model, target_L: Tensor, source_L: Tensor, span_S3: Tensor, **
     body = getattr(model, model.base_model_prefix)
     # A 4D mask passes through transformers unread; the attention function goes by the plan.
     passed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=target_L.device)
-    kernel = attention.kernel_for(target_L.device)
+    kernel = attention.kernel_for(span_S3)
     plan = attention.plan_row(span_S3, inputs["input_ids"].shape[1], kernel)
     states = body(**inputs, attention_mask=passed, use_cache=False, row_plan=plan).last_hidden_state
     return model.lm_head(states[0].index_select(0, source_L), target_L)
