@@ -12,7 +12,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from sgdpo.config.compose import register_schema, to_run_config
+from sgdpo.config.compose import list_errors, register_schema, to_run_config
 from sgdpo.console import fail, greet, set_up_process
 
 register_schema()
@@ -44,4 +44,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if errors := list_errors(sys.argv[1:]):
+        fail(errors)
     sys.exit(main())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,28 @@ def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
 
     assert reproduce(Options("paper", outputs=str(tmp_path)), call) == 1
     assert "not complete: table4, figure1" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux")
+def test_a_killed_reproduction_leaves_no_sweep_behind(tmp_path):
+    note, sweep = tmp_path / "pid", tmp_path / "sweep.py"
+    sweep.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(f'{{os.getpid()}}\\n')\ntime.sleep(60)\n"
+    )
+    code = f"from sgdpo.report.reproduce import call_python; call_python([{str(sweep)!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    ) as parent:
+        wait_until(lambda: note.is_file() and note.read_text().endswith("\n"))
+        parent.kill()
+    wait_until(lambda: not Path(f"/proc/{note.read_text().strip()}").exists())
+
+
+def wait_until(holds, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 def test_wrong_options_are_named_together():

@@ -4,6 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
+from sgdpo.config.compose import list_errors
 from sgdpo.jsonio import write_json
 from sgdpo.sweeps.cells import label_cells
 from sgdpo.sweeps.errors import SweepError
@@ -131,6 +132,24 @@ class TestRefused:
 
     def test_a_list_for_a_single_value_says_comma_string(self):
         assert "write a comma string: seed=0,1" in self.refused("seed=[0,1],2")
+
+    @pytest.mark.parametrize(
+        ("word", "advice"),
+        [
+            ("seed=[0,1]", "seed=0,1"),
+            ("ratio.chosen=[0.6,0.8]", "ratio.chosen=0.6,0.8"),
+            ("method=[dpo,ipo]", "dpo,ipo"),
+        ],
+    )
+    def test_a_list_on_the_command_line_says_comma_string(self, word, advice):
+        (error,) = list_errors(["-m", word, "model=tiny_llama"])
+        assert f"takes one value, and a list is not swept over; write {word.split('=')[0]}=" in error
+        assert advice in error
+
+    def test_a_list_where_one_belongs_or_nothing_is_known_is_left_to_hydra(self):
+        assert (
+            list_errors(["optimizer.typo=[1]", "seed=[1", "hydra.verbose=[a]", "tracking.tags=[a,b]"]) == []
+        )
 
     def test_a_yaml_list_says_comma_string(self):
         with pytest.raises(SweepError, match=r'params: ratio.chosen is a YAML list.*ratio.chosen: "0.6,0.7"'):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from sgdpo.config.schema import RunConfig
 
@@ -41,6 +45,26 @@ def _unknown(node: Any, schema: type, prefix: str) -> list[str]:
     for key, value in known.items():
         if is_dataclass(value) and key in node:
             found += _unknown(node[key], type(value), f"{prefix}{key}.")
+    return found
+
+
+def list_errors(arguments: Sequence[str]) -> list[str]:
+    """List command-line overrides that give a list to a key of one value, as one tries who wants a sweep.
+
+    Hydra composes the sweep's own config first and would speak of a type there, not of comma strings.
+    """
+    found, parser = [], OverridesParser.create()
+    for word in arguments:
+        if "=[" not in word or word.startswith("hydra"):
+            continue
+        try:
+            override = parser.parse_override(word)
+            OmegaConf.update(OmegaConf.structured(RunConfig), override.key_or_group, override.value())
+        except (ConfigTypeError, ValidationError):
+            key, comma = override.key_or_group, ",".join(map(str, override.value()))
+            found.append(f"{key} takes one value, and a list is not swept over; write {key}={comma} with -m")
+        except (HydraException, OmegaConfBaseException):
+            continue  # Hydra says it better
     return found
 
 

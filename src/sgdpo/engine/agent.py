@@ -13,7 +13,8 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from sgdpo.engine.ranks import RankFiles, die_with_parent
+from sgdpo.console import die_with_parent
+from sgdpo.engine.ranks import RankFiles
 
 AGENT_PID = "SGDPO_AGENT_PID"
 

@@ -1,4 +1,4 @@
-"""What the launcher and the ranks share: the files of a launch, and processes that die with their parent.
+"""What the launcher and the ranks share: the files of a launch.
 
 A launch keeps its files in <run>/ranks/ (over several machines <run>/ranks/node<k>/): the composed run, one
 log for each rank, one report for each rank that failed, and rank 0's result.
@@ -6,14 +6,8 @@ log for each rank, one report for each rank that failed, and rank 0's result.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -55,14 +49,3 @@ class RankFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.result, self.agent_report, *self.folder.glob("rank*.error.json")):
             path.unlink(missing_ok=True)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (Linux).
-
-    parent: the process id that the parent gave; if it is gone already, end at once.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -16,8 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from sgdpo.config.schema import RunConfig
+from sgdpo.console import die_with_parent
 from sgdpo.engine.agent import AGENT_PID
-from sgdpo.engine.ranks import RankFiles, die_with_parent
+from sgdpo.engine.ranks import RankFiles
 from sgdpo.jsonio import write_json
 
 

@@ -7,17 +7,20 @@ only what is missing, because training and judging skip what is finished.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sgdpo.config.compose import CONF
+from sgdpo.console import die_with_parent
 from sgdpo.records import read_runs
 from sgdpo.report.build import FIGURES, JUDGE_VARIANCE
 
@@ -235,6 +238,10 @@ def _paper(options: Options, call: Callable[[Command], int]) -> int:
 
 
 def call_python(command: Command) -> int:
-    """Print a command as a user would type it, run it with this Python, and return its exit code."""
+    """Print a command as a user would type it, run it with this Python, and return its exit code.
+
+    It ends with this process, however this process ends: no sweep is left running behind a `make` that is gone.
+    """
     print(f"$ {shlex.join(['python', *command])}", flush=True)
-    return subprocess.call([sys.executable, str(CONF.parent / command[0]), *command[1:]])
+    arguments = [sys.executable, str(CONF.parent / command[0]), *command[1:]]
+    return subprocess.call(arguments, preexec_fn=partial(die_with_parent, os.getpid()))
