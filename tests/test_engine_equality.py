@@ -29,6 +29,7 @@ SMALL = (
     "device=cpu", "tracking=off", "model.tiny.num_hidden_layers=2", "data.world.pairs=80", "data.world.test_pairs=8",
     "data.world.demonstrations=64", "optimizer.batch_size=4", "optimizer.lr=1e-3", "optimizer.sft.max_steps=4",
     "optimizer.sft.batch_size=16", "trainer.max_tokens_per_row=128", "trainer.save_steps=20",
+    "trainer.keep_finished=true",
 )  # fmt: skip
 ENGINES = {"ddp": "bco", "zero2": "bco", "zero3": "sgdpo", "zero3_offload": "sgdpo"}
 

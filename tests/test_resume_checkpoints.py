@@ -109,6 +109,11 @@ def test_pruning_before_enough_are_complete_removes_nothing(saved: Path) -> None
     assert len(list(saved.iterdir())) == 3
 
 
+def test_keeping_none_leaves_no_folder(saved: Path) -> None:
+    prune(saved, keep=0)
+    assert not saved.exists()
+
+
 def test_a_torn_save_is_cleared_before_the_step_is_saved_again(saved: Path) -> None:
     """A file of the torn save must not end up in the manifest of the next one."""
     torn = saved / "checkpoint-200"

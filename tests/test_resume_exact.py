@@ -58,7 +58,7 @@ def test_the_table_names_every_case(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(tmp_path: Path) -> None:
     """What is left to do then is the final model and the record."""
-    config = to_run_config(compose_run([*SMALL, f"outputs={tmp_path}"]))
+    config = to_run_config(compose_run([*SMALL, "trainer.keep_finished=true", f"outputs={tmp_path}"]))
     folder = execute(config)
     rows, weights = (folder / "metrics.jsonl").read_text(), (folder / "model/model.safetensors").read_bytes()
     assert [json.loads(line)["step"] for line in rows.splitlines()].count(STEPS) == 2  # one of each split

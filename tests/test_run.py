@@ -103,6 +103,14 @@ def test_the_final_model_loads_by_from_pretrained_with_its_tokenizer(finished: P
     assert not list((finished / "model").glob("*.bin"))
 
 
+def test_a_finished_run_keeps_its_weights_and_no_checkpoints(finished: Path, tmp_path: Path) -> None:
+    """Checkpoints are for going on; a grid of 8B models would fill terabytes with them."""
+    assert (finished / "model" / "model.safetensors").is_file()
+    assert not (finished / "checkpoints").exists()
+    kept = run(tmp_path, "method=sft", "trainer.keep_finished=true")
+    assert len(list((kept / "checkpoints").iterdir())) == 2
+
+
 def test_the_closing_words_name_the_files_and_how_to_browse_an_offline_run(finished: Path) -> None:
     screen = (finished.parents[2] / "screen.txt").read_text()
     for expected in ("rewards/margins", "reward_curves.png", "metrics.jsonl", "wandb leet", "wandb sync"):

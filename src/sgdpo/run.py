@@ -31,7 +31,7 @@ from sgdpo.models.threads import threads_for
 from sgdpo.records import METRICS, Record, find_result
 from sgdpo.report.curves import draw_reward_curves
 from sgdpo.tracking import Tracker, open_tracker
-from sgdpo.training.checkpoints import checkpoint_step, find_resumable
+from sgdpo.training.checkpoints import checkpoint_step, find_resumable, prune
 from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
 from sgdpo.training.trainer import PairTrainer
 
@@ -182,3 +182,5 @@ def _close(parts: Parts, trainer: PairTrainer, record: Record, tracker: Tracker)
         )
     record.finish(skipped_steps=trainer.skipped_steps)
     tracker.finish(record.fields["final"]["train"])
+    if not parts.config.trainer.keep_finished:
+        prune(record.folder / "checkpoints", keep=0)

@@ -24,7 +24,7 @@ NOT_SETTINGS = (
     "n_jobs",
 )
 # Nor does how often it saves or how many processes prepare its rows.
-NOT_TRAINER = ("save_steps", "keep_checkpoints", "workers", "step0_check")
+NOT_TRAINER = ("save_steps", "keep_checkpoints", "keep_finished", "workers", "step0_check")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class TrainerConfig:
     save_steps: int = 0
     log_steps: int = 1
     keep_checkpoints: int = 2
+    keep_finished: bool = False
     on_nonfinite: str = "stop"
     step0_check: bool = True
     workers: int = 0

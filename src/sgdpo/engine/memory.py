@@ -88,8 +88,8 @@ def activations(shape: ModelShape, row: Row, bf16: bool, checkpointing: bool, he
     """
     layer, backward = _layer_saved(shape, row, bf16), _layer_backward(shape, row, bf16)
     stream = FLOAT * row.tokens * shape.hidden
-    # The last norm's input, its normed value and its output are there until the head's backward pass is done.
-    head = head_working(shape, row, bf16, head_budget_mb) + 3 * stream
+    # The last norm's input and its output are there until the head's backward pass is done.
+    head = head_working(shape, row, bf16, head_budget_mb) + 2 * stream
     casts = 2 * shape.body if bf16 else 0  # autocast's copies of the weights, saved for the backward pass
     # A tied matrix's gradient from the head waits, through all layers, for the one from the embedding, to which
     # it is added in place.
@@ -105,19 +105,17 @@ def activations(shape: ModelShape, row: Row, bf16: bool, checkpointing: bool, he
 def _layer_saved(shape: ModelShape, row: Row, bf16: bool) -> int:
     """Count the tensors one layer of a Llama or Qwen-2 saves, in the order in which they are made.
 
-    Norms keep their input and the normed value in float32. Under autocast each product casts its input anew:
-    q, k, v, gate and up keep five copies of two tensors. No attention kernel of ours keeps a matrix of
-    tokens by tokens.
+    Norms keep their input in float32; their output, cast once under autocast, is what q, k and v keep, or gate
+    and up (`models/fused.py`). No attention kernel of ours keeps a matrix of tokens by tokens.
     """
     size = 2 if bf16 else FLOAT
-    norms = 4 * FLOAT * shape.hidden
-    inputs = (5 if bf16 else 2) * size * shape.hidden
+    norms = 2 * (FLOAT + size) * shape.hidden
     # Rotated q and k and the output are float32 (FlexAttention casts them first: then this is a little high);
     # under autocast o casts its input.
     attention = FLOAT * (2 * shape.attention + shape.key_value) + size * shape.key_value
     attention += size * shape.attention if bf16 else 0
-    mlp = 4 * size * shape.intermediate  # gate, silu(gate), up and their product, which is down's input too
-    return row.tokens * (norms + inputs + attention + mlp)
+    mlp = 3 * size * shape.intermediate  # gate, up and what they give, which is down's input
+    return row.tokens * (norms + attention + mlp)
 
 
 def _layer_backward(shape: ModelShape, row: Row, bf16: bool) -> int:

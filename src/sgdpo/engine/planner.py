@@ -141,12 +141,14 @@ def _advice(plan: Plan) -> str:
 
 
 def _disk_lines(plan: Plan) -> list[str]:
-    kept = plan.config.trainer.keep_checkpoints
+    trainer = plan.config.trainer
+    at_a_time = f"{trainer.keep_checkpoints + 1} at most at a time"
+    at_a_time += "" if trainer.keep_finished else ", none once the run is finished"
     return [
         "Disk:",
         f"  reference cache                 {_gb(plan.reference_cache)}",
         f"  final model                     {_gb(plan.model_on_disk)}",
-        f"  checkpoints                     {_gb(plan.checkpoint_on_disk)} each, {kept + 1} at most at a time",
+        f"  checkpoints                     {_gb(plan.checkpoint_on_disk)} each, {at_a_time}",
     ]
 
 

@@ -27,12 +27,15 @@ class EndpointError(ValueError):
     """Say why the endpoint gave no usable answer, and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class EndpointSettings:
-    """Hold how an endpoint is asked. Units: seconds, requests a minute, dollars, dollars a million tokens."""
+    """Hold how an endpoint is asked; conf/judge and conf/generator extend it (Hydra's dataclasses are not frozen).
 
-    base_url: str
-    model: str
+    Units: seconds, requests a minute, dollars, dollars a million tokens.
+    """
+
+    base_url: str = ""
+    model: str = ""
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 60.0
     retries: int = 6

@@ -120,7 +120,7 @@ def make_generator(config: EvaluateConfig, run: Path, run_config: RunConfig) -> 
     """Return what answers the prompts: the run's own model, a served one, or a file of answers."""
     chosen = config.generator
     if chosen.name == "openai":
-        return OpenAIGenerator(Endpoint(chosen.settings()))
+        return OpenAIGenerator(Endpoint(chosen))
     if chosen.name == "file":
         return FileGenerator(Path(str(chosen.path)))
     # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
@@ -142,12 +142,12 @@ def make_generator(config: EvaluateConfig, run: Path, run_config: RunConfig) -> 
 def open_judge(config: JudgeConfig) -> Iterator[Judge | None]:
     """Give the judge for the length of a block; None for the checker and for a file of judgments."""
     if config.name == "openai":
-        yield EndpointJudge(Endpoint(config.settings()), grammar=config.grammar)
+        yield EndpointJudge(Endpoint(config), grammar=config.grammar)
     elif config.name == "local":
         model = Path(config.model_file) if config.model_file else default_model()
         identity = {"local": model.name, "sha256": hashlib.sha256(model.read_bytes()).hexdigest()[:16]}
         with local_server(model, context=config.context) as url:
-            settings = replace(config.settings(), base_url=url, model=model.stem, concurrency=1)
+            settings = replace(config, base_url=url, model=model.stem, concurrency=1)
             yield EndpointJudge(Endpoint(settings), identity, grammar=config.grammar)
     else:
         yield None

@@ -44,29 +44,7 @@ class BenchmarkConfig:
 
 
 @dataclass
-class EndpointConfig:
-    """What conf/judge/openai.yaml and conf/generator/openai.yaml share."""
-
-    base_url: str = ""
-    model: str = ""
-    key_variable: str = "OPENAI_API_KEY"
-    timeout: float = 60.0
-    retries: int = 6
-    backoff: float = 1.0
-    concurrency: int = 8
-    requests_per_minute: float = 0.0
-    budget_dollars: float | None = None
-    budget_tokens: int | None = None
-    price_prompt: float = 0.0
-    price_completion: float = 0.0
-
-    def settings(self) -> EndpointSettings:
-        """Return the frozen settings of an endpoint."""
-        return EndpointSettings(**{key: getattr(self, key) for key in EndpointSettings.__dataclass_fields__})
-
-
-@dataclass
-class JudgeConfig(EndpointConfig):
+class JudgeConfig(EndpointSettings):
     name: str = "???"
     label: str = "???"
     file: str | None = None
@@ -77,7 +55,7 @@ class JudgeConfig(EndpointConfig):
 
 
 @dataclass
-class GeneratorConfig(EndpointConfig):
+class GeneratorConfig(EndpointSettings):
     name: str = "???"
     batch_tokens: int = 32768
     dtype: str = "float32"
@@ -128,13 +106,13 @@ def evaluation_errors(config: EvaluateConfig) -> list[str]:
     errors = _run_errors(config) + _name_errors(config) + sampling_of(config.benchmark).errors()
     errors += _match_errors(config)
     if config.judge.name == "openai":
-        errors += [f"judge.{error}" for error in config.judge.settings().errors()]
+        errors += [f"judge.{error}" for error in config.judge.errors()]
     if config.judge.name == "local":
         errors += server_errors(Path(config.judge.model_file) if config.judge.model_file else None)
     if config.judge.name == "cached" and not (config.judge.file and Path(config.judge.file).is_file()):
         errors.append(f"judge=cached reads judgments from a file; judge.file={config.judge.file} is none")
     if config.generator.name == "openai":
-        errors += [f"generator.{error}" for error in config.generator.settings().errors()]
+        errors += [f"generator.{error}" for error in config.generator.errors()]
     if config.generator.name == "file" and not (
         config.generator.path and Path(config.generator.path).is_file()
     ):

@@ -131,13 +131,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Keep the `keep` newest complete checkpoints; remove everything older than the oldest of them."""
-    marked = [folder for folder in _newest_first(checkpoints) if (folder / MANIFEST).is_file()]
+    """Keep the `keep` newest complete checkpoints; remove everything older than the oldest of them; 0: all."""
+    found = _newest_first(checkpoints)
+    marked = [folder for folder in found if (folder / MANIFEST).is_file()]
     if len(marked) < keep:
         return
-    for folder in _newest_first(checkpoints):
-        if checkpoint_step(folder) < checkpoint_step(marked[keep - 1]):
-            remove_checkpoint(folder)
+    for folder in found[found.index(marked[keep - 1]) + 1 :] if keep else found:
+        remove_checkpoint(folder)
+    if not keep:
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def remove_checkpoint(folder: Path) -> None:

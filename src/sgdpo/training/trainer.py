@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -271,9 +272,13 @@ class StepNotes:
         )
 
     def suspects(self) -> str:
-        """Name the pairs whose loss is not finite, or all of the step's if the loss does not tell."""
-        ids, bad = torch.cat(self._ids), ~torch.isfinite(torch.cat(self._losses))
-        named = (ids[bad] if bad.any() else ids).tolist()
+        """Name the pairs whose loss is not finite, over all ranks; or all of the step's if the loss does not tell.
+
+        A collective: every rank calls it, as every rank has the step's gradient norm.
+        """
+        finite = torch.isfinite(torch.cat(self._losses)).tolist()
+        pairs = gather_object(list(zip(torch.cat(self._ids).tolist(), finite, strict=True)))
+        named = [pair for pair, is_finite in pairs if not is_finite] or [pair for pair, _ in pairs]
         more = f" and {len(named) - MAX_IDS_SHOWN} more" if len(named) > MAX_IDS_SHOWN else ""
         return ", ".join(map(str, named[:MAX_IDS_SHOWN])) + more
 
