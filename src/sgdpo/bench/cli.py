@@ -44,6 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--data", help="a parquet, json or jsonl file of preference rows instead of generated ids"
     )
     parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
+    parser.add_argument("--references", nargs="+", default=["cached", "live"], choices=["cached", "live"],
+                        help="of TRL, in the comparison with it")  # fmt: skip
     parser.add_argument("--batch", type=int, default=4, help="pairs of a step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a measurement")
     parser.add_argument("--rounds", type=int, default=3, help="times that every variant is measured, in turn")

@@ -72,7 +72,7 @@ def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) 
             print(
                 f"round {number + 1}/{times}  {variant.precision}, TRL's reference {variant.reference}:"
                 f" ours {statistics.median(ours.seconds):.2f} s a step, TRL"
-                f" {statistics.median(theirs.seconds):.2f} s"
+                f" {statistics.median(theirs.seconds):.2f} s; {ours.memory_mb:,.0f} MB against {theirs.memory_mb:,.0f}"
             )
     return found
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = [
         replace(base, method="dpo", precision=precision, reference=reference)
         for precision in options.precisions
-        for reference in ("cached", "live")
+        for reference in options.references
     ]
     options.out.mkdir(parents=True, exist_ok=True)
     pairs = options.out / "pairs.npz"
