@@ -139,6 +139,7 @@ def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     reproduce(options, lambda command: ran.append(command) or 0)
     twice, drawn = ran[-2:]
     assert twice[:3] == ["scripts/judge_variance.py", str(folder), "judge=local"]
+    assert "benchmark.limit=20" in twice
     assert twice[-1] == f"{tmp_path}/figure1/judge_variance.json"
     assert drawn[:2] == ["scripts/figures.py", "figure1"]
 

@@ -129,6 +129,7 @@ def variance_command(options: Options, run: str) -> Command:
     scale = load_targets()["scales"][options.scale]
     command = ["scripts/judge_variance.py", run, f"judge={options.judge or scale['judge']}"]
     command += [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
+    command += scale.get("variance_settings", [])
     command += ["--benchmarks", *([options.benchmark] if options.benchmark else scale["variance"])]
     return [*command, "--output", f"{options.outputs}/figure1{options.suffix}/{JUDGE_VARIANCE}"]
 
