@@ -4,14 +4,18 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from rich.console import Console
 
 from sgdpo.jsonio import read_metrics
 from sgdpo.sweeps.errors import SweepError
 from sgdpo.sweeps.plan import read_plan
 from sgdpo.sweeps.processes import gpu_slots, how_it_ended
+from sgdpo.sweeps.screen import Screen
 from sgdpo.sweeps.status import experiment_status
 from sweep_fixtures import PLAIN, run_app, runs_by_seed, start_app
 
@@ -171,3 +175,16 @@ class TestGpus:
         assert "SIGSEGV" in how_it_ended(-signal.SIGSEGV)
         assert "out of memory" in how_it_ended(-signal.SIGKILL)
         assert "exit code 3" in how_it_ended(3)
+
+
+def test_the_live_view_gives_the_bar_a_line_of_its_own():
+    screen = Screen(
+        Console(width=100, force_terminal=True, color_system=None), {"a": "method=dpo"}, skipped=0, n_jobs=1
+    )
+    screen.running["a"] = (SimpleNamespace(folder=Path("nowhere"), start=None), 0.0)
+    with screen.console.capture() as shown:
+        screen.console.print(screen.draw())
+    headline, bar, cell = shown.get().splitlines()
+    assert headline.startswith("0 of 1 cells done, 1 running")
+    assert set(bar.strip()) == {"━"}
+    assert cell.startswith("method=dpo")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from packed_rows import model_config, tiny_model
 from sgdpo.config.schema import ModelConfig
@@ -42,7 +45,31 @@ def test_the_tiny_tokenizer_gives_each_character_a_token_and_takes_it_back() -> 
     ids = tokenizer(ALPHABET, add_special_tokens=False).input_ids
     assert len(ids) == len(set(ids)) == len(ALPHABET) == 96
     assert tokenizer.decode(ids) == ALPHABET
-    assert tokenizer("é", add_special_tokens=False).input_ids == [tokenizer.unk_token_id]
+    unknown = tokenizer("é", add_special_tokens=False).input_ids  # two bytes
+    assert unknown == [tokenizer.unk_token_id] * 2
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen2"])
+def test_a_saved_tiny_tokenizer_is_the_same_to_everybody_who_loads_it(name: str, tmp_path: Path) -> None:
+    """transformers rebuilds a Qwen-2 folder's tokenizer as Qwen-2's own class; spaces must survive that."""
+    config = model_config(name)
+    tokenizer, turns = load_tokenizer(config), [{"role": "user", "content": f"Say twice:  a b\n{ALPHABET}"}]
+    load_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    wanted = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+    for loaded in (AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(local(tmp_path))):
+        assert loaded.apply_chat_template(turns, return_dict=True)["input_ids"] == wanted
+        assert loaded.decode(wanted) == tokenizer.decode(wanted)
+        assert loaded.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_of_ones_own_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    """AutoTokenizer would make it Qwen-2's, which knows no such words."""
+    words = Tokenizer(WordLevel({"<unk>": 0, "two words": 1}, unk_token="<unk>"))
+    own = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", chat_template="{{ messages }}")
+    own.save_pretrained(tmp_path)
+    load_config(model_config("tiny_qwen2")).save_pretrained(tmp_path)
+    assert load_tokenizer(local(tmp_path))("two words").input_ids == [1]
 
 
 def test_special_tokens_are_distinct_and_a_turn_closes_with_what_generation_stops_at() -> None:

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.integrations import deepspeed as hf_deepspeed
 
@@ -39,7 +40,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if model.path is None:
         tokenizer = tiny_tokenizer()
     else:
-        tokenizer = AutoTokenizer.from_pretrained(model.path, **_hub_arguments(model))
+        tokenizer = _tokenizer_class(Path(model.path)).from_pretrained(model.path, **_hub_arguments(model))
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(model)
     if not tokenizer.chat_template:
@@ -234,11 +235,26 @@ def _folder_errors(model: ModelConfig, folder: Path) -> list[str]:
     return errors
 
 
+def _tokenizer_class(folder: Path) -> type:
+    """Return what loads a folder's tokenizer as it was saved.
+
+    AutoTokenizer rebuilds it as the architecture's own class wherever the folder names a generic one, and a
+    tokenizer of the user's own comes back as another: a Qwen-2 folder's would split and drop as Qwen-2's does.
+    """
+    generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    saved = _tokenizer_settings(folder).get("tokenizer_class") in generic
+    return PreTrainedTokenizerFast if saved else AutoTokenizer
+
+
+def _tokenizer_settings(folder: Path) -> dict[str, Any]:
+    settings = folder / "tokenizer_config.json"
+    return json.loads(settings.read_text()) if settings.is_file() else {}
+
+
 def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
+    return bool(_tokenizer_settings(folder).get("chat_template"))
 
 
 def _no_template(model: ModelConfig) -> str:

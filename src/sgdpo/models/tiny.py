@@ -8,8 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as token_decoders
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-# Printable ASCII and the line break, a token each; everything else is <unk>.
+# Printable ASCII and the line break, a token each; every other byte is <unk>.
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+# How a byte-level tokenizer writes the two of them that it does not write as they are (GPT-2's table).
+BYTE_LEVEL = str.maketrans({"\n": "\u010a", " ": "\u0120"})
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", *ROLES, "<|end|>")
 
@@ -26,12 +28,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return the character tokenizer: 8 special tokens, then the alphabet in order; a template of its own.
 
     The token that closes a turn, `<|end|>`, is the end token, at which generation stops; bos, eos, pad and unk
-    are distinct.
+    are distinct. It is a byte-level BPE without merges, not a list of words: transformers rebuilds the tokenizer
+    of a saved Qwen-2 folder as one, whatever was saved, and would lose the spaces.
     """
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = token_decoders.Fuse()
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET.translate(BYTE_LEVEL)])}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = token_decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

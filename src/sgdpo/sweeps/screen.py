@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -110,7 +111,7 @@ class Screen:
             now = describe_running(cell.folder, cell.start.name if cell.start else None)
             table.add_row(escape(self.labels[name]), clock(time.monotonic() - since), Text(now))
         bar = ProgressBar(total=max(1, self.total), completed=self.done + self.failed, width=60)
-        return Group(Text(self.headline()), bar, table)
+        return Group(Text(self.headline()), Padding(bar), table)  # a bar alone does not end its line
 
     def _print(self, text: str, style: str = "") -> None:
         number = f"[{self.done + self.failed}/{self.total}] "
