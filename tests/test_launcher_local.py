@@ -179,12 +179,15 @@ class TestGpus:
 
 def test_the_live_view_gives_the_bar_a_line_of_its_own():
     screen = Screen(
-        Console(width=100, force_terminal=True, color_system=None), {"a": "method=dpo"}, skipped=0, n_jobs=1
+        Console(width=100, force_terminal=True, color_system="standard"),
+        {"a": "method=dpo"},
+        skipped=0,
+        n_jobs=1,
     )
     screen.running["a"] = (SimpleNamespace(folder=Path("nowhere"), start=None), 0.0)
     with screen.console.capture() as shown:
         screen.console.print(screen.draw())
-    headline, bar, cell = shown.get().splitlines()
+    headline, bar, cell = re.sub(r"\x1b\[[\d;]*m", "", shown.get()).splitlines()
     assert headline.startswith("0 of 1 cells done, 1 running")
     assert set(bar.strip()) == {"━"}
     assert cell.startswith("method=dpo")
