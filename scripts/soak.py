@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tqdm import tqdm
+
 import _src  # noqa: F401
 from sgdpo.engine.soak import CASES, render, soak
 
@@ -26,11 +28,13 @@ def main() -> int:
     options = parser.parse_args()
     cases = options.case or list(CASES)
     outcomes = []
-    for position, case in enumerate(cases):
-        kills = options.kills // len(cases) + (position < options.kills % len(cases))
-        with tempfile.TemporaryDirectory() as folder:
-            outcomes.append(soak(case, kills, options.seed, Path(folder)))
-        print(render(outcomes[-1:]).splitlines()[1], flush=True)
+    with tqdm(total=options.kills, unit="kill") as bar:
+        for position, case in enumerate(cases):
+            kills = options.kills // len(cases) + (position < options.kills % len(cases))
+            bar.set_description(case)
+            with tempfile.TemporaryDirectory() as folder:
+                outcomes.append(soak(case, kills, options.seed, Path(folder), bar.update))
+            bar.write(render(outcomes[-1:]).splitlines()[1])
     print("\n" + render(outcomes))
     return int(any(outcome.differences for outcome in outcomes))
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +58,9 @@ class Outcome:
     differences: list[str] = field(default_factory=list)
 
 
-def soak(case: str, kills: int, seed: int, folder: Path) -> Outcome:
+def soak(
+    case: str, kills: int, seed: int, folder: Path, after_kill: Callable[[], object] = lambda: None
+) -> Outcome:
     """Kill a case's run `kills` times over as many runs as that takes; compare every run that ends."""
     draw, outcome = random.Random(f"{seed} {case}"), Outcome(case)
     overrides = [*SMALL, *CASES[case], f"cache={folder}/cache"]
@@ -67,7 +69,7 @@ def soak(case: str, kills: int, seed: int, folder: Path) -> Outcome:
         outputs = folder / "killed"
         shutil.rmtree(outputs, ignore_errors=True)
         while outcome.kills < kills and _kill(overrides, outputs, draw, outcome):
-            pass
+            after_kill()
         outcome.differences += differences(alone, _finish(overrides, outputs))
         outcome.runs += 1
     return outcome
