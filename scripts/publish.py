@@ -4,18 +4,20 @@ import argparse
 from pathlib import Path
 
 import _src  # noqa: F401
-from sgdpo.report.publish import publish
+from sgdpo.report.publish import PUBLISHED, publish, refresh
 
 
 def main() -> None:
-    """Read the command line, copy what stands and write RESULTS.md."""
+    """Read the command line, copy what stands, write RESULTS.md, and put the tables into the README."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where tables and figures are")
     parser.add_argument("--scale", default="tiny", help="tiny, smollm2 or paper")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose blocks take the tables")
     args = parser.parse_args()
     suffix = "" if args.scale == "tiny" else f"-{args.scale}"
     try:
         print("\n".join(map(str, publish(args.outputs, suffix=suffix))))
+        refresh(args.readme, args.outputs / PUBLISHED)
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
 

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 from sgdpo.config.compose import CONF, register_schema, to_run_config
+from sgdpo.report.publish import BLOCK
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -118,7 +119,16 @@ def test_the_readmes_method_is_complete() -> None:
     assert method(toy_pair(), DrawKey(0)).loss_B.shape == (1,)
 
 
-def test_the_readme_shows_the_published_table() -> None:
-    """The numbers in the README are a file that the demonstration wrote, not typed."""
-    assert (ROOT / "outputs" / "published" / "demo.md").read_text() in README
-    assert (ROOT / "outputs" / "published" / "demo.png").is_file()
+def test_the_readmes_tables_are_the_published_ones() -> None:
+    """The numbers in the README are files that commands wrote (`make publish`), not typed."""
+    blocks = BLOCK.findall(README)
+    assert {"demo", "table3"} <= {name for name, _ in blocks}
+    for name, text in blocks:
+        assert text == (ROOT / "outputs" / "published" / f"{name}.md").read_text(), name
+
+
+def test_the_readmes_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture

@@ -13,7 +13,7 @@ import pytest
 
 from report_fixtures import grid_runs, table3_runs, write_run
 from sgdpo.report.build import FIGURES, TABLES, Request, build
-from sgdpo.report.publish import publish
+from sgdpo.report.publish import publish, refresh
 from sgdpo.report.reproduce import (
     Options,
     load_targets,
@@ -210,6 +210,18 @@ def test_publishing_gathers_what_stands_with_its_command(tmp_path):
         "CPU cores",
     ):
         assert part in text
+
+
+def test_a_published_table_goes_between_its_marks_in_the_readme(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "a\n<!-- table3:begin -->\nold\n<!-- table3:end -->\n<!-- demo:begin -->\nkept\n<!-- demo:end -->\nb\n"
+    )
+    (tmp_path / "table3.md").write_text("new\n")
+    refresh(readme, tmp_path)
+    assert readme.read_text() == (
+        "a\n<!-- table3:begin -->\nnew\n<!-- table3:end -->\n<!-- demo:begin -->\nkept\n<!-- demo:end -->\nb\n"
+    )
 
 
 def test_publishing_nothing_names_the_command(tmp_path):

@@ -120,4 +120,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workload.save(pairs, cli.pairs_of(base, options))
     text = table(compare(python, variants, pairs, options.rounds))
     print(f"\n{text}")
-    (options.out / "peers.md").write_text(text)
+    (options.out / "bench_peers.md").write_text(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from sgdpo.console import die_with_parent
 from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -107,7 +110,13 @@ def _start(overrides: Sequence[str], outputs: Path) -> subprocess.Popen:
     outputs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides, f"outputs={outputs}"]
     with (outputs / "console.txt").open("ab") as console:
-        return subprocess.Popen(command, cwd=ROOT, stdout=console, stderr=console)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=console,
+            stderr=console,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
 
 
 def _finish(overrides: Sequence[str], outputs: Path) -> Path:

@@ -14,13 +14,15 @@ from sgdpo.provenance import git_state
 from sgdpo.report.build import EXPERIMENTS, FIGURES, TABLES
 
 PUBLISHED = "published"
+NAMES = ("demo", *TABLES, *FIGURES, "theorems", "bench")
+BLOCK = re.compile(r"<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->", re.S)
 TARGETS = {
     "ratio_grid": "table1",
     "mtbench": "mtbench-table",
 }  # whose target makes it, where the names differ
 
 
-def publish(outputs: Path, names: Sequence[str] = (*TABLES, *FIGURES), suffix: str = "") -> list[Path]:
+def publish(outputs: Path, names: Sequence[str] = NAMES, suffix: str = "") -> list[Path]:
     """Copy what stands under <outputs>/<name><suffix>/ to <outputs>/published/ and write RESULTS.md beside it.
 
     suffix: "-smollm2" or "-paper" for another scale. Raises ValueError if nothing stands yet.
@@ -39,6 +41,20 @@ def publish(outputs: Path, names: Sequence[str] = (*TABLES, *FIGURES), suffix: s
     copied.append(folder / f"RESULTS{suffix}.md")
     write_whole(copied[-1], "\n".join([_head(suffix), *sections]))
     return copied
+
+
+def refresh(readme: Path, published: Path) -> None:
+    """Put each published table into the README, between `<!-- name:begin -->` and `<!-- name:end -->`.
+
+    A block whose table is not published stays as it is: no number in it was ever typed.
+    """
+
+    def fresh(block: re.Match[str]) -> str:
+        table = published / f"{block[1]}.md"
+        text = table.read_text("utf-8") if table.is_file() else block[2]
+        return f"<!-- {block[1]}:begin -->\n{text}<!-- {block[1]}:end -->"
+
+    write_whole(readme, BLOCK.sub(fresh, readme.read_text("utf-8")))
 
 
 def published_name(path: Path, suffix: str) -> str:
