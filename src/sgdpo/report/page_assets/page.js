@@ -211,7 +211,9 @@ fillSelect($("g-where"), [...grids.keys()].sort());
 fillSelect($("g-metric"), metrics);
 const most = (name) => new Set(DATA.runs.filter((r) => r.ratio && `${r.experiment} · ${r.model}` === name).map((r) => String(r.ratio))).size;
 if (grids.size) $("g-where").value = [...grids.keys()].sort((a, b) => most(b) - most(a))[0];
-if (metrics.includes("verifiable-checker:win_rate")) $("g-metric").value = "verifiable-checker:win_rate";
+const has = (metric) => DATA.runs.some((r) => r.ratio && `${r.experiment} · ${r.model}` === $("g-where").value && typeof r.grid[metric] === "number");
+const shown = ["verifiable-checker:win_rate", "eval/rewards/margins"].find(has);
+if (shown) $("g-metric").value = shown;
 $("g-where").addEventListener("change", drawGrid);
 $("g-metric").addEventListener("change", drawGrid);
 
@@ -226,6 +228,7 @@ function drawGrid() {
   const dpo = mean(own.filter((r) => r.method === "dpo").map((r) => r.grid[metric]));
   const [rows, columns] = [axis(0).reverse(), axis(1)];
   const values = rows.flatMap((c) => columns.map((r) => mean(at(c, r).map((run) => run.grid[metric])))).concat(dpo).filter((v) => v !== null);
+  if (!values.length) return $("g-view").replaceChildren(node("p", { class: "quiet" }, `No run here has ${metric} yet.`));
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const share = (v) => (high > low ? (v - low) / (high - low) : 0.5);
   const cell = (c, r) => {
