@@ -27,9 +27,10 @@ from sgdpo.evaluation.settings import compose_evaluation
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Write an experiment of one finished run."""
+    """Write an experiment: an SFT start and a run that began there."""
     outputs = tmp_path_factory.mktemp("outputs")
-    finished_run(outputs / "exp" / "dpo")
+    finished_run(outputs / "exp" / "sft")
+    finished_run(outputs / "exp" / "dpo", start="sft")
     return outputs
 
 
@@ -53,6 +54,39 @@ def test_a_served_model_answers_with_its_own_seeds_and_truncation_is_counted(tmp
     assert [sample.truncated for sample in samples] == [False, True, False, False, False]
     assert len({sample.text for sample in samples}) == 5
     assert {sample.tokens for sample in samples} == {7}
+
+
+def test_what_a_served_model_cost_is_in_the_result_and_nothing_is_paid_for_twice(runs, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-key")
+    words = ("generator=openai", "generator.model=m", "benchmark.limit=3", "benchmark.baseline=null")
+    with chat_server(lambda request, number: chat("1", used=(3, 1))) as server:
+        words += (f"generator.base_url={server.base_url}", "generator.price_prompt=1e6")
+        first, second = evaluate(composed(runs, "dpo", "sft", words=words)).values()
+    assert first["generation_cost"] == {
+        "requests": 3,
+        "failed": 0,
+        "possibly_billed": 0,
+        "prompt_tokens": 9,
+        "completion_tokens": 3,
+        "dollars": 9.0,
+    }
+    assert set(second["generation_cost"].values()) == {0}
+
+
+def test_a_served_model_answers_for_its_run_and_not_for_the_start(runs, monkeypatch):
+    """Both would have the same answers, and the win rate would be half for every model."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-key")
+    with chat_server(lambda request, number: chat("1")) as server:
+        words = ("generator=openai", "generator.model=n", f"generator.base_url={server.base_url}")
+        evaluate(composed(runs, "dpo", words=(*words, "benchmark.limit=3")))
+        assert len(server.requests) == 3
+    assert answers(runs / "exp" / "dpo") == {"1"}
+    assert answers(runs / "exp" / "sft") != {"1"}
+
+
+def answers(run: Path) -> set[str]:
+    file = run / "eval" / "verifiable-checker" / "samples.jsonl"
+    return {json.loads(row)["response"] for row in file.read_text().splitlines()}
 
 
 def test_vllm_that_is_not_installed_is_said_so(runs):

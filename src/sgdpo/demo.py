@@ -89,6 +89,7 @@ def _write(shown: list[Shown], folder: Path) -> str:
     return (
         screen.file.getvalue()
         + "score: mean of the checker's 0 to 10; win rate: against the SFT start's answers, ties count half\n"
+        + "rewards: mean over the held-out pairs at the last step, nats\n"
         + f"table     {folder / 'demo.md'}\npicture   {picture}\n"
         + "\n".join(f"run       {s.run.folder}" for s in shown)
     )
@@ -100,7 +101,8 @@ def _rows(shown: list[Shown]) -> tuple[list[str], list[list[str]]]:
 
 
 def _row(line: Shown) -> list[str]:
-    result, final = line.result, (line.run["final"] or {}).get("train", {})
+    # Held-out pairs: the last step's rewards are one batch's, which moves by more than the methods differ.
+    result, final = line.result, (line.run["final"] or {}).get("eval", {})
     win = "–"
     if result["win_rate"] is not None:
         low, high = result["win_rate_low"], result["win_rate_high"]

@@ -68,9 +68,10 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     marked, demands = result.get("answers_with_markers"), result.get("answers_asking_for_a_rating")
     if marked or demands:
         notes.append(f"{marked} answers held the judge's markers (broken), {demands} asked for a rating")
-    if cost := result.get("cost"):
-        tokens = cost["prompt_tokens"] + cost["completion_tokens"]
-        notes.append(
-            f"{cost['requests']} judgments paid for now, {tokens} tokens, {cost['dollars']:.4f} dollars"
-        )
+    for bill, what in {"generation_cost": "answers", "cost": "judgments"}.items():
+        if cost := result.get(bill):
+            tokens = cost["prompt_tokens"] + cost["completion_tokens"]
+            notes.append(
+                f"{cost['requests']} {what} paid for now, {tokens} tokens, {cost['dollars']:.4f} dollars"
+            )
     return notes

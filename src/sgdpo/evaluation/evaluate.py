@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +27,13 @@ from sgdpo.evaluation.judges import EndpointJudge, Judge
 from sgdpo.evaluation.local_server import default_model, local_server
 from sgdpo.evaluation.mt_flow import evaluate_mt_bench
 from sgdpo.evaluation.served import FileGenerator, OpenAIGenerator, VllmGenerator
-from sgdpo.evaluation.settings import EvaluateConfig, JudgeConfig, evaluation_errors, sampling_of
+from sgdpo.evaluation.settings import (
+    EvaluateConfig,
+    GeneratorConfig,
+    JudgeConfig,
+    evaluation_errors,
+    sampling_of,
+)
 from sgdpo.evaluation.verifiable import judge_verifiable
 from sgdpo.jsonio import write_json
 from sgdpo.records import amend_record, view_run
@@ -43,36 +49,52 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Evaluate every run and return {run folder: result}. Raise ValueError with all that is wrong, before."""
     if errors := evaluation_errors(config):
         raise ValueError("\n".join(errors))
-    results = {}
+    results, served = {}, open_served(config.generator)
     with open_judge(config.judge) as judge:
         for run in map(Path, config.runs):
-            results[str(run)] = evaluate_run(config, run, judge)
+            results[str(run)] = evaluate_run(config, run, judge, served)
     return results
 
 
-def evaluate_run(config: EvaluateConfig, run: Path, judge: Judge | None) -> dict[str, Any]:
+def evaluate_run(
+    config: EvaluateConfig, run: Path, judge: Judge | None, served: Endpoint | None
+) -> dict[str, Any]:
     """Evaluate one run, write its samples and judgments, and put the result into its record."""
     label = HARNESS if config.benchmark.name == "lm_eval" else config.judge.label
     key = f"{config.benchmark.name}-{label}"
     folder = run / "eval" / key
     folder.mkdir(parents=True, exist_ok=True)
-    before = judge.cost() if judge else {}
-    result = _benchmark(config, run, judge, folder)
+    bills = _bills(judge, served)
+    before = {name: bill() for name, bill in bills.items()}
+    result = _benchmark(config, run, judge, served, folder)
     result |= {"sampling": asdict(sampling_of(config.benchmark)), "judge": label}
     result["samples"] = str(Path("eval") / key / "samples.jsonl")
+    for name, bill in bills.items():
+        result[name] = {key: value - before[name][key] for key, value in bill().items()}
     if judge:
-        spent = {name: value - before[name] for name, value in judge.cost().items()}
-        result |= {"judged_by": judge.identity(), "cost": spent}
+        result["judged_by"] = judge.identity()
     write_json(folder / "result.json", result)
     amend_record(run, eval={key: result})
     return result
 
 
-def _benchmark(config: EvaluateConfig, run: Path, judge: Judge | None, folder: Path) -> dict[str, Any]:
+def _bills(judge: Judge | None, served: Endpoint | None) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what is paid for, by its name in the result."""
+    bills: dict[str, Callable[[], dict[str, Any]]] = {}
+    if judge:
+        bills["cost"] = judge.cost
+    if served:
+        bills["generation_cost"] = served.ledger.report
+    return bills
+
+
+def _benchmark(
+    config: EvaluateConfig, run: Path, judge: Judge | None, served: Endpoint | None, folder: Path
+) -> dict[str, Any]:
     cache, run_config = Path(config.cache), read_config(run)
     if config.benchmark.name == "lm_eval":
         return evaluate_harness(config.benchmark, run, device=config.device, folder=folder)
-    generator = make_generator(config, run, run_config)
+    generator = make_generator(config, run, run_config, served)
     if config.benchmark.name == "verifiable":
         return judge_verifiable(
             generator,
@@ -104,7 +126,11 @@ def _baseline(config: EvaluateConfig, run: Path) -> Path | None:
     found = sorted(Path(config.outputs).glob(f"*/{start}/model")) or sorted(run.parent.glob(f"{start}/model"))
     if not found:
         raise ValueError(f"the start {start} of {run} is gone; set benchmark.baseline to a run, or to null")
-    evaluate_run(replace(config, benchmark=replace(config.benchmark, baseline=None)), found[0].parent, None)
+    # A served model or a file of answers is the run's, not its start's.
+    own = config.generator.name in ("transformers", "vllm")
+    generator = config.generator if own else GeneratorConfig(name="transformers")
+    alone = replace(config, benchmark=replace(config.benchmark, baseline=None), generator=generator)
+    evaluate_run(alone, found[0].parent, None, None)
     return found[0].parent / "eval" / f"verifiable-{config.judge.label}"
 
 
@@ -116,11 +142,18 @@ def read_config(run: Path) -> RunConfig:
     return to_run_config(OmegaConf.load(file))
 
 
-def make_generator(config: EvaluateConfig, run: Path, run_config: RunConfig) -> Generator:
+def open_served(config: GeneratorConfig) -> Endpoint | None:
+    """Return the endpoint of generator=openai: one for all runs, so that its budget holds over all of them."""
+    return Endpoint(config) if config.name == "openai" else None
+
+
+def make_generator(
+    config: EvaluateConfig, run: Path, run_config: RunConfig, served: Endpoint | None
+) -> Generator:
     """Return what answers the prompts: the run's own model, a served one, or a file of answers."""
     chosen = config.generator
-    if chosen.name == "openai":
-        return OpenAIGenerator(Endpoint(chosen))
+    if served:
+        return OpenAIGenerator(served)
     if chosen.name == "file":
         return FileGenerator(Path(str(chosen.path)))
     # The saved folder holds its own tokenizer and template; attention and trust stay as they were.

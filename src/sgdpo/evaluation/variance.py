@@ -20,7 +20,8 @@ from rich.table import Table
 from sgdpo.data.checker import check
 from sgdpo.evaluation.alpaca_eval import judge_duels, refuse_unparsable
 from sgdpo.evaluation.alpaca_flow import duel_all
-from sgdpo.evaluation.evaluate import make_generator, open_judge, read_config
+from sgdpo.evaluation.evaluate import make_generator, open_judge, open_served, read_config
+from sgdpo.evaluation.generate import Generator
 from sgdpo.evaluation.judges import Judge
 from sgdpo.evaluation.mt_bench import answer_questions, grade, gradings
 from sgdpo.evaluation.mt_files import load_bench
@@ -99,24 +100,24 @@ def measure(config: EvaluateConfig, repeats: int) -> Spread:
             "a file of judgments answers the same each time; give the files with --files instead"
         )
     columns: list[list[float | None]] = [[] for _ in range(repeats)]
+    served = open_served(config.generator)
     with open_judge(config.judge) as judge:
         for run in map(Path, config.runs):
-            for column, scores in zip(columns, _judge_repeatedly(config, run, judge, repeats), strict=True):
+            generator = make_generator(config, run, read_config(run), served)
+            judged = _judge_repeatedly(config, run, generator, judge, repeats)
+            for column, scores in zip(columns, judged, strict=True):
                 column += scores
     return spread(columns, MIDDLE.get(config.benchmark.name))
 
 
 def _judge_repeatedly(
-    config: EvaluateConfig, run: Path, judge: Judge | None, repeats: int
+    config: EvaluateConfig, run: Path, generator: Generator, judge: Judge | None, repeats: int
 ) -> list[list[float | None]]:
     benchmark, cache = config.benchmark, Path(config.cache)
-    run_config = read_config(run)
-    generator = make_generator(config, run, run_config)
     if benchmark.name == "verifiable":
         # The control: a judge without noise, asked again.
-        tasks, samples = answer_tasks(
-            generator, run_config.data, sampling_of(benchmark), cache, benchmark.limit
-        )
+        data = read_config(run).data
+        tasks, samples = answer_tasks(generator, data, sampling_of(benchmark), cache, benchmark.limit)
         return [
             [check(task, s.text).total for task, s in zip(tasks, samples, strict=True)]
             for _ in range(repeats)
