@@ -51,7 +51,7 @@ def heat_map(
         )
         middle = (min(shown) + max(shown)) / 2
         for (c, r), value in np.ndenumerate(value_CR):
-            label = "–" if np.isnan(value) else f"{value:.3g}"
+            label = "–" if np.isnan(value) else _digits(value)
             axes.text(r, c, label, ha="center", va="center", color="white" if value < middle else "black")
         axes.set_xticks(range(len(rejected)), [f"{r:g}" for r in rejected])
         axes.set_yticks(range(len(chosen)), [f"{c:g}" for c in chosen])
@@ -62,7 +62,7 @@ def heat_map(
         if dpo is not None:
             scale.ax.axhline(dpo, color="#D55E00", linewidth=3)
             scale.ax.annotate(
-                f"DPO {dpo:.3g}",
+                f"DPO {_digits(dpo)}",
                 (0, dpo),
                 xycoords=("axes fraction", "data"),
                 xytext=(-4, 0),
@@ -75,3 +75,8 @@ def heat_map(
                 annotation_clip=False,
             )
         return save_figure(figure, folder, name)
+
+
+def _digits(value: float) -> str:
+    """Return three significant digits, zeros included: all cells of a map are as exact."""
+    return f"{value:#.3g}".rstrip(".")

@@ -53,8 +53,7 @@ def _shared(cells: Sequence[Cell]) -> list[str]:
         if counts:
             reused = counts.total() - counts[made]
             lines.append(
-                f"  {words}: {made} {counts[made]} times, reused {reused} times"
-                + _saved(key, made, cells, runs)
+                f"  {words}: {made} {counts[made]}×, reused {reused}×" + _saved(key, made, cells, runs)
             )
     return ["shared by the cells that ran now:", *lines] if lines else []
 
