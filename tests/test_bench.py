@@ -134,7 +134,10 @@ def test_the_command_line_measures_in_processes_and_writes_a_table(
     out = tmp_path / "out"
     cli.main(["--model", folder, "--steps", "1", "--rounds", "1", "--max-length", "60", "--out", str(out),
               "--precisions", "float32"])  # fmt: skip
-    assert "shared prefix, cached, chunked, sgdpo, float32" in (out / "bench.md").read_text()
+    text = (out / "bench.md").read_text()
+    assert "shared prefix, cached, chunked, sgdpo, float32" in text
+    assert f'`make bench BENCH="--model {folder} --steps 1' in text
+    assert "4 pairs a step, 1 timed steps" in text
     assert "pairs/s" in capsys.readouterr().out
 
 
@@ -154,6 +157,14 @@ def test_a_failing_measurement_says_why(tmp_path, monkeypatch) -> None:
 
 def test_a_scaling_plot_is_a_picture_with_its_numbers_beside_it(tmp_path) -> None:
     points = [{"x": x, "series": "s", "pairs_per_second": 1 / x, "memory_mb": x} for x in (1, 2)]
-    scaling.draw(points, "memory_mb", ("x", "y"), tmp_path / "plot.png")
+    scaling.draw(points, "memory_mb", ("x", "y"), tmp_path / "plot.png", "a note")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert '"memory_mb": 2' in (tmp_path / "plot.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_profile_is_kept(folder, tmp_path, capsys) -> None:
+    cli.main(["--model", folder, "--profile", "--steps", "1", "--max-length", "60", "--out", str(tmp_path)])
+    text = (tmp_path / "bench_profile.md").read_text()
+    assert text.count("| matrix products |") == 2
+    assert text in capsys.readouterr().out

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from sgdpo.bench import rounds, scaling
+from sgdpo.bench.facts import facts
 from sgdpo.bench.profiling import profile_step
 from sgdpo.bench.variant import Variant, around
 from sgdpo.bench.workload import ultrafeedback_like
@@ -60,7 +63,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/bench"), help="tables, plots and their numbers"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.words = list(sys.argv[1:] if arguments is None else arguments)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,15 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     examples = pairs_of(base, options)
     if options.profile:
-        for precision in options.precisions:
-            print(profile_step(Variant(**{**vars(base), "precision": precision}), examples))
+        write_profile(base, options, examples)
         return
     found = rounds.run_rounds(around(base, options.precisions), examples, options.rounds)
-    text = f"{rounds.table(found)}\n\n{rounds.overhead([found[0], *found[6:7]])}\n"
+    table = f"{rounds.table(found)}\n\n{rounds.overhead([found[0], *found[6:7]])}\n"
+    text = facts("bench", options, examples) + table
     print(f"\n{text}")
     (options.out / "bench.md").write_text(text)
     numbers = [measurement.to_json() for measurements in found for measurement in measurements]
     (options.out / "bench.json").write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def write_profile(base: Variant, options: argparse.Namespace, examples: list[Example]) -> None:
+    """Profile one step in each precision, print where its time goes, and keep it."""
+    parts = [profile_step(replace(base, precision=each), examples) for each in options.precisions]
+    text = facts("bench", options) + "\n".join(parts)
+    print(text)
+    (options.out / "bench_profile.md").write_text(text)
 
 
 def base_variant(options: argparse.Namespace) -> Variant:
@@ -139,6 +152,7 @@ def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
     vocabulary = vocabulary_of(base.model)
     lengths = tuple(length for length in scaling.LENGTHS if length <= options.max_length)
     speed, memory = "pairs per second", "peak memory, MB"
+    note = facts("bench", options).strip().replace("`", "")
     plots = {
         "length": (scaling.by_length(base, vocabulary, lengths, print), "pairs_per_second",
                    ("tokens of prompt plus completion, half each", speed)),
@@ -148,6 +162,6 @@ def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
                        "memory_mb", ("vocabulary, tokens", memory)),
     }  # fmt: skip
     for name, (points, y, labels) in plots.items():
-        path = options.out / f"scaling_{name}.png"
-        scaling.draw(points, y, labels, path)
+        path = options.out / f"bench_scaling_{name}.png"
+        scaling.draw(points, y, labels, path, note)
         print(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sgdpo.bench import cli, rounds, workload
+from sgdpo.bench.facts import facts
 from sgdpo.bench.variant import Measurement, Variant
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "trl==1.16.0")
@@ -117,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     options.out.mkdir(parents=True, exist_ok=True)
     pairs = options.out / "pairs.npz"
-    workload.save(pairs, cli.pairs_of(base, options))
-    text = table(compare(python, variants, pairs, options.rounds))
+    examples = cli.pairs_of(base, options)
+    workload.save(pairs, examples)
+    text = facts("bench-peers", options, examples)
+    text += table(compare(python, variants, pairs, options.rounds))
     print(f"\n{text}")
     (options.out / "bench_peers.md").write_text(text)

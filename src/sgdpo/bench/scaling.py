@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from sgdpo.bench import rounds
 from sgdpo.bench.variant import Measurement, Variant
 from sgdpo.bench.workload import fixed_lengths
+from sgdpo.report.style import ACCURACY, CHOSEN, MARGIN, QUIET, REJECTED, label_end, save, styled
 
 LENGTHS = (128, 256, 512, 1024, 2048)
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -31,6 +30,10 @@ VOCABULARY_MODEL = {
     "num_key_value_heads": 4,
     "tie_word_embeddings": True,
 }
+
+COLOURS = (CHOSEN, REJECTED, MARGIN, ACCURACY)
+# A range wider than this takes logarithmic axes.
+WIDE = 10
 
 Say = Callable[[str], None]
 
@@ -79,18 +82,27 @@ def _point(variant: Variant, x: float, lengths: tuple[int, int], vocabulary: int
     }
 
 
-def draw(points: list[dict[str, Any]], y: str, labels: tuple[str, str], path: Path) -> None:
-    """Draw one line for each series and write the numbers beside the picture, as JSON."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for series in dict.fromkeys(point["series"] for point in points):
-        mine = [point for point in points if point["series"] == series]
-        axes.plot([p["x"] for p in mine], [p[y] for p in mine], marker="o", label=series)
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def draw(points: list[dict[str, Any]], y: str, labels: tuple[str, str], path: Path, note: str) -> None:
+    """Draw one labelled line for each series, a note below, and write the numbers beside the picture, as JSON."""
+    with styled():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes, ends = figure.subplots(), []
+        for series, colour in zip(dict.fromkeys(p["series"] for p in points), COLOURS, strict=False):
+            mine = [point for point in points if point["series"] == series]
+            axes.plot([p["x"] for p in mine], [p[y] for p in mine], marker="o", linewidth=2, color=colour)
+            ends.append((mine[-1][y], series, colour))
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        if max(p[y] for p in points) > WIDE * min(p[y] for p in points):
+            axes.loglog()
+            axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
+        xs = sorted({p["x"] for p in points})
+        axes.set_xticks(xs, [f"{x:,}" for x in xs])
+        label_end(axes, ends)
+        figure.supxlabel(note, fontsize=7.5, color=QUIET, x=0.01, ha="left")
+        save(figure, path)
     path.with_suffix(".json").write_text(json.dumps(points, indent=1) + "\n")

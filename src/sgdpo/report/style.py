@@ -101,14 +101,15 @@ def label_end(axes: Axes, points: Sequence[tuple[float, str, str]], gap: float =
 
     points: (y, text, colour) of each curve's last point; gap: least distance, as a share of the axis.
     """
-    low, high = axes.get_ylim()
+    axes.autoscale_view()
+    to_axes = axes.transData + axes.transAxes.inverted()
     height = -np.inf
     for y, text, colour in sorted((point for point in points if np.isfinite(point[0])), key=lambda p: p[0]):
-        height = max(y, height + gap * (high - low))
+        height = max(to_axes.transform((axes.get_xlim()[1], y))[1], height + gap)
         axes.annotate(
             f" {text}",
             (1.0, height),
-            xycoords=("axes fraction", "data"),
+            xycoords="axes fraction",
             color=colour,
             fontsize=9,
             fontweight="bold",
