@@ -122,7 +122,7 @@ def _start(overrides: Sequence[str], outputs: Path) -> subprocess.Popen:
 def _finish(overrides: Sequence[str], outputs: Path) -> Path:
     """Let a run go to its end and return its folder."""
     if _start(overrides, outputs).wait(PATIENCE) != 0:
-        raise ValueError(f"the run did not end well; see {outputs / 'console.txt'}")
+        raise ValueError(f"the run did not end well. Its last words:\n{_last_words(outputs)}")
     return _run_folder(outputs)
 
 
@@ -136,7 +136,7 @@ def _kill(overrides: Sequence[str], outputs: Path, draw: random.Random, outcome:
     time.sleep(delay)
     if process.poll() is not None:
         if process.returncode != 0:
-            raise ValueError(f"the run failed by itself; see {outputs / 'console.txt'}")
+            raise ValueError(f"the run failed by itself. Its last words:\n{_last_words(outputs)}")
         return False
     process.kill()
     process.wait()
@@ -144,6 +144,11 @@ def _kill(overrides: Sequence[str], outputs: Path, draw: random.Random, outcome:
     outcome.kills += 1
     outcome.torn += any(what_is_wrong(checkpoint) for checkpoint in _newest(_run_folder(outputs)))
     return True
+
+
+def _last_words(outputs: Path) -> str:
+    """Return the end of a run's console: the folder is temporary."""
+    return "\n".join((outputs / "console.txt").read_text(errors="replace").splitlines()[-60:])
 
 
 def _wait_until_gone(run: Path) -> None:
