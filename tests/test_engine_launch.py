@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.identity import run_identity
 from sgdpo.config.schema import RunConfig
-from sgdpo.engine.launch import LaunchError, is_distributed, launch
+from sgdpo.engine.launch import LaunchError, is_distributed, last_sign_of_life, launch
 from sgdpo.engine.ranks import RankFiles
 
 TESTS = Path(__file__).parent
@@ -82,6 +84,26 @@ def test_a_run_in_which_nothing_moves_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_checkpoints_may_go_while_the_watch_looks_at_them(tmp_path: Path) -> None:
+    """`make soak` found a run that ended because its watch read a folder that was being pruned."""
+    done = threading.Event()
+
+    def save_and_prune() -> None:
+        while not done.is_set():
+            for step in range(8):
+                (tmp_path / f"checkpoint-{step}" / "a" / "b").mkdir(parents=True)
+            for step in range(8):
+                shutil.rmtree(tmp_path / f"checkpoint-{step}")
+
+    thread = threading.Thread(target=save_and_prune)
+    thread.start()
+    try:
+        assert {last_sign_of_life(tmp_path, 1.0) for _ in range(1000)} == {1.0}
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:
     """gloo aborts at exit now and then; rank 0's result says that the work was done."""
     config, files = play("aborts_at_exit", tmp_path)

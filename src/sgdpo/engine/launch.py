@@ -7,6 +7,7 @@ works the same in a single run, under a multirun and under every launcher.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -88,7 +89,7 @@ def _watch(
     try:
         while agent.poll() is None:
             shown.copy()
-            if time.time() - _last_sign_of_life(run_folder, shown.started) > limit:
+            if time.time() - last_sign_of_life(run_folder, shown.started) > limit:
                 raise LaunchError(
                     f"no rank has written anything for {limit / 60:.1f} minutes, so the run was stopped "
                     f"(engine.timeout_minutes={config.engine.timeout_minutes}); the logs: {files.folder}"
@@ -111,14 +112,16 @@ def _stop(agent: subprocess.Popen[bytes]) -> None:
             agent.wait()
 
 
-def _last_sign_of_life(folder: Path, started: float) -> float:
-    """Return when anything in a run's folder was last written: a log, a row of metrics, a checkpoint."""
+def last_sign_of_life(folder: Path, started: float) -> float:
+    """Return when anything in a run's folder was last written: a log, a row of metrics, a checkpoint.
+
+    Not `rglob`: it raises where a folder goes while it is read, and checkpoints are renamed and pruned all along.
+    """
     latest = started
-    for path in folder.rglob("*"):
-        try:
-            latest = max(latest, path.stat().st_mtime)
-        except OSError:  # a checkpoint being pruned
-            continue
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                latest = max(latest, os.stat(os.path.join(parent, name)).st_mtime)
     return latest
 
 
