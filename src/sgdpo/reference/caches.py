@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -37,7 +38,8 @@ def entries(cache: Path, *, check: bool = False) -> list[Entry]:
     for kind in sorted(path for path in cache.glob("*") if path.is_dir()):
         for path in kind.iterdir():
             if path.suffix != ".lock":
-                found.append(_entry(kind.name, path, check))
+                with contextlib.suppress(FileNotFoundError):  # a run renamed or removed it meanwhile
+                    found.append(_entry(kind.name, path, check))
     return sorted(found, key=lambda entry: -entry.size)
 
 
