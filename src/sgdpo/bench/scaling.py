@@ -73,7 +73,9 @@ def by_vocabulary(
 
 def _point(variant: Variant, x: float, lengths: tuple[int, int], vocabulary: int, say: Say) -> dict[str, Any]:
     examples = fixed_lengths(2 * variant.batch, *lengths, vocabulary, seed=0)
-    measurement: Measurement = rounds.run_rounds([variant], examples, 1, say)[0][0]
+    measurement: Measurement = rounds.run_rounds([variant], examples, 1, lambda line: say(f"{x:,}  {line}"))[
+        0
+    ][0]
     return {
         "x": x,
         "series": f"{variant.layout.replace('_', ' ')}, {variant.head} head",
