@@ -152,14 +152,14 @@ def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
     vocabulary = vocabulary_of(base.model)
     lengths = tuple(length for length in scaling.LENGTHS if length <= options.max_length)
     speed, memory = "pairs per second", "peak memory, MB"
-    note = facts("bench", options).strip().replace("`", "")
+    note = facts("bench", options).strip().replace("`: ", "\n").replace("`", "")
     plots = {
         "length": (scaling.by_length(base, vocabulary, lengths, print), "pairs_per_second",
                    ("tokens of prompt plus completion, half each", speed)),
         "share": (scaling.by_share(base, vocabulary, min(512, options.max_length), print), "pairs_per_second",
                   ("completion's share of the sequence", speed)),
         "vocabulary": (scaling.by_vocabulary(base, min(512, options.max_length), scaling.VOCABULARIES, print),
-                       "memory_mb", ("vocabulary, tokens", memory)),
+                       "memory_mb", ("vocabulary, tokens (random Llama, 4 layers of width 512)", memory)),
     }  # fmt: skip
     for name, (points, y, labels) in plots.items():
         path = options.out / f"bench_scaling_{name}.png"
