@@ -2,8 +2,7 @@
 
 import sys
 
-import _src  # noqa: F401
-from sgdpo.bench.cli import main
+from lab.bench.cli import main
 
 if __name__ == "__main__":
     try:

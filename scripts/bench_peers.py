@@ -2,8 +2,7 @@
 
 import sys
 
-import _src  # noqa: F401
-from sgdpo.bench.peers import main
+from lab.bench.peers import main
 
 if __name__ == "__main__":
     try:

@@ -8,8 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.sweeps.best import best_ratios, render_best, write_best
+from lab.sweeps.best import best_ratios, render_best, write_best
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-import _src  # noqa: F401
 from sgdpo.reference.caches import entries, listing, prune
 
 

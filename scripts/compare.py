@@ -5,9 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-import _src  # noqa: F401
+from lab.evaluation.comparison import compare_runs, show
 from sgdpo.console import fail
-from sgdpo.evaluation.comparison import compare_runs, show
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -2,12 +2,11 @@
 
 import sys
 
-import _src  # noqa: F401
 from sgdpo.console import fail, set_up_process
 
 if __name__ == "__main__":
     set_up_process()
-    from sgdpo.demo import demonstrate  # imports torch, whose threads are set up above
+    from lab.demo import demonstrate  # imports torch, whose threads are set up above
 
     try:
         print(demonstrate(sys.argv[1:]))

@@ -10,10 +10,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-import _src  # noqa: F401
+from lab.evaluation.command import runs_first, show
+from lab.judging.settings import evaluation_errors, register_schema, to_evaluate_config
 from sgdpo.console import fail, set_up_process
-from sgdpo.evaluation.command import runs_first, show
-from sgdpo.evaluation.settings import evaluation_errors, register_schema, to_evaluate_config
 
 register_schema()
 
@@ -26,7 +25,7 @@ def main(config: DictConfig) -> None:
         evaluation = to_evaluate_config(config)
         if errors := evaluation_errors(evaluation):
             fail(errors)
-        from sgdpo.evaluation.evaluate import evaluate  # heavy imports only once the settings are sound
+        from lab.evaluation.evaluate import evaluate  # heavy imports only once the settings are sound
 
         print(show(evaluate(evaluation)))
     except ValueError as error:

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.sweeps.heatmap import draw_experiment, send_pictures
+from lab.sweeps.heatmap import draw_experiment, send_pictures
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

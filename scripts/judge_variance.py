@@ -10,9 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-import _src  # noqa: F401
+from lab.evaluation.variance_command import DEFAULT_OUTPUT, measure_all
 from sgdpo.console import fail, set_up_process
-from sgdpo.evaluation.variance_command import DEFAULT_OUTPUT, measure_all
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.report.publish import PUBLISHED, publish, refresh
+from lab.report.publish import PUBLISHED, publish, refresh
 
 
 def main() -> None:

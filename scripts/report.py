@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.report.page import write_page
+from lab.report.page import write_page
 
 
 def main() -> None:

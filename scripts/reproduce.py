@@ -2,8 +2,7 @@
 
 import argparse
 
-import _src  # noqa: F401
-from sgdpo.report.reproduce import Options, reproduce
+from lab.reproduce import Options, reproduce
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-import _src  # noqa: F401
 from sgdpo.models.smollm2 import put_in_place
 
 

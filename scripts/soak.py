@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import _src  # noqa: F401
-from sgdpo.engine.soak import CASES, render, soak
+from lab.soak import CASES, render, soak
 
 
 def main() -> int:

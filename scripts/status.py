@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.sweeps.errors import SweepError
-from sgdpo.sweeps.status import experiment_status, overview
+from lab.sweeps.errors import SweepError
+from lab.sweeps.status import experiment_status, overview
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

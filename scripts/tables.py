@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.report.build import TABLES, Request, build
+from lab.report.build import TABLES, Request, build
 
 
 def main() -> None:

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.report.theorems import newest_run, report
+from lab.report.theorems import newest_run, report
 
 
 def main() -> None:

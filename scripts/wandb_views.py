@@ -4,8 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-import _src  # noqa: F401
-from sgdpo.report.wandb_views import push, themes, validated
+from lab.report.wandb_views import push, themes, validated
 
 
 def main() -> None:

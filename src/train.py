@@ -22,18 +22,18 @@ register_schema()
 def main(config: DictConfig) -> None:
     """Do one composed run."""
     set_up_process()
-    from sgdpo.validate import config_errors  # heavy imports only once the config composes
+    from sgdpo.runs.validate import config_errors  # heavy imports only once the config composes
 
     if errors := config_errors(config):
         fail(errors)
     run = to_run_config(config)
     if run.dry_run:
-        from sgdpo.engine.planner import plan, render
+        from lab.plan.planner import plan, render
 
         print(render(plan(run)))
         return
-    from sgdpo.execute import execute
-    from sgdpo.summary import summarise
+    from sgdpo.runs.execute import execute
+    from sgdpo.runs.summary import summarise
 
     greet(run)
     try:

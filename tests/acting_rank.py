@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sgdpo.engine import worker
 from sgdpo.engine.ranks import RankFiles
+from sgdpo.runs import worker
 
 
 def train(files: RankFiles) -> Path:

@@ -15,10 +15,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lab.judging.endpoint import EndpointSettings
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.evaluation.endpoint import EndpointSettings
 from sgdpo.models.load import load_model, load_tokenizer
-from sgdpo.records import Record
+from sgdpo.runs.records import Record
 
 KEY = "sk-secret-0123456789"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sgdpo.engine import worker
+from sgdpo.runs import worker
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sgdpo.engine import worker
+from sgdpo.runs import worker
 
 POSITION = 9  # of the poisoned pair among the training pairs
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from sgdpo.config.compose import register_schema, to_run_config
 from sgdpo.config.identity import run_identity
-from sgdpo.records import Record
+from sgdpo.runs.records import Record
 
 register_schema()
 

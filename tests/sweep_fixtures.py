@@ -16,11 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from lab.sweeps.cells import Cell, Composer
+from lab.sweeps.check import check_cells
+from lab.sweeps.expand import expand
 from sgdpo.config.compose import CONF, register_schema
-from sgdpo.records import RunView, read_runs
-from sgdpo.sweeps.cells import Cell, Composer
-from sgdpo.sweeps.check import check_cells
-from sgdpo.sweeps.expand import expand
+from sgdpo.runs.records import RunView, read_runs
 
 APP = Path(__file__).with_name("standin_app.py")
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

@@ -16,7 +16,8 @@ from evaluation_fixtures import (
     fair_judge,
     http_judge,
 )
-from sgdpo.evaluation.alpaca_eval import (
+from lab.answers.files import hash_text, read_jsonl
+from lab.benchmarks.alpaca_eval import (
     TEMPLATE,
     Duel,
     judge_request,
@@ -24,10 +25,9 @@ from sgdpo.evaluation.alpaca_eval import (
     summarise_annotations,
     switched,
 )
-from sgdpo.evaluation.endpoint import EndpointError, Reply
-from sgdpo.evaluation.evaluate import evaluate
-from sgdpo.evaluation.files import hash_text, read_jsonl
-from sgdpo.evaluation.settings import compose_evaluation
+from lab.evaluation.evaluate import evaluate
+from lab.judging.endpoint import EndpointError, Reply
+from lab.judging.settings import compose_evaluation
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sgdpo.evaluation.length_control import length_controlled
+from lab.benchmarks.length_control import length_controlled
 
 needs_oracle = pytest.mark.skipif(
     importlib.util.find_spec("alpaca_eval") is None,

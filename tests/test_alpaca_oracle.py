@@ -15,11 +15,11 @@ from evaluation_fixtures import (
     fair_judge,
     http_judge,
 )
-from sgdpo.evaluation.alpaca_eval import TEMPLATE, Duel, judge_duels, judge_request
-from sgdpo.evaluation.endpoint import Endpoint
-from sgdpo.evaluation.evaluate import evaluate
-from sgdpo.evaluation.judges import EndpointJudge
-from sgdpo.evaluation.settings import compose_evaluation
+from lab.benchmarks.alpaca_eval import TEMPLATE, Duel, judge_duels, judge_request
+from lab.evaluation.evaluate import evaluate
+from lab.judging.endpoint import Endpoint
+from lab.judging.judges import EndpointJudge
+from lab.judging.settings import compose_evaluation
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lab.bench import cli, rounds, scaling
+from lab.bench.steps import Stepper, build_model
+from lab.bench.variant import Measurement, Variant, around
+from lab.bench.worker import measure, useful_flops
+from lab.bench.workload import fixed_lengths, load, save, ultrafeedback_like
 from packed_rows import tiny_model
-from sgdpo.bench import cli, rounds, scaling
-from sgdpo.bench.steps import Stepper, build_model
-from sgdpo.bench.variant import Measurement, Variant, around
-from sgdpo.bench.worker import measure, useful_flops
-from sgdpo.bench.workload import fixed_lengths, load, save, ultrafeedback_like
 
 
 @pytest.fixture(scope="module")

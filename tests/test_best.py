@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from lab.sweeps.best import best_ratios, metrics_of, render_best, write_best
+from lab.sweeps.heatmap import draw_experiment
 from report_fixtures import write_run
-from sgdpo.sweeps.best import best_ratios, metrics_of, render_best, write_best
-from sgdpo.sweeps.heatmap import draw_experiment
 
 MARGINS = "eval/rewards/margins"
 
@@ -130,7 +130,7 @@ class TestBadInput:
             best_ratios(tmp_path, "grid", MARGINS)
 
     def test_metrics_of_leaves_out_text(self, tmp_path):
-        from sgdpo.records import read_runs
+        from sgdpo.runs.records import read_runs
 
         write_run(tmp_path, "grid", "sgdpo", ratio=(0.6, 0.9))
         names = metrics_of(read_runs(tmp_path, "grid"))

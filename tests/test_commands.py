@@ -11,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
+from lab.report.publish import BLOCK
 from sgdpo.config.compose import CONF, register_schema, to_run_config
-from sgdpo.report.publish import BLOCK
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

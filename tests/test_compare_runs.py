@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sgdpo.evaluation.comparison import compare_runs, prompt_scores, show
-from sgdpo.evaluation.files import write_jsonl
+from lab.answers.files import write_jsonl
+from lab.evaluation.comparison import compare_runs, prompt_scores, show
 
 
 def run_with(folder: Path, scores: list[float], key: str = "verifiable-checker") -> Path:

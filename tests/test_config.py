@@ -8,7 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sgdpo.config.compose import CONF, compose_run, to_run_config
 from sgdpo.config.identity import run_identity, start_config
-from sgdpo.validate import config_errors
+from sgdpo.runs.validate import config_errors
 
 OPTIONS = {
     "model": 8, "method": 7, "ratio": 4, "optimizer": 2, "data": 3, "trainer": 1, "precision": 2,

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lab.soak import metrics
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.identity import run_identity
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.launch import launch
-from sgdpo.engine.soak import metrics
-from sgdpo.execute import execute
-from sgdpo.run import run_folder
+from sgdpo.runs.execute import execute
+from sgdpo.runs.run import run_folder
 from sgdpo.training.checkpoints import find_resumable
 
 TESTS = Path(__file__).parent

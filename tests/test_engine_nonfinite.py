@@ -13,8 +13,8 @@ from sgdpo.config.identity import run_identity
 from sgdpo.data.prepare import prepare
 from sgdpo.engine.launch import LaunchError, launch
 from sgdpo.models.load import load_tokenizer
-from sgdpo.records import view_run
-from sgdpo.run import run_folder
+from sgdpo.runs.records import view_run
+from sgdpo.runs.run import run_folder
 from sgdpo.training.checkpoints import what_is_wrong
 
 SMALL = (

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
-from sgdpo.data.checker import check
-from sgdpo.data.verifiable import held_out_prompts
-from sgdpo.evaluation.command import runs_first, show
-from sgdpo.evaluation.evaluate import evaluate, read_config
-from sgdpo.evaluation.files import read_jsonl
-from sgdpo.evaluation.generate import Sample
-from sgdpo.evaluation.prompts import Sampling
-from sgdpo.evaluation.settings import compose_evaluation
-from sgdpo.evaluation.verifiable import judge_verifiable
+from lab.answers.files import read_jsonl
+from lab.answers.generate import Sample
+from lab.answers.prompts import Sampling
+from lab.benchmarks.verifiable import judge_verifiable
+from lab.evaluation.command import runs_first, show
+from lab.evaluation.evaluate import evaluate, read_config
+from lab.judging.settings import compose_evaluation
+from sgdpo.world.checker import check
+from sgdpo.world.verifiable import held_out_prompts
 
 ROOT = Path(__file__).parents[1]
 

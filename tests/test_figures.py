@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab.report.beyond import balance_figure, learning_rate_figure
+from lab.report.cells import Cell, group
+from lab.report.claim import check_claim, write_claims
+from lab.report.figures import figure1, figure2, figure3, six_ratios
+from lab.report.heat import ratio_heat_maps
+from lab.report.panels import band
+from lab.report.paper import load_paper
 from report_fixtures import grid_runs, table3_runs, write_run
-from sgdpo.records import read_runs
-from sgdpo.report.beyond import balance_figure, learning_rate_figure
-from sgdpo.report.cells import Cell, group
-from sgdpo.report.claim import check_claim, write_claims
-from sgdpo.report.curves import draw_method_curves, draw_reward_curves, series
-from sgdpo.report.figures import figure1, figure2, figure3, six_ratios
-from sgdpo.report.heat import ratio_heat_maps
-from sgdpo.report.panels import band
-from sgdpo.report.paper import load_paper
-from sgdpo.report.style import smooth
+from sgdpo.drawing.curves import draw_method_curves, draw_reward_curves, series
+from sgdpo.drawing.style import smooth
+from sgdpo.runs.records import read_runs
 
 PAPER = load_paper()
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from lab.answers.generate import TransformersGenerator, generate
+from lab.answers.noise import gumbel_noise, prompt_key
+from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, stop_ids
 from sgdpo.config.schema import ModelConfig
-from sgdpo.evaluation.generate import TransformersGenerator, generate
-from sgdpo.evaluation.noise import gumbel_noise, prompt_key
-from sgdpo.evaluation.prompts import Prompt, Sample, Sampling, prompt_ids, stop_ids
 from sgdpo.models.load import load_model, load_tokenizer
 
 TINY = {
@@ -157,7 +157,7 @@ def test_truncated_answers_are_counted(saved, tmp_path):
 
 def test_a_second_evaluation_loads_no_model(saved, tmp_path, monkeypatch):
     first = answers(saved, Sampling(max_new_tokens=4), tmp_path)
-    monkeypatch.setattr("sgdpo.evaluation.generate.load_model", lambda *a, **k: pytest.fail("loaded again"))
+    monkeypatch.setattr("lab.answers.generate.load_model", lambda *a, **k: pytest.fail("loaded again"))
     assert answers(saved, Sampling(max_new_tokens=4), tmp_path) == first
 
 

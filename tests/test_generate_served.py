@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import chat, chat_server, endpoint_settings, finished_run
+from lab.answers.generate import generate
+from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
+from lab.evaluation.command import runs_first
+from lab.evaluation.evaluate import evaluate
+from lab.evaluation.served import OpenAIGenerator, VllmGenerator
+from lab.judging.endpoint import Endpoint
+from lab.judging.judges import EndpointJudge, JudgeRequest
+from lab.judging.local_server import default_model, local_server
+from lab.judging.settings import compose_evaluation
 from sgdpo.config.schema import ModelConfig
-from sgdpo.evaluation.command import runs_first
-from sgdpo.evaluation.endpoint import Endpoint
-from sgdpo.evaluation.evaluate import evaluate
-from sgdpo.evaluation.generate import generate
-from sgdpo.evaluation.judges import EndpointJudge, JudgeRequest
-from sgdpo.evaluation.local_server import default_model, local_server
-from sgdpo.evaluation.prompts import Prompt, Sampling, prompt_ids, stop_ids
-from sgdpo.evaluation.served import OpenAIGenerator, VllmGenerator
-from sgdpo.evaluation.settings import compose_evaluation
 
 
 @pytest.fixture(scope="module")

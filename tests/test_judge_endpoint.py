@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from evaluation_fixtures import KEY, Cut, chat, chat_server, endpoint_settings, slow
-from sgdpo.evaluation.budget import BudgetError
-from sgdpo.evaluation.endpoint import Endpoint, EndpointError, EndpointSettings
-from sgdpo.evaluation.judges import EndpointJudge, JudgeRequest, ask_all
+from lab.judging.budget import BudgetError
+from lab.judging.endpoint import Endpoint, EndpointError, EndpointSettings
+from lab.judging.judges import EndpointJudge, JudgeRequest, ask_all
 
 HELLO = ({"role": "user", "content": "hello"},)
 

@@ -9,8 +9,8 @@ import random
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
-from sgdpo.evaluation.variance import spread
-from sgdpo.evaluation.variance_command import measure_all
+from lab.evaluation.variance import spread
+from lab.evaluation.variance_command import measure_all
 
 
 def test_the_spread_by_hand():

@@ -11,12 +11,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from sgdpo.jsonio import read_metrics
-from sgdpo.sweeps.errors import SweepError
-from sgdpo.sweeps.plan import read_plan
-from sgdpo.sweeps.processes import gpu_slots, how_it_ended
-from sgdpo.sweeps.screen import Screen
-from sgdpo.sweeps.status import experiment_status
+from lab.sweeps.errors import SweepError
+from lab.sweeps.plan import read_plan
+from lab.sweeps.processes import gpu_slots, how_it_ended
+from lab.sweeps.screen import Screen
+from lab.sweeps.status import experiment_status
+from sgdpo.store.jsonio import read_metrics
 from sweep_fixtures import PLAIN, run_app, runs_by_seed, start_app
 
 FAILURES = {1: "fail", 2: "die", 3: "exit", 4: "lazy"}

@@ -9,13 +9,13 @@ import math
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
-from sgdpo.evaluation.evaluate import evaluate
-from sgdpo.evaluation.files import read_jsonl, write_jsonl
-from sgdpo.evaluation.generate import Sample
-from sgdpo.evaluation.mt_bench import TEMPERATURES, answer_questions, gradings, score, summarise_scores
-from sgdpo.evaluation.mt_files import Bench, Question, default_folder, load_bench
-from sgdpo.evaluation.prompts import Sampling
-from sgdpo.evaluation.settings import compose_evaluation
+from lab.answers.files import read_jsonl, write_jsonl
+from lab.answers.generate import Sample
+from lab.answers.prompts import Sampling
+from lab.benchmarks.mt_bench import TEMPERATURES, answer_questions, gradings, score, summarise_scores
+from lab.benchmarks.mt_files import Bench, Question, default_folder, load_bench
+from lab.evaluation.evaluate import evaluate
+from lab.judging.settings import compose_evaluation
 
 END = "[The End of Assistant's Answer]"
 TEMPLATES = {

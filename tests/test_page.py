@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab.report.markdown import parse_table
+from lab.report.page import POINTS, TEXT_BUDGET, describe, script_json, tables_of, thin, write_page
+from lab.report.paper import load_paper
+from lab.report.tables import table3
 from report_fixtures import grid_runs, table3_runs, write_run
-from sgdpo.records import read_runs, view_run
-from sgdpo.report.markdown import parse_table
-from sgdpo.report.page import POINTS, TEXT_BUDGET, describe, script_json, tables_of, thin, write_page
-from sgdpo.report.paper import load_paper
-from sgdpo.report.tables import table3
+from sgdpo.runs.records import read_runs, view_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.plan.memory import GB, Row, activations, model_states
+from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops
+from lab.plan.shapes import model_shape
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.engine.memory import GB, Row, activations, model_states
-from sgdpo.engine.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops
-from sgdpo.engine.shapes import model_shape
 from step_memory import packed_row, step_peak
 
 SMOLLM2 = Path("outputs/cache/models/smollm2-135m-instruct")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sgdpo import records
-from sgdpo.jsonio import read_metrics
-from sgdpo.records import Record, amend_record, find_result, find_run, read_runs, require_runs, view_run
+from sgdpo.runs import records
+from sgdpo.runs.records import Record, amend_record, find_result, find_run, read_runs, require_runs, view_run
+from sgdpo.store.jsonio import read_metrics
 
 SETTINGS = {
     "method": {"name": "sgdpo", "beta": 0.1},
@@ -214,7 +214,7 @@ def test_the_record_does_without_git(monkeypatch):
     def no_git(*arguments):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr("sgdpo.provenance._git", no_git)
+    monkeypatch.setattr("sgdpo.runs.provenance._git", no_git)
     assert records.git_state.__wrapped__() == {"commit": None, "dirty": None}
 
 

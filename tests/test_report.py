@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from report_fixtures import grid_runs, table3_runs, write_run
-from sgdpo.report.build import FIGURES, TABLES, Request, build
-from sgdpo.report.publish import publish, refresh
-from sgdpo.report.reproduce import (
+from lab.report.build import FIGURES, TABLES, Request, build
+from lab.report.publish import publish, refresh
+from lab.reproduce import (
     Options,
     load_targets,
     make_commands,
@@ -23,6 +22,7 @@ from sgdpo.report.reproduce import (
     runs_to_judge,
     train_command,
 )
+from report_fixtures import grid_runs, table3_runs, write_run
 
 ROOT = Path(__file__).parents[1]
 TARGETS = load_targets()["targets"]
@@ -158,7 +158,7 @@ def test_a_killed_reproduction_leaves_no_sweep_behind(tmp_path):
     sweep.write_text(
         f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(f'{{os.getpid()}}\\n')\ntime.sleep(60)\n"
     )
-    code = f"from sgdpo.report.reproduce import call_python; call_python([{str(sweep)!r}])"
+    code = f"from lab.reproduce import call_python; call_python([{str(sweep)!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}
     ) as parent:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.soak import CASES, SMALL, STEPS, Outcome, differences, render, soak
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.engine.soak import CASES, SMALL, STEPS, Outcome, differences, render, soak
-from sgdpo.execute import execute
+from sgdpo.runs.execute import execute
 
 
 @pytest.mark.slow

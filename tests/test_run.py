@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.execute import execute
-from sgdpo.jsonio import read_metrics
-from sgdpo.records import read_runs, view_run
+from sgdpo.runs.execute import execute
+from sgdpo.runs.records import read_runs, view_run
+from sgdpo.store.jsonio import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [

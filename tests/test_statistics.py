@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sgdpo.evaluation.statistics import bootstrap, compare, holm, mean_error, preferences, win_rate
+from lab.benchmarks.statistics import bootstrap, compare, holm, mean_error, preferences, win_rate
 
 
 def test_mean_and_standard_error_by_hand():

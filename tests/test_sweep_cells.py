@@ -4,11 +4,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
+from lab.sweeps.cells import label_cells
+from lab.sweeps.errors import SweepError
+from lab.sweeps.expand import expand
 from sgdpo.config.compose import list_errors
-from sgdpo.jsonio import write_json
-from sgdpo.sweeps.cells import label_cells
-from sgdpo.sweeps.errors import SweepError
-from sgdpo.sweeps.expand import expand
+from sgdpo.store.jsonio import write_json
 from sweep_fixtures import cells_of, composer_for
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sgdpo.records import read_runs
+from sgdpo.runs.records import read_runs
 
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
 SPEED = ("seconds", "per_second", "memory")

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from lab.report.cells import group
+from lab.report.paper import load_paper
+from lab.report.selection import select_ratio
+from lab.report.table import Entry, Table
+from lab.report.tables import mtbench, table1, table2, table3
+from lab.report.timing import overhead, step_seconds, table4
 from report_fixtures import QUALITY, grid_runs, table3_runs, write_run
-from sgdpo.records import read_runs
-from sgdpo.report.cells import group
-from sgdpo.report.paper import load_paper
-from sgdpo.report.selection import select_ratio
-from sgdpo.report.table import Entry, Table
-from sgdpo.report.tables import mtbench, table1, table2, table3
-from sgdpo.report.timing import overhead, step_seconds, table4
+from sgdpo.runs.records import read_runs
 
 GOLDEN = Path(__file__).parent / "fixtures" / "records"
 PAPER = load_paper()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import theorems
-from sgdpo.report.theorems import newest_run, report, run_values
+from lab.report.theorems import newest_run, report, run_values
 
 # At step 2 log p = 0.5, log q = 0.7 and log u = 1.5: rewards are beta log X, pilots beta log Y.
 ROWS = [

@@ -12,9 +12,9 @@ from PIL import Image
 from wandb.sdk.lib import wbauth
 
 from sgdpo.config.schema import TrackingConfig
-from sgdpo.jsonio import read_metrics
-from sgdpo.records import Record, view_run
-from sgdpo.tracking import NoTracker, _rows_to_replay, browse_hint, choose_mode, open_tracker, wandb_row
+from sgdpo.runs.records import Record, view_run
+from sgdpo.runs.tracking import NoTracker, _rows_to_replay, browse_hint, choose_mode, open_tracker, wandb_row
+from sgdpo.store.jsonio import read_metrics
 
 SETTINGS = {
     "method": {"name": "dpo"},

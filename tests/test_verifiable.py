@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from sgdpo.config.schema import WorldConfig
-from sgdpo.data.checker import check
-from sgdpo.data.tasks import FAMILIES, Task
-from sgdpo.data.verifiable import ALPHABET, held_out_prompts, make_world, world_errors
+from sgdpo.world.checker import check
+from sgdpo.world.tasks import FAMILIES, Task
+from sgdpo.world.verifiable import ALPHABET, held_out_prompts, make_world, world_errors
 
 WORLD = WorldConfig(
     seed=0,

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from sgdpo.data.checker import check
-from sgdpo.data.tasks import FAMILIES, Task, draw_task
-from sgdpo.data.verifiable import corrupt
+from sgdpo.world.checker import check
+from sgdpo.world.tasks import FAMILIES, Task, draw_task
+from sgdpo.world.verifiable import corrupt
 
 # Answers worked out by hand.
 IDEALS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sgdpo.report.wandb_views import push, themes, validated
-from sgdpo.tracking import wandb_row
+from lab.report.wandb_views import push, themes, validated
+from sgdpo.runs.tracking import wandb_row
 
 LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "pairs_per_second", "tokens_per_second")
 

@@ -1,4 +1,4 @@
-"""Hydra finds the sweeper here. It checks every cell before the first one starts; see sgdpo.sweeps.sweep."""
+"""Hydra finds the sweeper here. It checks every cell before the first one starts; see lab.sweeps.sweep."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,6 @@ class CheckedSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep; SystemExit(1) if a cell failed, HydraException if the sweep is not valid."""
-        from sgdpo.sweeps.sweep import run_sweep  # heavy, and Hydra imports this file in every process
+        from lab.sweeps.sweep import run_sweep  # heavy, and Hydra imports this file in every process
 
         return run_sweep(self, arguments)

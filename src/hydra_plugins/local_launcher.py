@@ -1,4 +1,4 @@
-"""Hydra finds this launcher here: cells in processes of their own on this machine; see sgdpo.sweeps.pool."""
+"""Hydra finds this launcher here: cells in processes of their own on this machine; see lab.sweeps.pool."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +35,6 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failed one is a JobReturn with the failure, the others go on."""
-        from sgdpo.sweeps.local import launch_cells  # heavy, and Hydra imports this file in every process
+        from lab.sweeps.local import launch_cells  # heavy, and Hydra imports this file in every process
 
         return launch_cells(self, job_overrides, initial_job_idx)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from sgdpo.config.schema import RunConfig
-
-CONF = Path(__file__).resolve().parents[3] / "conf"
+from sgdpo.places import CONF
 
 
 def register_schema() -> None:

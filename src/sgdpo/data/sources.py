@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sgdpo.config.schema import DataConfig
-from sgdpo.data import checker, files, tasks, verifiable
+from sgdpo.data import files
 from sgdpo.data.rows import missing_columns, pair_row, sft_row
+from sgdpo.world import checker, tasks, verifiable
 
 # How many of the first rows are read in full before anything heavy loads.
 _PEEK = 20

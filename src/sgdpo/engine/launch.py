@@ -24,7 +24,6 @@ from sgdpo.engine.ranks import RankFiles
 
 log = logging.getLogger("sgdpo")
 
-SRC = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.2
 LAST_LINES = 15
 # A rank stuck in a collective ends by torch's own timeout first; the watchdog is for what that misses.
@@ -41,7 +40,7 @@ def is_distributed(config: RunConfig) -> bool:
     return config.engine.num_processes * config.engine.num_nodes > 1 or bool(config.engine.deepspeed)
 
 
-def launch(config: RunConfig, worker: str = "sgdpo.engine.worker") -> int:
+def launch(config: RunConfig, worker: str = "sgdpo.runs.worker") -> int:
     """Train a run over its processes; return 0.
 
     worker: the module that every rank runs. Raise LaunchError with the first failed rank and its traceback.
@@ -73,8 +72,7 @@ def _start(config: RunConfig, node: Node, files: RankFiles, worker: str) -> subp
 
 
 def _environment(config: RunConfig) -> dict[str, str]:
-    path = os.pathsep.join([str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if config.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     return environment

@@ -1,0 +1,167 @@
+"""The command line of `make bench`: which pairs, which model, which tables and plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from lab.bench import rounds, scaling
+from lab.bench.facts import facts
+from lab.bench.profiling import profile_step
+from lab.bench.variant import Variant, around
+from lab.bench.workload import ultrafeedback_like
+from sgdpo.config.schema import DataConfig, ModelConfig
+from sgdpo.data.example import Example
+from sgdpo.data.prepare import prepare
+from sgdpo.models.load import load_tokenizer
+
+# Randomly initialised Llamas for a machine with a GPU; sizes of the 1B and 3B releases.
+RANDOM_LLAMAS = {
+    "llama-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
+    "llama-3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28},
+}
+LLAMA_COMMON = {
+    "model_type": "llama",
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128_256,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Measure the fast path, variant by variant.")
+    parser.add_argument("--model", default="outputs/cache/models/smollm2-135m-instruct",
+                        help="a folder, or llama-1b or llama-3b with random weights")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--data", help="a parquet, json or jsonl file of preference rows instead of generated ids"
+    )
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
+    parser.add_argument("--references", nargs="+", default=["cached", "live"], choices=["cached", "live"],
+                        help="of TRL, in the comparison with it")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=4, help="pairs of a step")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every variant is measured, in turn")
+    parser.add_argument("--max-length", type=int, default=2048, help="longest prompt plus completion, tokens")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="longest packed row, tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated lengths and ids")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument("--scaling", action="store_true", help="the scaling plots instead of the table")
+    parser.add_argument(
+        "--profile", action="store_true", help="where a step's time goes instead of the table"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/bench"), help="tables, plots and their numbers"
+    )
+    options = parser.parse_args(arguments)
+    options.words = list(sys.argv[1:] if arguments is None else arguments)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for, print it, and write it under `--out`."""
+    options = parse(arguments)
+    base = base_variant(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.scaling:
+        plot_scaling(base, options)
+        return
+    examples = pairs_of(base, options)
+    if options.profile:
+        write_profile(base, options, examples)
+        return
+    found = rounds.run_rounds(around(base, options.precisions), examples, options.rounds)
+    table = f"{rounds.table(found)}\n\n{rounds.overhead([found[0], *found[6:7]])}\n"
+    text = facts("bench", options, examples) + table
+    print(f"\n{text}")
+    (options.out / "bench.md").write_text(text)
+    numbers = [measurement.to_json() for measurements in found for measurement in measurements]
+    (options.out / "bench.json").write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def write_profile(base: Variant, options: argparse.Namespace, examples: list[Example]) -> None:
+    """Profile one step in each precision, print where its time goes, and keep it."""
+    parts = [profile_step(replace(base, precision=each), examples) for each in options.precisions]
+    text = facts("bench", options) + "\n".join(parts)
+    print(text)
+    (options.out / "bench_profile.md").write_text(text)
+
+
+def base_variant(options: argparse.Namespace) -> Variant:
+    """Return the variant that the others differ from by one thing."""
+    return Variant(
+        model=model_of(options.model),
+        batch=options.batch,
+        steps=options.steps,
+        max_tokens=options.max_tokens,
+        device=options.device,
+        checkpointing=options.checkpointing,
+    )
+
+
+def model_of(name: str) -> str | dict:
+    """Return the model as a Variant names it. Raise ValueError for a folder that is not there."""
+    if name in RANDOM_LLAMAS:
+        heads = RANDOM_LLAMAS[name]["hidden_size"] // LLAMA_COMMON["head_dim"]
+        return {**LLAMA_COMMON, **RANDOM_LLAMAS[name], "num_attention_heads": heads}
+    if not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"there is no model in {name}; run `make smollm2`, or give --model a folder or one of"
+            f" {sorted(RANDOM_LLAMAS)}"
+        )
+    return name
+
+
+def vocabulary_of(model: str | dict) -> int:
+    """Return the size of the model's vocabulary."""
+    return model["vocab_size"] if isinstance(model, dict) else AutoConfig.from_pretrained(model).vocab_size
+
+
+def pairs_of(base: Variant, options: argparse.Namespace) -> list[Example]:
+    """Return one warm-up batch and `--steps` batches of pairs, generated or from a file."""
+    count = options.batch * (options.steps + 1)
+    if options.data is None:
+        return ultrafeedback_like(count, vocabulary_of(base.model), options.max_length, options.seed)
+    if isinstance(base.model, dict):
+        raise ValueError("--data needs a model with a tokenizer: give --model a folder")
+    data = DataConfig(
+        name="bench", source="files", train=options.data, limit=4 * count,
+        max_length=options.max_length, max_prompt_length=options.max_length * 7 // 8,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(ModelConfig(name="bench", path=base.model))
+    train = prepare(data, "preference", tokenizer, options.out / "cache").train
+    if len(train) < count:
+        raise ValueError(
+            f"{options.data} gives {len(train)} pairs, the benchmark needs {count}; lower --steps"
+        )
+    return [train[index] for index in range(count)]
+
+
+def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
+    """Measure and draw the three scaling plots."""
+    vocabulary = vocabulary_of(base.model)
+    lengths = tuple(length for length in scaling.LENGTHS if length <= options.max_length)
+    speed, memory = "pairs per second", "peak memory, MB"
+    note = facts("bench", options).strip().replace("`: ", "\n").replace("`", "")
+    plots = {
+        "length": (scaling.by_length(base, vocabulary, lengths, print), "pairs_per_second",
+                   ("tokens of prompt plus completion, half each", speed)),
+        "share": (scaling.by_share(base, vocabulary, min(512, options.max_length), print), "pairs_per_second",
+                  ("completion's share of the sequence", speed)),
+        "vocabulary": (scaling.by_vocabulary(base, min(512, options.max_length), scaling.VOCABULARIES, print),
+                       "memory_mb", ("vocabulary, tokens (random Llama, 4 layers of width 512)", memory)),
+    }  # fmt: skip
+    for name, (points, y, labels) in plots.items():
+        path = options.out / f"bench_scaling_{name}.png"
+        scaling.draw(points, y, labels, path, note)
+        print(path)

@@ -1,0 +1,137 @@
+"""What a training step keeps in memory on one GPU, from shapes alone.
+
+Weights and the optimizer's state are float32 on every engine, as the trainer keeps them; `bf16` halves what
+matrix products save for the backward pass. Held against measured peaks in tests/test_planner.py. All sizes in
+bytes; N tokens of a packed row, L predicted tokens of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lab.plan.shapes import ModelShape
+from sgdpo.config.schema import EngineConfig
+from sgdpo.models.head import chunk_size
+
+FLOAT = 4
+GB = 1e9
+# What a GPU holds before the first tensor: the CUDA context and the collectives' buffers.
+CONTEXT = int(1.5 * GB)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold the size of the longest packed row of a step: its tokens and its predicted tokens."""
+
+    tokens: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class States:
+    """Hold what stays from step to step, bytes a GPU; `cpu` is what all processes of a machine offload."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    cpu: int = 0
+
+    @property
+    def total(self) -> int:
+        """Return the sum on the GPU."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
+
+
+def model_states(shape: ModelShape, engine: EngineConfig) -> States:
+    """Return the weights, gradients, AdamW moments and communication buffers of an engine, bytes a GPU.
+
+    AdamW keeps two moments (8 bytes a parameter); DeepSpeed keeps a master copy beside them (4 more).
+    ZeRO-2 cuts gradients and optimizer by the number of processes, ZeRO-3 the weights too.
+    """
+    world, count = engine.num_processes * engine.num_nodes, shape.parameters
+    whole = FLOAT * count
+    if not engine.deepspeed:
+        # DDP reduces gradients in buckets beside them.
+        return States(whole, whole, 2 * whole, whole if world > 1 else 0)
+    zero = engine.deepspeed["zero_optimization"]
+    share = whole // world
+    optimizer, gradients = 3 * share, share
+    bucket = zero.get("reduce_bucket_size", 500_000_000)
+    bucket = shape.hidden**2 if bucket == "auto" else int(bucket)
+    buffers = 2 * FLOAT * min(bucket, count)
+    if zero["stage"] < 3:
+        return States(whole, gradients, optimizer, buffers)
+    # Gathered layers: the largest one at least, and as many as may be alive at once.
+    gathered = FLOAT * max(shape.largest, min(count, int(zero.get("stage3_max_live_parameters", 1e9))))
+    gathered = min(gathered, whole)
+    return _offloaded(zero, States(share, gradients, optimizer, buffers + gathered), engine.num_processes)
+
+
+def _offloaded(zero: dict, states: States, processes: int) -> States:
+    """Move to the machine's memory what the settings offload; gradients go with the optimizer."""
+    weights, gradients, optimizer = states.weights, states.gradients, states.optimizer
+    cpu = 0
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        cpu += optimizer + gradients
+        optimizer = gradients = 0
+    if zero.get("offload_param", {}).get("device", "none") != "none":
+        cpu += weights
+        weights = 0
+    return States(weights, gradients, optimizer, states.buffers, cpu * processes)
+
+
+def activations(shape: ModelShape, row: Row, bf16: bool, checkpointing: bool, head_budget_mb: int) -> int:
+    """Return the most that a row's forward and backward pass hold beside the states, bytes.
+
+    With checkpointing each layer keeps its input alone and is run again when the backward pass comes to it.
+    """
+    layer, backward = _layer_saved(shape, row, bf16), _layer_backward(shape, row, bf16)
+    stream = FLOAT * row.tokens * shape.hidden
+    # The last norm's input and its output are there until the head's backward pass is done.
+    head = head_working(shape, row, bf16, head_budget_mb) + 2 * stream
+    casts = 2 * shape.body if bf16 else 0  # autocast's copies of the weights, saved for the backward pass
+    # A tied matrix's gradient from the head waits, through all layers, for the one from the embedding, to which
+    # it is added in place.
+    waiting, end = (
+        (FLOAT * shape.head, 2 * FLOAT * shape.head) if shape.tied else (0, FLOAT * shape.embedding)
+    )
+    if checkpointing:
+        again = layer - stream + backward + casts // shape.layers + waiting
+        return max(shape.layers * stream + max(again, head), end + stream)
+    return max(shape.layers * layer + casts + max(backward + waiting, head), end + stream)
+
+
+def _layer_saved(shape: ModelShape, row: Row, bf16: bool) -> int:
+    """Count the tensors one layer of a Llama or Qwen-2 saves, in the order in which they are made.
+
+    Norms keep their input in float32; their output, cast once under autocast, is what q, k and v keep, or gate
+    and up (`models/fused.py`). No attention kernel of ours keeps a matrix of tokens by tokens.
+    """
+    size = 2 if bf16 else FLOAT
+    norms = 2 * (FLOAT + size) * shape.hidden
+    # Rotated q and k and the output are float32 (FlexAttention casts them first: then this is a little high);
+    # under autocast o casts its input.
+    attention = FLOAT * (2 * shape.attention + shape.key_value) + size * shape.key_value
+    attention += size * shape.attention if bf16 else 0
+    mlp = 3 * size * shape.intermediate  # gate, up and what they give, which is down's input
+    return row.tokens * (norms + attention + mlp)
+
+
+def _layer_backward(shape: ModelShape, row: Row, bf16: bool) -> int:
+    """Return what a layer's backward pass holds beside all that is saved: the MLP's gradients."""
+    size = 2 if bf16 else FLOAT
+    return row.tokens * (2 * size * shape.intermediate + 2 * FLOAT * shape.hidden)
+
+
+def head_working(shape: ModelShape, row: Row, bf16: bool, budget_mb: int) -> int:
+    """Return what the lm-head holds in its backward pass.
+
+    A gradient of its matrix, the predicting states four times, and one block of the vocabulary's softmax, from
+    which both gradients are written in place. In bf16 the block is there in both widths, and so are the block's
+    weights and the product before it is copied to its place.
+    """
+    states = (4 * FLOAT + (4 if bf16 else 0)) * row.predicted * shape.hidden
+    chunk = chunk_size(row.predicted, shape.vocabulary, budget_mb)
+    block = chunk * (6 * row.predicted + 4 * shape.hidden if bf16 else FLOAT * row.predicted)
+    return states + FLOAT * shape.head + block

@@ -1,0 +1,179 @@
+"""Kill a run again and again at random moments, and hold what it ends with against one that was left alone.
+
+`make soak` prints the table. The moments are drawn from a seed: after a random number of further steps, plus a
+random fraction of a second, so that some fall into the writing of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from sgdpo.console import die_with_parent
+from sgdpo.places import ROOT
+from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
+
+# 28 pairs are 7 steps of 4: the last 5 of 12 steps are of the second epoch.
+STEPS, SAVE_EVERY, MOST_STEPS_AHEAD = 12, 2, 9
+SPEED = ("pairs_per_second", "tokens_per_second")
+PATIENCE = 300
+SMALL = (
+    "device=cpu", "tracking=off", "init=pretrained", "model.tiny.num_hidden_layers=2", "data.world.pairs=28",
+    "data.world.test_pairs=8", "data.world.demonstrations=16", "optimizer.batch_size=4", "optimizer.lr=1e-3",
+    f"optimizer.max_steps={STEPS}", f"trainer.save_steps={SAVE_EVERY}", "trainer.eval_steps=5",
+)  # fmt: skip
+TWO = "engine.num_processes=2"
+CASES = {
+    "single, float32": (),
+    "single, bf16": ("precision=bf16",),
+    "accumulation": ("trainer.max_tokens_per_row=100",),
+    "single, BCO": ("method=bco",),
+    "ddp": ("engine=ddp", TWO),
+    "ddp, BCO": ("engine=ddp", TWO, "method=bco"),
+    "zero2": ("engine=zero2", TWO),
+    "zero3": ("engine=zero3", TWO),
+    "zero3, bf16": ("engine=zero3", TWO, "precision=bf16"),
+}
+
+
+@dataclass
+class Outcome:
+    """Hold what became of one case.
+
+    kills: SIGKILLs. torn: how many left a checkpoint half written. runs: how often the run was killed and
+    continued to its end. differences: what such a run had that the one left alone had not; empty is the promise.
+    """
+
+    case: str
+    kills: int = 0
+    torn: int = 0
+    runs: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+def soak(
+    case: str, kills: int, seed: int, folder: Path, after_kill: Callable[[], object] = lambda: None
+) -> Outcome:
+    """Kill a case's run `kills` times over as many runs as that takes; compare every run that ends."""
+    draw, outcome = random.Random(f"{seed} {case}"), Outcome(case)
+    overrides = [*SMALL, *CASES[case], f"cache={folder}/cache"]
+    alone = _finish(overrides, folder / "alone")
+    while outcome.kills < kills:
+        outputs = folder / "killed"
+        shutil.rmtree(outputs, ignore_errors=True)
+        while outcome.kills < kills and _kill(overrides, outputs, draw, outcome):
+            after_kill()
+        outcome.differences += differences(alone, _finish(overrides, outputs))
+        outcome.runs += 1
+    return outcome
+
+
+def differences(alone: Path, killed: Path) -> list[str]:
+    """Return how two finished runs differ in weights or metrics, bit for bit, speed aside."""
+    found = []
+    for file in sorted((alone / "model").glob("*.safetensors")):
+        if _digest(file) != _digest(killed / "model" / file.name):
+            found.append(f"{file.name} differs")
+    wanted, got = metrics(alone), metrics(killed)
+    if [(row["step"], row["split"]) for row in wanted] != [(row["step"], row["split"]) for row in got]:
+        found.append("metrics.jsonl has gaps or duplicates")
+    found += [f"step {a['step']} ({a['split']}) differs" for a, b in zip(wanted, got, strict=False) if a != b]
+    return found
+
+
+def metrics(run: Path) -> list[dict]:
+    """Return a run's rows without the fields that measure speed."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in SPEED} for row in rows]
+
+
+def render(outcomes: Sequence[Outcome]) -> str:
+    """Return the table of a soak."""
+    lines = [f"{'case':<18}{'kills':>6}{'torn':>6}{'runs':>6}  result"]
+    for outcome in outcomes:
+        result = "bit-identical" if not outcome.differences else "; ".join(outcome.differences[:3])
+        lines.append(f"{outcome.case:<18}{outcome.kills:>6}{outcome.torn:>6}{outcome.runs:>6}  {result}")
+    return "\n".join(lines)
+
+
+def _start(overrides: Sequence[str], outputs: Path) -> subprocess.Popen:
+    outputs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides, f"outputs={outputs}"]
+    with (outputs / "console.txt").open("ab") as console:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=console,
+            stderr=console,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
+
+
+def _finish(overrides: Sequence[str], outputs: Path) -> Path:
+    """Let a run go to its end and return its folder."""
+    if _start(overrides, outputs).wait(PATIENCE) != 0:
+        raise ValueError(f"the run did not end well. Its last words:\n{_last_words(outputs)}")
+    return _run_folder(outputs)
+
+
+def _kill(overrides: Sequence[str], outputs: Path, draw: random.Random, outcome: Outcome) -> bool:
+    """Start or continue a run and kill it at a random moment; return False if it ended before that."""
+    target = _last_step(outputs) + draw.randint(1, MOST_STEPS_AHEAD)
+    delay, until = draw.uniform(0, 0.3), time.time() + PATIENCE
+    process = _start(overrides, outputs)
+    while _last_step(outputs) < target and process.poll() is None and time.time() < until:
+        time.sleep(0.002)
+    time.sleep(delay)
+    if process.poll() is not None:
+        if process.returncode != 0:
+            raise ValueError(f"the run failed by itself. Its last words:\n{_last_words(outputs)}")
+        return False
+    process.kill()
+    process.wait()
+    _wait_until_gone(_run_folder(outputs))
+    outcome.kills += 1
+    outcome.torn += any(what_is_wrong(checkpoint) for checkpoint in _newest(_run_folder(outputs)))
+    return True
+
+
+def _last_words(outputs: Path) -> str:
+    """Return the end of a run's console: the folder is temporary."""
+    return "\n".join((outputs / "console.txt").read_text(errors="replace").splitlines()[-60:])
+
+
+def _wait_until_gone(run: Path) -> None:
+    """Wait for the process that keeps the record: a rank dies a moment after its launcher."""
+    keeper = Path("/proc") / str(json.loads((run / "record.json").read_text())["pid"])
+    while keeper.is_dir() and "State:\tZ" not in (keeper / "status").read_text():
+        time.sleep(0.01)
+
+
+def _newest(run: Path) -> list[Path]:
+    found = sorted((run / "checkpoints").glob("checkpoint-*"), key=checkpoint_step)
+    return found[-1:]
+
+
+def _run_folder(outputs: Path) -> Path:
+    return next(outputs.glob("*/*/record.json")).parent
+
+
+def _last_step(outputs: Path) -> int:
+    for file in outputs.glob("*/*/metrics.jsonl"):
+        whole = [line for line in file.read_text().split("\n")[:-1] if line]
+        return json.loads(whole[-1])["step"] if whole else 0
+    return 0
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,183 @@
+"""Run cells in worker processes, n at a time; whatever happens to one, the others go on.
+
+One process, one thread: it hands cells to workers, waits for their answers, and shows progress in between. A
+worker does cells until one fails or kills it; then a fresh one takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lab.sweeps.cells import Cell
+from lab.sweeps.processes import how_it_ended, kill_tree
+from sgdpo.runs.records import view_run
+
+OUTPUT = "output.log"
+TICK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Task:
+    """Name the application's function: the script that defines it, and its name there."""
+
+    script: Path
+    function: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Hold how a cell ended: its wall-clock seconds, and why it failed (None: it is finished)."""
+
+    cell: Cell
+    seconds: float
+    error: str | None
+
+
+class Watcher(Protocol):
+    """What is told about the cells: the screen, the sweep's plan."""
+
+    def started(self, cell: Cell) -> None:
+        """Take note that a cell starts."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take note how a cell ended."""
+
+    def tick(self) -> None:
+        """Do what is due; called several times a second."""
+
+
+@dataclass
+class Worker:
+    """Hold one worker process and the cell it does."""
+
+    process: subprocess.Popen
+    cell: Cell | None = None
+    since: float = 0.0
+    unread: bytes = b""
+
+    def give(self, cell: Cell) -> None:
+        """Start a cell; a worker that died in the meantime shows at the next read."""
+        self.cell, self.since = cell, time.monotonic()
+        job = {"config": asdict(cell.run), "output": str((cell.folder / OUTPUT).absolute())}
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(job).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return
+
+    def read(self) -> Outcome | None:
+        """Return the outcome of the cell if there is one: an answer, or the end of the process."""
+        assert self.process.stdout is not None
+        assert self.cell is not None
+        received = os.read(self.process.stdout.fileno(), 1 << 16)
+        self.unread += received
+        if b"\n" in self.unread:
+            line, self.unread = self.unread.split(b"\n", 1)
+            return self._outcome(json.loads(line)["error"])
+        return None if received else self._outcome(self._died())
+
+    def _died(self) -> str | None:
+        """Judge a process that ended without an answer by the record it wrote as well."""
+        returncode = self.process.wait()
+        finished = view_run(self.cell.folder).status == "finished"
+        return None if finished and returncode == 0 else how_it_ended(returncode)
+
+    def _outcome(self, error: str | None) -> Outcome:
+        if error is None and view_run(self.cell.folder).status != "finished":
+            error = f"it returned without a finished record in {self.cell.folder}"
+        return Outcome(self.cell, time.monotonic() - self.since, error)
+
+
+@dataclass
+class Pool:
+    """Run cells with one worker a slot.
+
+    slots: the environment of each slot, for example its GPUs.
+    """
+
+    task: Task
+    slots: Sequence[Mapping[str, str]]
+    watchers: Sequence[Watcher]
+    workers: dict[int, Worker] = field(default_factory=dict)
+
+    def run(self, cells: Sequence[Cell]) -> list[Outcome]:
+        """Return how every cell ended, in the order of their ends. On any exception no process is left."""
+        pending, outcomes = list(cells), []
+        try:
+            while pending or self._busy():
+                for slot in range(len(self.slots)):
+                    if pending and not self._is_busy(slot):
+                        self._start(slot, pending.pop(self._choose(pending)))
+                outcomes += self._wait()
+            return outcomes
+        finally:
+            for worker in self.workers.values():
+                kill_tree(worker.process.pid)
+                worker.process.wait()
+
+    def _choose(self, pending: Sequence[Cell]) -> int:
+        """Take the first cell whose SFT start nobody is training now: otherwise it would only wait for it."""
+        taken = {w.cell.start.result_hash for w in self._busy().values() if w.cell.start}
+        free = (
+            i for i, cell in enumerate(pending) if cell.start is None or cell.start.result_hash not in taken
+        )
+        return next(free, 0)
+
+    def _busy(self) -> dict[int, Worker]:
+        return {slot: worker for slot, worker in self.workers.items() if worker.cell is not None}
+
+    def _is_busy(self, slot: int) -> bool:
+        return slot in self._busy()
+
+    def _start(self, slot: int, cell: Cell) -> None:
+        if slot not in self.workers or self.workers[slot].process.poll() is not None:
+            self.workers[slot] = Worker(_spawn(self.task, self.slots[slot]))
+        for watcher in self.watchers:
+            watcher.started(cell)
+        self.workers[slot].give(cell)
+
+    def _wait(self) -> list[Outcome]:
+        outcomes = []
+        with selectors.DefaultSelector() as selector:
+            for slot, worker in self._busy().items():
+                selector.register(worker.process.stdout, selectors.EVENT_READ, slot)
+            for key, _ in selector.select(TICK_SECONDS):
+                if (outcome := self.workers[key.data].read()) is not None:
+                    outcomes.append(outcome)
+                    self._end(key.data, outcome)
+        for watcher in self.watchers:
+            watcher.tick()
+        return outcomes
+
+    def _end(self, slot: int, outcome: Outcome) -> None:
+        worker = self.workers[slot]
+        worker.cell = None
+        if (
+            outcome.error is not None
+        ):  # it may have died, and what a failure left in it is nobody's to inherit
+            kill_tree(worker.process.pid)
+            worker.process.wait()
+            del self.workers[slot]
+        for watcher in self.watchers:
+            watcher.ended(outcome)
+
+
+def _spawn(task: Task, slot: Mapping[str, str]) -> subprocess.Popen:
+    """Start a worker in a session of its own: Ctrl-C reaches the launcher, which then kills the workers."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lab.sweeps.worker", str(task.script), task.function, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **slot},
+        start_new_session=True,
+    )

@@ -1,0 +1,116 @@
+"""One rank of a run: read the composed run, train, leave a result or a report.
+
+python -m sgdpo.runs.worker FOLDER          (started by sgdpo.engine.agent, never by hand)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from sgdpo.config.schema import RunConfig
+from sgdpo.console import die_with_parent
+from sgdpo.engine.agent import AGENT_PID
+from sgdpo.engine.ranks import RankFiles
+from sgdpo.store.jsonio import write_json
+
+
+def main() -> None:
+    """Train as one rank, then end without the interpreter's shutdown.
+
+    gloo aborts now and then while the interpreter shuts down, after all work is done; so everything is
+    flushed, the process ends by `os._exit`, and rank 0's result file tells that all ranks came that far.
+    """
+    files, rank = RankFiles(Path(sys.argv[1])), int(os.environ["RANK"])
+    die_with_parent(int(os.environ[AGENT_PID]))
+    _log_to(files.log(rank))
+    try:
+        folder = _train(files)
+        _meet()
+        if rank == 0:
+            write_json(files.result, {"folder": str(folder), "time": time.time()})
+        code = 0
+    except BaseException as error:
+        _report(files, rank, error)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _train(files: RankFiles) -> Path:
+    import torch
+    from omegaconf import OmegaConf
+
+    from sgdpo.config.compose import to_run_config
+    from sgdpo.console import set_up_process
+
+    set_up_process()
+    config = to_run_config(OmegaConf.create(json.loads(files.config.read_text())))
+    if config.device == "auto" and not torch.cuda.is_available():
+        config = replace(config, device="cpu")  # accelerate asks to be told
+    _join(config)
+    from sgdpo.runs.run import run
+
+    return run(config)
+
+
+def _join(config: RunConfig) -> None:
+    """Join the ranks' process group; a collective that waits longer than the engine's timeout raises.
+
+    DeepSpeed must open the group itself: it partitions models as they load, before there is a trainer.
+    """
+    import torch
+
+    backend = "gloo" if config.device == "cpu" else "nccl"
+    timeout = timedelta(minutes=config.engine.timeout_minutes)
+    if not config.engine.deepspeed:
+        torch.distributed.init_process_group(backend, timeout=timeout)
+        return
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # Its shared-memory collectives for CPUs would be compiled at every first start, for 75 s.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+
+
+def _meet() -> None:
+    """Wait until every rank is done."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _report(files: RankFiles, rank: int, error: BaseException) -> None:
+    """Write when and why this rank failed; the launcher shows the first one of all."""
+    traceback.print_exc()
+    report = {
+        "rank": rank,
+        "time": time.time(),
+        "expected": isinstance(error, ValueError),
+        "error": f"{type(error).__name__}: {error}",
+        "message": str(error),
+        "traceback": traceback.format_exc(),
+    }
+    with contextlib.suppress(OSError):
+        write_json(files.error(rank), report)
+
+
+def _log_to(path: Path) -> None:
+    """Send everything this process prints, its libraries' C code included, to its own log."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+if __name__ == "__main__":
+    main()
