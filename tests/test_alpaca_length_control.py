@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +19,17 @@ needs_oracle = pytest.mark.skipif(
 )
 
 
+FIXTURE = Path(__file__).parent / "fixtures" / "alpaca_eval_length_control.json"
+FORMS = ["length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"]
+
+
 def made_up(seed: int = 0, n: int = 805, quality: float = -1.0, bias: float = 0.8):
-    """Return preferences of a judge with a bias for length, both lengths, and difficulties."""
-    draws = np.random.default_rng(seed)
-    theirs = draws.integers(200, 3000, n)
+    """Return preferences of a judge with a bias for length, both lengths, and difficulties.
+
+    RandomState's stream is frozen, so that the committed numbers of the package belong to these rows for good.
+    """
+    draws = np.random.RandomState(seed)
+    theirs = draws.randint(200, 3000, n)
     ours = (theirs * draws.uniform(0.3, 1.6, n)).astype(int)
     difference = (ours - theirs) / (ours - theirs).std(ddof=1)
     difficulty = draws.normal(0, 1.5, n)
@@ -28,18 +37,94 @@ def made_up(seed: int = 0, n: int = 805, quality: float = -1.0, bias: float = 0.
     return 1 / (1 + np.exp(-logit)), ours, theirs, difficulty
 
 
-def made_up_gamed(difficulty: np.ndarray) -> pd.DataFrame:
-    draws, n = np.random.default_rng(9), 2 * len(difficulty)
+def made_up_gamed(difficulty: np.ndarray, bias: float = 2.0) -> pd.DataFrame:
+    """Return rows of two gamed baselines whose longer answers win; std_delta_len is theirs less the gamed one's."""
+    draws, n = np.random.RandomState(9), 2 * len(difficulty)
+    std_delta_len = draws.normal(0, 1.5, n)
+    won = 1 / (1 + np.exp(bias * np.tanh(std_delta_len) + draws.normal(0, 0.5, n)))
     return pd.DataFrame(
         {
             "index": np.tile(np.arange(len(difficulty)), 2),
             "model": "gamed",
-            "preference": draws.beta(0.3, 0.3, n),
+            "preference": won,
             "instruction_difficulty": np.tile(difficulty, 2),
-            "std_delta_len": draws.normal(0, 1.5, n),
+            "std_delta_len": std_delta_len,
             "not_gamed_baseline": False,
         }
     )
+
+
+def ours_in(form: str, seed: int):
+    """Return our value on the made-up rows in one of the package's forms."""
+    won, ours, theirs, difficulty = made_up(seed)
+    return length_controlled(
+        won,
+        ours,
+        theirs,
+        difficulty_B=None if form.endswith("minimal") else difficulty,
+        gamed=made_up_gamed(difficulty) if form.endswith("v1") else None,
+    )
+
+
+def packages_number(form: str, seed: int, gamed_file: Path, monkeypatch) -> dict[str, float]:
+    """Return alpaca-eval's own numbers on the same rows."""
+    from alpaca_eval.metrics import glm_winrate
+
+    won, ours, theirs, difficulty = made_up(seed)
+    made_up_gamed(difficulty).to_csv(gamed_file, index=False)
+    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **kwargs: str(gamed_file))
+    rows = pd.DataFrame(
+        {
+            "preference": 1 + won,
+            "output_1": ["x" * length for length in theirs],
+            "output_2": ["x" * length for length in ours],
+            "generator_1": "baseline",
+            "generator_2": "ours",
+            "annotator": "judge",
+        }
+    )
+    return glm_winrate.get_length_controlled_winrate(rows, glm_name=form, save_weights_dir=None)
+
+
+def test_a_longer_answer_that_wins_loses_by_the_control():
+    """By hand: the gamed rows say that length alone wins, by up to 2 in logits; quality is worth -1.5.
+
+    Ours is 500 or 1,500 characters longer; the deviation is 500, so the difference is worth 2 tanh(1) = 1.52 or
+    2 tanh(3) = 1.99. It wins sigmoid(0.02) = 51 % and sigmoid(0.49) = 62 %. At equal length sigmoid(-1.5) = 18 %
+    are left. With the sign turned the gamed rows would give it more than it had, not less.
+    """
+    n = 400
+    theirs = np.full(n, 1000)
+    ours = theirs + np.tile([500, 1500], n // 2)
+    gamed = made_up_gamed(np.zeros(n))
+    spread = (theirs - ours).std(ddof=1)
+    won = 1 / (1 + np.exp(1.5 + 2 * np.tanh((theirs - ours) / spread)))
+    assert won.mean() > 0.55
+    found = length_controlled(won, ours, theirs, difficulty_B=np.zeros(n), gamed=gamed)
+    assert found.form == "regularised"
+    assert found.value < 40 < 100 * won.mean()
+    shorter = length_controlled(1 - won, theirs, ours, difficulty_B=np.zeros(n), gamed=gamed)
+    assert shorter.value > 60 > 100 * (1 - won).mean(), "and a shorter one that loses gains"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_packages_numbers_are_met_without_the_package(form, seed):
+    """The fixture is alpaca-eval 0.6.6's own output on the made-up rows; the test below makes it again."""
+    theirs = json.loads(FIXTURE.read_text())[f"{form}/{seed}"]
+    found = ours_in(form, seed)
+    assert found.value == pytest.approx(theirs["length_controlled_winrate"], abs=0.1)
+    if not form.endswith("minimal"):
+        assert found.error == pytest.approx(theirs["lc_standard_error"], abs=0.01)
+
+
+@needs_oracle
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_fixture_is_what_the_package_says(form, seed, tmp_path, monkeypatch):
+    theirs = packages_number(form, seed, tmp_path / "df_gamed.csv", monkeypatch)
+    for key, value in json.loads(FIXTURE.read_text())[f"{form}/{seed}"].items():
+        assert theirs[key] == pytest.approx(value, abs=0.02), key
 
 
 def test_a_bias_for_length_is_taken_out():
@@ -98,38 +183,3 @@ def test_gamed_annotations_without_difficulties_are_refused():
     won, ours, theirs, difficulty = made_up(n=50)
     with pytest.raises(ValueError, match=r"benchmark\.difficulties"):
         length_controlled(won, ours, theirs, gamed=made_up_gamed(difficulty))
-
-
-@needs_oracle
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(
-    "form", ["length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"]
-)
-def test_alpaca_eval_gives_the_same_within_a_tenth_of_a_point(form, seed, tmp_path, monkeypatch):
-    from alpaca_eval.metrics import glm_winrate
-
-    won, ours, theirs, difficulty = made_up(seed)
-    gamed = made_up_gamed(difficulty)
-    gamed.to_csv(tmp_path / "df_gamed.csv", index=False)
-    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **kwargs: str(tmp_path / "df_gamed.csv"))
-    rows = pd.DataFrame(
-        {
-            "preference": 1 + won,
-            "output_1": ["x" * length for length in theirs],
-            "output_2": ["x" * length for length in ours],
-            "generator_1": "baseline",
-            "generator_2": "ours",
-            "annotator": "judge",
-        }
-    )
-    oracle = glm_winrate.get_length_controlled_winrate(rows, glm_name=form, save_weights_dir=None)
-    found = length_controlled(
-        won,
-        ours,
-        theirs,
-        difficulty_B=None if form.endswith("minimal") else difficulty,
-        gamed=gamed if form.endswith("v1") else None,
-    )
-    assert found.value == pytest.approx(oracle["length_controlled_winrate"], abs=0.1)
-    if not form.endswith("minimal"):
-        assert found.error == pytest.approx(oracle["lc_standard_error"], abs=0.01)

@@ -1,8 +1,9 @@
 """The length-controlled win rate of AlpacaEval 2 (Dubois et al., 2024), as a small model of our own.
 
-A logistic regression predicts each preference from tanh(standardised length difference), the instruction's
-difficulty and a constant; the length-controlled win rate is its mean prediction with the length difference
-set to zero. L1 penalty, strength chosen by 5-fold cross-validation over 10 values, as alpaca-eval 0.6.6 does.
+A logistic regression predicts each preference from tanh(standardised length difference, theirs less ours), the
+instruction's difficulty and a constant; the length-controlled win rate is its mean prediction with the length
+difference set to zero. L1 penalty, strength chosen by 5-fold cross-validation over 10 values, as alpaca-eval
+0.6.6 does.
 
 Two forms, and every result says which:
 - `regularised`: the published `length_controlled_v1`. Annotations of two gamed baselines (the Hub's
@@ -52,8 +53,8 @@ def length_controlled(
 
     preference_B: in [0, 1], 1 where ours won, NaN where the judge said nothing (left out of the fit).
     length_B, baseline_length_B: characters. difficulty_B: the published difficulty of each instruction.
-    gamed: columns preference, std_delta_len, instruction_difficulty, not_gamed_baseline. Raises ValueError if
-    gamed annotations come without difficulties.
+    gamed: columns preference, std_delta_len (theirs less ours), instruction_difficulty, not_gamed_baseline.
+    Raises ValueError if gamed annotations come without difficulties.
     """
     target_B = np.asarray(preference_B, dtype=float)
     if len(target_B) < 10:
@@ -62,7 +63,9 @@ def length_controlled(
         raise ValueError(
             "the regularised form needs the instructions' difficulties too: set benchmark.difficulties"
         )
-    features = _features(np.asarray(length_B, float) - np.asarray(baseline_length_B, float), difficulty_B)
+    # Theirs less ours, as `std_delta_len` of the gamed rows is: with the other sign those rows, which share this
+    # coefficient, would pull it the wrong way.
+    features = _features(np.asarray(baseline_length_B, float) - np.asarray(length_B, float), difficulty_B)
     level = features.copy()
     level[:, 0] = 0.0
     known_B = np.isfinite(target_B)
