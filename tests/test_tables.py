@@ -17,10 +17,10 @@ import pytest
 from lab.report.cells import group
 from lab.report.paper import load_paper
 from lab.report.selection import select_ratio
-from lab.report.table import Entry, Table
 from lab.report.tables import mtbench, table1, table2, table3
 from lab.report.timing import overhead, step_seconds, table4
 from report_fixtures import QUALITY, grid_runs, table3_runs, write_run
+from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import read_runs
 
 GOLDEN = Path(__file__).parent / "fixtures" / "records"
@@ -189,7 +189,7 @@ def test_the_paper_numbers_are_those_of_the_paper():
 
 def test_the_three_forms_are_written_and_latex_is_balanced(outputs, tmp_path):
     paths = table3(read_runs(outputs, "table3"), PAPER).write(tmp_path / "out")
-    assert [path.name for path in paths] == ["table3.md", "table3.tex", "table3.csv"]
+    assert [path.name for path in paths] == ["table3.md", "table3.tex", "table3.csv", "table3.json"]
     latex = paths[1].read_text()
     assert latex.count("{") == latex.count("}")
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
@@ -206,3 +206,31 @@ def set_eval(folder: Path, value: dict) -> None:
     record = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**record, "eval": value}))
     shutil.rmtree(folder / "eval", ignore_errors=True)
+
+
+def test_a_table_is_read_back_from_its_json_and_damage_names_the_file(outputs, tmp_path):
+    table = table3(read_runs(outputs, "table3"), PAPER)
+    path = table.write(tmp_path / "out")[-1]
+    again = Table.read(path)
+    assert (again.markdown(), again.latex(), again.csv()) == (table.markdown(), table.latex(), table.csv())
+    for damage in (
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"rows": [[1]]}',
+        path.read_text().replace('"header"', '"haeder"'),
+    ):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=r"table3\.json is not a table's JSON"):
+            Table.read(path)
+
+
+def test_a_table_on_the_screen_is_as_wide_as_it_is_and_its_text_is_no_markup(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    table = Table("t", "", ["run", "x"], [["[red]name[/red]" * 3, number(-1.25, 1, 0.5)]], facts=["± is one"])
+    shown = table.console()
+    assert "[red]name[/red]" in shown
+    assert "−1.2 ± 0.5" in shown
+    assert shown.endswith("± is one")
+    assert max(map(len, shown.splitlines())) <= 70

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.report import beyond, claim, figures, heat, tables, timing
 from lab.report.paper import Paper, load_paper
-from lab.report.table import Table
+from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, require_runs
 
 # Whose runs a table or figure reads: figure 2's methods are table 3's, figure 3's ratios are table 1's.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lab.report.cells import Cell, Estimate
 from lab.report.paper import Paper
-from lab.report.table import DASH, Entry
+from sgdpo.drawing.table import DASH, Entry
 from sgdpo.runs.records import RunView
 
 Read = Callable[[RunView], tuple[float | None, float | None]]

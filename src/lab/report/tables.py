@@ -20,10 +20,10 @@ from lab.report.cells import (
 from lab.report.entries import error_fact, estimate_text, facts, number_entry, paper_entry, text
 from lab.report.paper import Paper
 from lab.report.selection import Selection, select_ratio
-from lab.report.table import DASH, Entry, Table
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.drawing.style import METHOD_TITLES
+from sgdpo.drawing.table import DASH, Entry, Table
 from sgdpo.runs.records import RunView
 
 METHODS = tuple(METHOD_TITLES)

@@ -16,7 +16,7 @@ from scipy import stats
 from lab.report.cells import Cell, group, refuse_mixtures
 from lab.report.entries import error_fact, facts, number_entry, text
 from lab.report.paper import Paper
-from lab.report.table import Entry, Table
+from sgdpo.drawing.table import Entry, Table
 from sgdpo.runs.records import RunView
 
 RESAMPLES = 4000
