@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lab.plan.memory import GB, Row, activations, model_states
 from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops
@@ -137,8 +139,9 @@ def test_one_gpu_does_not_hold_8b_and_the_plan_says_what_to_do() -> None:
 def test_hours_follow_the_formula() -> None:
     """One pass of N tokens, L of them trained: 6 N body + 8 L head FLOPs; at 100 TFLOP/s and a half, over 3600."""
     config = run(
-        "model=llama31_8b_instruct", "data=ultrafeedback", "engine.gpu_tflops=100", "engine.utilisation=0.5"
-    )
+        "model=llama31_8b_instruct", "data=ultrafeedback", "engine.gpu_tflops=100", "engine.utilisation=0.5",
+        "trainer.activation_checkpointing=false",
+    )  # fmt: skip
     planned = plan(config)
     work, shape = planned.work, planned.shape
     used = 477 * 128 / 61_135
@@ -147,6 +150,31 @@ def test_hours_follow_the_formula() -> None:
     assert planned.train_hours == pytest.approx(flops / 50e12 / 3600, rel=1e-9)
     assert gpu_hours(config, 50e12 * 3600) == pytest.approx(1)
     assert f"a table of {METHODS_OF_A_TABLE} methods" in render(planned)
+
+
+def test_float32_hours_are_held_against_the_float32_peak() -> None:
+    """An A100 multiplies float32 at 19.5 TFLOP/s and bf16 at 312: the same FLOPs take 16 times as long."""
+    bf16, float32 = (plan(run("model=qwen2_7b", f"precision={name}")) for name in ("bf16", "float32"))
+    assert float32.train_hours == pytest.approx(16 * bf16.train_hours, rel=1e-9)
+
+
+def big_runs() -> list[list[str]]:
+    """Return the overrides of every command of the README that trains a model of billions on several GPUs, and those of
+    `SCALE=paper`."""
+    text = Path("README.md").read_text()
+    lines = re.findall(
+        r"src/train\.py ((?:[\w.]+=\S+ ?)*model=(?:llama31_8b|qwen2_7b)\w*(?: [\w.]+=\S+)*)", text
+    )
+    found = [line.split() for line in lines if "engine=" in line]
+    assert found, "the README shows how to train the paper's models"
+    scales = yaml.safe_load(Path("conf/report/reproduction.yaml").read_text())["scales"]
+    return found + [[f"model={model}", *scales["paper"]["settings"]] for model in scales["paper"]["models"]]
+
+
+@pytest.mark.parametrize("overrides", big_runs(), ids=" ".join)
+def test_every_documented_run_of_the_papers_models_fits_its_gpus(overrides: list[str]) -> None:
+    planned = plan(run(*(word for word in overrides if not word.startswith("dry_run"))))
+    assert planned.fits, render(planned)
 
 
 def test_local_data_is_counted_not_estimated(tmp_path: Path) -> None:

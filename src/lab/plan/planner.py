@@ -81,8 +81,14 @@ def train_flops(config: RunConfig, shape: ModelShape, work: Workload) -> float:
 
 
 def gpu_hours(config: RunConfig, flops: float) -> float:
-    """Return the hours of one GPU at the given peak and utilisation."""
-    return flops / (config.engine.gpu_tflops * 1e12 * config.engine.utilisation) / 3600
+    """Return the hours of one GPU at the peak of the run's precision and the given utilisation."""
+    return flops / (peak_tflops(config) * 1e12 * config.engine.utilisation) / 3600
+
+
+def peak_tflops(config: RunConfig) -> float:
+    """Return the GPU's peak in the run's precision; on an A100 float32 is 16 times slower than bf16."""
+    engine = config.engine
+    return engine.gpu_tflops if config.precision.name == "bf16" else engine.gpu_tflops_float32
 
 
 def render(plan: Plan) -> str:
@@ -168,7 +174,7 @@ def _hour_lines(plan: Plan) -> list[str]:
         ),
     )
     return [
-        f"GPU hours at {engine.utilisation:.0%} of {engine.gpu_tflops:g} TFLOP/s "
+        f"GPU hours at {engine.utilisation:.0%} of {peak_tflops(plan.config):g} TFLOP/s, {plan.config.precision.name} "
         f"({passes} x parameters x tokens / peak / utilisation):",
         *(f"  {name:<28}{hours:12,.2f}   ({note})" for name, hours, note in rows),
     ]

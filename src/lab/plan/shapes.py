@@ -1,7 +1,7 @@
 """A model's shape from its config alone: parameters, the largest layer, the widths that memory depends on.
 
-The configs of the paper's models are kept here (public facts of their config.json), so that a plan needs no
-network; any other model's config is read from its folder or, if it must be, the hub.
+A model's YAML may hold the facts of its config.json (`facts`), so that a plan needs no network; any other model's
+config is read from its folder or, if it must be, the hub.
 """
 
 from __future__ import annotations
@@ -13,33 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.load import load_config
-
-_LLAMA31_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
-_QWEN2_7B = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
-KNOWN = {
-    "meta-llama/Llama-3.1-8B": _LLAMA31_8B,
-    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA31_8B,
-    "Qwen/Qwen2-7B": _QWEN2_7B,
-    "Qwen/Qwen2-7B-Instruct": _QWEN2_7B,
-}
 
 
 @dataclass(frozen=True)
@@ -72,9 +45,8 @@ class ModelShape:
 
 
 def model_shape(model: ModelConfig) -> ModelShape:
-    """Return the shape of a run's model; only a config is read, and none for the models in KNOWN."""
-    known = KNOWN.get(model.path or "")
-    return shape_of(AutoConfig.for_model(**known) if known else load_config(model))
+    """Return the shape of a run's model; only a config is read, and none if its YAML holds the facts."""
+    return shape_of(AutoConfig.for_model(**model.facts) if model.facts else load_config(model))
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:

@@ -17,16 +17,11 @@ from sgdpo.models.load import load_tokenizer
 
 # Files above this are estimated rather than tokenised for a plan.
 CHEAP_MB = 64
-# (prompt, chosen, rejected) tokens of UltraFeedback, from its mean lengths of 669, 1269 and 1107 characters at
-# 4.3 characters a token, and 20 tokens of template; UltraChat's conversations are cut at the maximum length.
-PAIR_TOKENS = (175, 295, 258)
-CONVERSATION_TOKENS = (0, 1200, 0)
-# Rows of the splits that the paper's configs name (the sets' cards).
-HUB_ROWS = {
-    ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): 61135,
-    ("HuggingFaceH4/ultrachat_200k", "train_sft"): 207865,
+# What is assumed of a set of which nothing is known: UltraFeedback's size and lengths (conf/data/ultrafeedback.yaml).
+UNKNOWN = {
+    "preference": {"rows": 61135, "tokens": [175, 295, 258]},
+    "sft": {"rows": 61135, "tokens": [0, 1200, 0]},
 }
-UNKNOWN_ROWS = 61135
 
 
 @dataclass(frozen=True)
@@ -102,12 +97,14 @@ def _steps(config: RunConfig, examples: int) -> tuple[int, float]:
 def _estimated(config: RunConfig) -> Workload:
     data, phase = config.data, config.method["phase"]
     where = split_location(data, phase, "train")
-    known = HUB_ROWS.get((where[0] or "", where[1]))
-    examples = min(known or UNKNOWN_ROWS, data.limit or 10**12)
-    tokens = CONVERSATION_TOKENS if phase == "sft" else PAIR_TOKENS
+    known = (data.facts or {}).get(phase)
+    facts = known or UNKNOWN[phase]
+    examples, tokens = min(facts["rows"], data.limit or facts["rows"]), facts["tokens"]
     lengths = np.tile(np.array(tokens, np.int64), (examples, 1))
     row = _estimated_row(config, lengths)
-    rows_known = f"{known:,} rows by its card" if known else f"{UNKNOWN_ROWS:,} rows assumed, set data.limit"
+    rows_known = (
+        f"{facts['rows']:,} rows by its card" if known else f"{facts['rows']:,} rows assumed, set data.limit"
+    )
     source = f"estimated: {where[0]} {where[1]}, {rows_known}, {sum(tokens)} tokens a row on average"
     world = config.engine.num_processes * config.engine.num_nodes
     totals = tokens_of(lengths, config.trainer.layout)

@@ -83,7 +83,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     settings["engine"] = {k: settings["engine"][k] for k in ("name", "num_processes", "num_nodes")}
     settings["precision"] = config.precision.name
     # What a model is, not where its default init points or what to do when it is missing.
-    settings["model"] = {k: v for k, v in settings["model"].items() if k not in ("init", "setup_hint")}
+    settings["model"] = {
+        k: v for k, v in settings["model"].items() if k not in ("init", "setup_hint", "facts")
+    }
+    settings["data"] = {k: v for k, v in settings["data"].items() if k != "facts"}
     if config.method["phase"] == "sft":
         del settings["init"], settings["reference"]
     elif config.init == "sft":

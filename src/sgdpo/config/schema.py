@@ -20,6 +20,7 @@ class ModelConfig:
     init: str = "pretrained"
     attention: str = "sdpa"
     trust_remote_code: bool = False
+    facts: dict[str, Any] | None = None
     setup_hint: str = ""
 
 
@@ -92,6 +93,7 @@ class DataConfig:
     limit: int | None = None
     test_limit: int | None = None
     world: WorldConfig | None = None
+    facts: dict[str, Any] | None = None
 
 
 @dataclass
@@ -135,6 +137,7 @@ class EngineConfig:
     port: int | None = None
     gpu_memory_gb: float = 80.0
     gpu_tflops: float = 312.0
+    gpu_tflops_float32: float = 19.5
     utilisation: float = 0.4
 
 
