@@ -13,9 +13,10 @@ from rich.console import Console
 
 from lab.sweeps.errors import SweepError
 from lab.sweeps.plan import read_plan
-from lab.sweeps.processes import gpu_slots, how_it_ended
+from lab.sweeps.processes import gpu_slots
 from lab.sweeps.screen import Screen
 from lab.sweeps.status import experiment_status
+from sgdpo.processes import how_it_ended
 from sgdpo.store.jsonio import read_metrics
 from sweep_fixtures import PLAIN, run_app, runs_by_seed, start_app
 

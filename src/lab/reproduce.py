@@ -21,7 +21,7 @@ import yaml
 
 from lab.report.build import FIGURES, JUDGE_VARIANCE
 from sgdpo.config.compose import CONF
-from sgdpo.console import die_with_parent
+from sgdpo.processes import die_with_parent
 from sgdpo.runs.records import read_runs
 
 Command = list[str]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sgdpo.console import die_with_parent
 from sgdpo.places import ROOT
+from sgdpo.processes import die_with_parent
 from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 
 # 28 pairs are 7 steps of 4: the last 5 of 12 steps are of the second epoch.

@@ -1,18 +1,14 @@
-"""What a command says on the screen, how it behaves among others, and that it ends with its parent."""
+"""What a command says on the screen and how it behaves among others."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import warnings
 from typing import NoReturn
 
 from sgdpo.config.schema import RunConfig
-
-PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 class ConfigError(SystemExit):
@@ -57,14 +53,3 @@ def set_up_process() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|transformers|accelerate")
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (Linux).
-
-    parent: the process id that the parent gave; if it is gone already, end at once.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -14,8 +14,9 @@ from lab.sweeps.cells import Cell, Composer, label_cells, make_cell
 from lab.sweeps.errors import SweepError
 from lab.sweeps.plan import Plan, read_plan
 from lab.sweeps.pool import Outcome, Pool, Task
-from lab.sweeps.processes import gpu_slots, share_of_cores, termination_as_exit, visible_gpus
+from lab.sweeps.processes import gpu_slots, share_of_cores, visible_gpus
 from lab.sweeps.screen import Screen
+from sgdpo.processes import termination_as_exit
 
 
 class CellError(RuntimeError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lab.sweeps.cells import Cell
-from lab.sweeps.processes import how_it_ended, kill_tree
+from sgdpo.processes import how_it_ended, kill_tree
 from sgdpo.runs.records import view_run
 
 OUTPUT = "output.log"

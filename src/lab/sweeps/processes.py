@@ -2,50 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from collections.abc import Iterator, Sequence
-
-import psutil
+from collections.abc import Sequence
 
 from lab.sweeps.errors import SweepError
-
-
-def kill_tree(pid: int) -> None:
-    """Kill a process and everything it started, and wait until they are gone."""
-    try:
-        root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=5)
-
-
-@contextlib.contextmanager
-def termination_as_exit() -> Iterator[None]:
-    """Let SIGTERM (a scheduler, a closing session) end this process the way Ctrl-C does: with its clean-up."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def how_it_ended(returncode: int) -> str:
-    """Return the words for a process that ended without a result."""
-    if returncode >= 0:
-        return f"its process ended with exit code {returncode} before the run was finished"
-    name = signal.Signals(-returncode).name
-    hint = " (out of memory, or killed from outside)" if -returncode == signal.SIGKILL else ""
-    return f"its process was killed by {name}{hint}"
 
 
 def share_of_cores(n_jobs: int) -> dict[str, str]:

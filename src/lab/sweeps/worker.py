@@ -21,7 +21,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sgdpo.console import die_with_parent
+from sgdpo.processes import die_with_parent
 
 
 def main(script: str, function: str, parent: str) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from sgdpo.console import die_with_parent
 from sgdpo.engine.ranks import RankFiles
+from sgdpo.processes import die_with_parent
 
 AGENT_PID = "SGDPO_AGENT_PID"
 

@@ -16,9 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from sgdpo.config.schema import RunConfig
-from sgdpo.console import die_with_parent
 from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles
+from sgdpo.processes import die_with_parent
 from sgdpo.store.jsonio import write_json
 
 

@@ -1,0 +1,68 @@
+"""Processes that a command starts: how they start, that none outlives its parent, how they ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+
+
+def start_python(module: str, *arguments: str, **popen: Any) -> subprocess.Popen[Any]:
+    """Start `python -m module ARGUMENTS PID`; the module hands its last argument to `die_with_parent`."""
+    return subprocess.Popen([sys.executable, "-m", module, *arguments, str(os.getpid())], **popen)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however it ends (Linux).
+
+    parent: the process id that the parent gave; if it is gone already, end at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and everything it started, and wait until they are gone."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=5)
+
+
+def how_it_ended(returncode: int) -> str:
+    """Return the words for a process that ended without a result."""
+    if returncode >= 0:
+        return f"its process ended with exit code {returncode} before the run was finished"
+    name = signal.Signals(-returncode).name
+    hint = " (out of memory, or killed from outside)" if -returncode == signal.SIGKILL else ""
+    return f"its process was killed by {name}{hint}"
+
+
+@contextlib.contextmanager
+def termination_as_exit() -> Iterator[None]:
+    """Let SIGTERM (a scheduler, a closing session) end this process the way Ctrl-C does: with its clean-up."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
