@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lab.evaluation.command import runs_first, show
-from lab.judging.settings import evaluation_errors, register_schema, to_evaluate_config
+from lab.evaluation.settings import evaluation_errors, register_schema, to_evaluate_config
 from sgdpo.console import fail, set_up_process
 
 register_schema()

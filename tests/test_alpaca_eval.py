@@ -26,8 +26,9 @@ from lab.benchmarks.alpaca_eval import (
     switched,
 )
 from lab.evaluation.evaluate import evaluate
-from lab.judging.endpoint import EndpointError, Reply
-from lab.judging.settings import compose_evaluation
+from lab.evaluation.settings import compose_evaluation
+from lab.judging.endpoint import EndpointError
+from lab.judging.requests import Reply
 
 
 @pytest.fixture

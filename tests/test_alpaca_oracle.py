@@ -17,9 +17,9 @@ from evaluation_fixtures import (
 )
 from lab.benchmarks.alpaca_eval import TEMPLATE, Duel, judge_duels, judge_request
 from lab.evaluation.evaluate import evaluate
+from lab.evaluation.settings import compose_evaluation
 from lab.judging.endpoint import Endpoint
 from lab.judging.judges import EndpointJudge
-from lab.judging.settings import compose_evaluation
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from lab.answers.prompts import Sampling
 from lab.benchmarks.verifiable import judge_verifiable
 from lab.evaluation.command import runs_first, show
 from lab.evaluation.evaluate import evaluate, read_config
-from lab.judging.settings import compose_evaluation
+from lab.evaluation.settings import compose_evaluation
 from sgdpo.world.checker import check
 from sgdpo.world.verifiable import held_out_prompts
 

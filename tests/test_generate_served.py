@@ -18,10 +18,11 @@ from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
 from lab.evaluation.command import runs_first
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.served import OpenAIGenerator, VllmGenerator
+from lab.evaluation.settings import compose_evaluation
 from lab.judging.endpoint import Endpoint
-from lab.judging.judges import EndpointJudge, JudgeRequest
+from lab.judging.judges import EndpointJudge
 from lab.judging.local_server import default_model, local_server
-from lab.judging.settings import compose_evaluation
+from lab.judging.requests import JudgeRequest
 from sgdpo.config.schema import ModelConfig
 
 

@@ -11,7 +11,8 @@ import pytest
 from evaluation_fixtures import KEY, Cut, chat, chat_server, endpoint_settings, slow
 from lab.judging.budget import BudgetError
 from lab.judging.endpoint import Endpoint, EndpointError, EndpointSettings
-from lab.judging.judges import EndpointJudge, JudgeRequest, ask_all
+from lab.judging.judges import EndpointJudge, ask_all
+from lab.judging.requests import JudgeRequest
 
 HELLO = ({"role": "user", "content": "hello"},)
 

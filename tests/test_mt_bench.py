@@ -15,7 +15,7 @@ from lab.answers.prompts import Sampling
 from lab.benchmarks.mt_bench import TEMPERATURES, answer_questions, gradings, score, summarise_scores
 from lab.benchmarks.mt_files import Bench, Question, default_folder, load_bench
 from lab.evaluation.evaluate import evaluate
-from lab.judging.settings import compose_evaluation
+from lab.evaluation.settings import compose_evaluation
 
 END = "[The End of Assistant's Answer]"
 TEMPLATES = {

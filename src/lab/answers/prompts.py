@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sgdpo.data.conversation import render, render_prompt
-
 
 @dataclass(frozen=True)
 class Prompt:
-    """Hold one conversation to be answered; prompt_id names it in every file and keys its noise."""
+    """Hold one conversation to be answered; prompt_id names it in every file and keys its noise.
+
+    follows: the id of a prompt whose conversation and answer come first: this one is a further turn of it.
+    temperature: its own; None takes the benchmark's.
+    """
 
     prompt_id: str
     messages: tuple[Mapping[str, str], ...]
+    follows: str | None = None
+    temperature: float | None = None
 
     @classmethod
-    def user(cls, prompt_id: str, text: str) -> Prompt:
+    def user(cls, prompt_id: str, text: str, **more: Any) -> Prompt:
         """Return a conversation of one user turn."""
-        return cls(prompt_id, ({"role": "user", "content": text},))
+        return cls(prompt_id, ({"role": "user", "content": text},), **more)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 
     Two of them move AlpacaEval by points, and nothing else shows it: it is asserted here, on the ids.
     """
+    from sgdpo.data.conversation import render_prompt  # heavy: whoever only asks needs no tokenizer
+
     text = render_prompt(tokenizer, list(prompt.messages))
     # The template writes the special tokens itself; the tokenizer must not add them again.
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -98,6 +104,8 @@ def stop_ids(tokenizer: Any) -> list[int]:
 
     The second is read off the template: the first special token that it writes after an assistant's words.
     """
+    from sgdpo.data.conversation import render
+
     words = "zq"
     turns = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
     text = render(tokenizer, turns)

@@ -6,66 +6,14 @@ AlpacaEval's data is part of this repository.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import hf_hub_download
 
-from sgdpo.store.jsonio import finite, write_whole
+from lab.answers.formats import locate
 
-HUB = "hub:"
 GAMED_COLUMNS = ("preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
-
-
-def locate(path: str) -> Path:
-    """Return the local file of a path or of a `hub:` address. Raise ValueError if it is not there."""
-    if path.startswith(HUB):
-        owner, dataset, name = path[len(HUB) :].split("/", 2)
-        try:
-            return Path(hf_hub_download(f"{owner}/{dataset}", name, repo_type="dataset"))
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{path} cannot be had from the hub ({reason}); download it, give its path"
-            ) from None
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"{path} does not exist; give a file, or an address like hub:tatsu-lab/alpaca_eval/..."
-        )
-    return file
-
-
-def read_outputs(path: str) -> list[dict[str, Any]]:
-    """Read a model_outputs.json: rows {instruction, output, generator, dataset}, in the file's order.
-
-    Raises ValueError naming the row for a wrong form, a missing or empty field, or an instruction that comes
-    twice.
-    """
-    rows = read_rows(locate(path), ("instruction", "output"))
-    twice = [text for text, count in Counter(row["instruction"] for row in rows).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: {len(twice)} instructions come twice (first: {twice[0][:60]!r})")
-    return rows
-
-
-def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a JSON list of objects that all have string fields `keys`."""
-    try:
-        rows = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error.msg}, line {error.lineno})") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{file} must hold a JSON list of at least one row, as AlpacaEval writes it")
-    for number, row in enumerate(rows):
-        bad = [key for key in keys if not isinstance(row, Mapping) or not isinstance(row.get(key), str)]
-        if bad:
-            raise ValueError(f"{file}, row {number}: {bad} must be strings")
-    return rows
 
 
 def match(
@@ -82,12 +30,6 @@ def match(
             f"{len(missing)} are missing{first}, {extra} are of other instructions"
         )
     return [found[text] for text in instructions]
-
-
-def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as AlpacaEval does: one JSON list."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(finite(list(rows)), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_difficulties(path: str, count: int) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lab.answers.files import hash_text, write_jsonl
+from lab.answers.formats import locate, read_outputs, read_rows, write_list
 from lab.answers.generate import Generator, generate
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.alpaca_eval import (
@@ -21,17 +22,10 @@ from lab.benchmarks.alpaca_eval import (
     summarise_annotations,
     switched,
 )
-from lab.benchmarks.alpaca_files import (
-    locate,
-    match,
-    read_difficulties,
-    read_gamed,
-    read_outputs,
-    read_rows,
-    write_list,
-)
+from lab.benchmarks.alpaca_files import match, read_difficulties, read_gamed
+from lab.benchmarks.settings import BenchmarkConfig, sampling_of
 from lab.judging.judges import Judge
-from lab.judging.settings import BenchmarkConfig, JudgeConfig, sampling_of
+from lab.judging.settings import JudgeConfig
 
 
 def evaluate_alpaca(

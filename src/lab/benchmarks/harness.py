@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from lab.judging.settings import BenchmarkConfig
+from lab.benchmarks.settings import BenchmarkConfig
 from sgdpo.store.jsonio import write_json
 
 

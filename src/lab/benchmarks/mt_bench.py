@@ -21,9 +21,9 @@ from lab.answers.prompts import Prompt, Sample, Sampling
 from lab.benchmarks.alpaca_eval import refuse_unparsable
 from lab.benchmarks.mt_files import PROMPT_NAMES, Bench, Question
 from lab.benchmarks.statistics import RESAMPLES
-from lab.judging.endpoint import Reply
 from lab.judging.guard import fill, guard, markers_of
-from lab.judging.judges import Judge, JudgeRequest, ask_all
+from lab.judging.judges import Judge, ask_all
+from lab.judging.requests import JudgeRequest, Reply
 
 # FastChat's temperature_config; categories that are not named get 0.7.
 TEMPERATURES = {

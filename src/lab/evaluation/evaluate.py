@@ -21,18 +21,14 @@ from lab.answers.generate import Generator, TransformersGenerator
 from lab.benchmarks.alpaca_flow import evaluate_alpaca
 from lab.benchmarks.harness import evaluate_harness
 from lab.benchmarks.mt_flow import evaluate_mt_bench
+from lab.benchmarks.settings import sampling_of
 from lab.benchmarks.verifiable import judge_verifiable
 from lab.evaluation.served import FileGenerator, OpenAIGenerator, VllmGenerator
+from lab.evaluation.settings import EvaluateConfig, evaluation_errors
 from lab.judging.endpoint import Endpoint
 from lab.judging.judges import EndpointJudge, Judge
 from lab.judging.local_server import default_model, local_server
-from lab.judging.settings import (
-    EvaluateConfig,
-    GeneratorConfig,
-    JudgeConfig,
-    evaluation_errors,
-    sampling_of,
-)
+from lab.judging.settings import GeneratorConfig, JudgeConfig
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.records import amend_record, view_run

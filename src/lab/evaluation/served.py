@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lab.answers.formats import read_answers, read_outputs
 from lab.answers.noise import prompt_key
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, stop_ids
-from lab.benchmarks.alpaca_files import read_outputs
-from lab.benchmarks.mt_files import read_answers
 from lab.judging.endpoint import Endpoint
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.load import load_tokenizer, weights_folder, weights_hash

@@ -22,10 +22,11 @@ from lab.benchmarks.alpaca_eval import judge_duels, refuse_unparsable
 from lab.benchmarks.alpaca_flow import duel_all
 from lab.benchmarks.mt_bench import answer_questions, grade, gradings
 from lab.benchmarks.mt_files import load_bench
+from lab.benchmarks.settings import sampling_of
 from lab.benchmarks.verifiable import answer_tasks
 from lab.evaluation.evaluate import make_generator, open_judge, open_served, read_config
+from lab.evaluation.settings import EvaluateConfig, evaluation_errors
 from lab.judging.judges import Judge
-from lab.judging.settings import EvaluateConfig, evaluation_errors, sampling_of
 from sgdpo.store.jsonio import write_json
 from sgdpo.world.checker import check
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import openai
 
 from lab.judging.budget import Ledger, Prices
+from lab.judging.requests import Reply
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -62,17 +63,6 @@ class EndpointSettings:
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
             errors.append("concurrency must be 1 or more, retries 0 or more, timeout above 0 seconds")
         return errors
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Hold one answer: its text, the first token's top log-probs if asked for, and what it used."""
-
-    text: str
-    top_logprobs: tuple[tuple[str, float], ...] | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish: str = "stop"
 
 
 class Endpoint:

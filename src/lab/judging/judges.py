@@ -13,7 +13,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,26 +22,10 @@ from tqdm import tqdm
 
 from lab.answers.files import line, recover_jsonl
 from lab.judging.budget import BudgetError
-from lab.judging.endpoint import Endpoint, EndpointError, Reply
+from lab.judging.endpoint import Endpoint, EndpointError
+from lab.judging.requests import JudgeRequest, Reply
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class JudgeRequest:
-    """Hold one question to a judge.
-
-    repeat: tells apart askings of the same question (judge variance). verdict: the form asked for, label or
-    rating.
-    """
-
-    messages: tuple[Mapping[str, str], ...]
-    max_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    top_logprobs: int = 0
-    repeat: int = 0
-    verdict: str = ""
 
 
 # What a reply may be, for llama.cpp servers (judge.grammar): a small model would else not keep to the form.
@@ -174,7 +158,7 @@ def _ask_missing(
 
 def request_key(request: JudgeRequest) -> str:
     """Return the key of a request: its messages and every setting."""
-    return hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(request.keyed(), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _reply(row: dict[str, Any]) -> Reply:
