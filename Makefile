@@ -11,14 +11,26 @@ help: ## List every target
 	@grep -hE '^[a-zA-Z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sort -u | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 # ---- set-up -------------------------------------------------------------------------------------
-$(VENV)/.installed: requirements.txt pyproject.toml
+# TORCH=cpu or cuda overrules what the machine looks like; LOCK= takes requirements.txt instead of the locked versions.
+TORCH ?= auto
+LOCK ?= 1
+$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -r requirements.txt
-	$(PY) -m pip install --quiet --no-deps --editable .
+	$(PY) scripts/install.py --torch $(TORCH) $(if $(LOCK),,--no-lock)
 	@touch $@
 
-.PHONY: setup
-setup: $(VENV)/.installed ## Make .venv and install requirements.txt
+.PHONY: setup lock
+setup: $(VENV)/.installed ## Make .venv: the torch build for this machine, then the locked packages (TORCH=cpu or cuda)
+
+# What torch's CUDA build brings differs from machine to machine and stays out of the lock.
+CUDA = cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 \
+	nvjitlink nvshmem-cu13 nvtx
+lock: setup ## Lock the newest allowed versions with their hashes: requirements.lock
+	$(PY) -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile requirements.txt --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --no-emit-package torch --no-emit-package triton \
+		--no-emit-package cuda-bindings --no-emit-package cuda-pathfinder --no-emit-package cuda-toolkit \
+		$(addprefix --no-emit-package nvidia-,$(CUDA)) --upgrade -o requirements.lock
 
 # ---- test ---------------------------------------------------------------------------------------
 .PHONY: test quick lint
