@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-import install
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import install
 
 ROOT = Path(__file__).parents[1]
 
