@@ -16,7 +16,6 @@ from evaluation_fixtures import (
     fair_judge,
     http_judge,
 )
-from lab.answers.files import hash_text, read_jsonl
 from lab.benchmarks.alpaca_eval import (
     TEMPLATE,
     Duel,
@@ -29,6 +28,7 @@ from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation
 from lab.judging.endpoint import EndpointError
 from lab.judging.requests import Reply
+from sgdpo.store import hash_text, read_jsonl
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.answers.files import write_jsonl
 from lab.evaluation.comparison import compare_runs, prompt_scores, show
+from sgdpo.store import write_jsonl
 
 
 def run_with(folder: Path, scores: list[float], key: str = "verifiable-checker") -> Path:

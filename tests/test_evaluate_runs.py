@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
-from lab.answers.files import read_jsonl
 from lab.answers.generate import Sample
 from lab.answers.prompts import Sampling
 from lab.benchmarks.verifiable import judge_verifiable
 from lab.evaluation.command import runs_first, show
 from lab.evaluation.evaluate import evaluate, read_config
 from lab.evaluation.settings import compose_evaluation
+from sgdpo.store import read_jsonl
 from sgdpo.world.checker import check
 from sgdpo.world.verifiable import held_out_prompts
 

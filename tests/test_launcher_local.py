@@ -17,7 +17,7 @@ from lab.sweeps.processes import gpu_slots
 from lab.sweeps.screen import Screen
 from lab.sweeps.status import experiment_status
 from sgdpo.processes import how_it_ended
-from sgdpo.store.jsonio import read_metrics
+from sgdpo.store import read_jsonl
 from sweep_fixtures import PLAIN, run_app, runs_by_seed, start_app
 
 FAILURES = {1: "fail", 2: "die", 3: "exit", 4: "lazy"}
@@ -96,7 +96,9 @@ class TestProcesses:
         assert process.returncode == 130
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert {run.status for run in runs_by_seed(tmp_path).values()} == {"interrupted"}
-        assert all(read_metrics(run.folder / "metrics.jsonl") for run in runs_by_seed(tmp_path).values())
+        assert all(
+            read_jsonl(run.folder / "metrics.jsonl", torn_end=True) for run in runs_by_seed(tmp_path).values()
+        )
 
     def test_after_sigkill_the_same_command_continues(self, tmp_path):
         process, pids = self.hanging(tmp_path)

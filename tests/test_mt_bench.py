@@ -9,13 +9,13 @@ import math
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
-from lab.answers.files import read_jsonl, write_jsonl
 from lab.answers.generate import Sample
 from lab.answers.prompts import Sampling
 from lab.benchmarks.mt_bench import TEMPERATURES, answer_questions, gradings, score, summarise_scores
 from lab.benchmarks.mt_files import Bench, Question, default_folder, load_bench
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation
+from sgdpo.store import read_jsonl, write_jsonl
 
 END = "[The End of Assistant's Answer]"
 TEMPLATES = {

@@ -14,7 +14,7 @@ import pytest
 
 from sgdpo.runs import records
 from sgdpo.runs.records import Record, amend_record, find_result, find_run, read_runs, require_runs, view_run
-from sgdpo.store.jsonio import read_metrics
+from sgdpo.store import read_jsonl
 
 SETTINGS = {
     "method": {"name": "sgdpo", "beta": 0.1},
@@ -70,7 +70,7 @@ def test_a_finished_record_holds_what_a_table_needs(tmp_path):
 def test_rows_are_on_disk_as_soon_as_they_are_logged(tmp_path):
     record = open_record(tmp_path / "default" / "run")
     record.log(row(1, loss=1.0))
-    assert read_metrics(record.folder / "metrics.jsonl") == [row(1, loss=1.0)]
+    assert read_jsonl(record.folder / "metrics.jsonl", torn_end=True) == [row(1, loss=1.0)]
 
 
 def test_a_number_that_is_not_finite_is_null_and_every_line_is_strict_json(tmp_path):
@@ -93,7 +93,7 @@ def test_resume_drops_later_rows_and_a_torn_last_line_and_adds_up_the_seconds(tm
     again.truncate_after(2)
     again.log(row(3, loss=9.0))
     again.finish()
-    assert [r["loss"] for r in read_metrics(folder / "metrics.jsonl")] == [1.0, 0.5, 9.0]
+    assert [r["loss"] for r in read_jsonl(folder / "metrics.jsonl", torn_end=True)] == [1.0, 0.5, 9.0]
     assert view_run(folder)["seconds"] >= 100.0
     assert view_run(folder)["tracker"]["id"] == "abc"
 
@@ -102,14 +102,14 @@ def test_without_resume_an_earlier_attempt_is_replaced(tmp_path):
     folder = tmp_path / "default" / "run"
     open_record(folder).log(row(1))
     open_record(folder, resume=False).log(row(7))
-    assert [r["step"] for r in read_metrics(folder / "metrics.jsonl")] == [7]
+    assert [r["step"] for r in read_jsonl(folder / "metrics.jsonl", torn_end=True)] == [7]
 
 
 def test_a_damaged_line_that_is_not_the_last_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ValueError, match="line 2"):
-        read_metrics(path)
+        read_jsonl(path, torn_end=True)
 
 
 def test_another_runs_folder_is_refused_with_the_setting_that_differs(tmp_path):

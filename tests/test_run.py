@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.runs.execute import execute
 from sgdpo.runs.records import read_runs, view_run
-from sgdpo.store.jsonio import read_metrics
+from sgdpo.store import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -43,7 +43,8 @@ def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 def curve(folder: Path) -> list[dict]:
     return [
-        {k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(folder / "metrics.jsonl")
+        {k: v for k, v in row.items() if k not in SPEED}
+        for row in read_jsonl(folder / "metrics.jsonl", torn_end=True)
     ]
 
 
@@ -67,14 +68,14 @@ def test_one_command_trains_the_start_first_and_records_both(finished: Path) -> 
 
 
 def test_the_first_row_holds_the_step_0_identities(finished: Path) -> None:
-    first = read_metrics(finished / "metrics.jsonl")[0]
+    first = read_jsonl(finished / "metrics.jsonl", torn_end=True)[0]
     assert first["step"] == 1
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
 
 
 def test_every_row_has_the_fields_keys(finished: Path) -> None:
-    rows = read_metrics(finished / "metrics.jsonl")
+    rows = read_jsonl(finished / "metrics.jsonl", torn_end=True)
     both = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
             "logps/rejected", "lengths/chosen", "lengths/rejected", "pilot/chosen", "pilot/log_balance"}  # fmt: skip
     train_only = {"grad_norm", "learning_rate", *SPEED}

@@ -11,7 +11,7 @@ from lab.sweeps.plan import PLAN, open_plan, read_plan
 from lab.sweeps.progress import clock
 from lab.sweeps.status import experiment_status, overview
 from sgdpo.runs.records import Record
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 from sweep_fixtures import SCRIPTS, cells_of
 
 ARGUMENTS = ("method=sgdpo", "experiment=x", "ratio.chosen=0.6,0.7,0.8", "ratio.rejected=0.9,1.0")

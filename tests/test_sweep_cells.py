@@ -8,7 +8,7 @@ from lab.sweeps.cells import label_cells
 from lab.sweeps.errors import SweepError
 from lab.sweeps.expand import expand
 from sgdpo.config.compose import list_errors
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 from sweep_fixtures import cells_of, composer_for
 
 

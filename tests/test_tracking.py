@@ -14,7 +14,7 @@ from wandb.sdk.lib import wbauth
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.runs.records import Record, view_run
 from sgdpo.runs.tracking import NoTracker, _rows_to_replay, browse_hint, choose_mode, open_tracker, wandb_row
-from sgdpo.store.jsonio import read_metrics
+from sgdpo.store import read_jsonl
 
 SETTINGS = {
     "method": {"name": "dpo"},
@@ -97,7 +97,7 @@ def test_the_offline_file_read_back_equals_the_metrics(tmp_path):
     tracker.image("reward_curves", tmp_path / "curve.png")
     tracker.finish({"seconds": 3.5})
     record.finish()
-    assert history(record) == mirrored(read_metrics(record.folder / "metrics.jsonl"))
+    assert history(record) == mirrored(read_jsonl(record.folder / "metrics.jsonl", torn_end=True))
     assert entries(record, "history")[-1]["item"]["reward_curves._type"] == "image-file"
     (run,) = entries(record, "run")
     assert (run["project"], run["run_group"], run["job_type"]) == ("sgdpo", "speed", "preference")

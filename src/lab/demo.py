@@ -18,7 +18,7 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.drawing.curves import draw_method_curves
 from sgdpo.runs.execute import execute
 from sgdpo.runs.records import RunView, amend_record, find_result, view_run
-from sgdpo.store.jsonio import write_whole
+from sgdpo.store import write_whole
 
 BENCHMARK = "verifiable-checker"
 METHODS = ("sgdpo", "dpo")

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.answers.files import read_jsonl
-from sgdpo.store.jsonio import finite, write_whole
+from sgdpo.store import finite, read_jsonl, write_whole
 
 HUB = "hub:"
 

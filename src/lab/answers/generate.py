@@ -23,13 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from lab.answers.files import line, read_jsonl, recover_jsonl, write_jsonl
 from lab.answers.noise import GumbelProcessor, prompt_key
 from lab.answers.prompts import Prompt, Sample, Sampling, check_prompts, prompt_ids, stop_ids
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.conversation import cut_prompt
 from sgdpo.models.load import load_model, load_tokenizer, weights_folder, weights_hash
 from sgdpo.models.threads import threads_for
+from sgdpo.store import cut_jsonl, line, read_jsonl, write_jsonl
 
 FORMAT = 1
 # Parameters below which one CPU thread is faster than several.
@@ -205,7 +205,7 @@ def _device(name: str) -> torch.device:
 def _fill(generator: Generator, prompts: Sequence[Prompt], sampling: Sampling, path: Path) -> None:
     """Answer what is missing; every batch goes to `.part` at once, and the whole is renamed at the end."""
     part = path.with_suffix(".part")
-    done = {row["prompt_id"]: Sample(**row) for row in recover_jsonl(part)}
+    done = {row["prompt_id"]: Sample(**row) for row in cut_jsonl(part)}
     missing = [prompt for prompt in prompts if prompt.prompt_id not in done]
     bar = tqdm(total=len(prompts), initial=len(done), desc="answers", unit="prompt")
     with part.open("a", buffering=1, encoding="utf-8") as file, bar:

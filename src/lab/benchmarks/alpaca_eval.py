@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lab.answers.files import hash_text
 from lab.benchmarks.length_control import length_controlled
 from lab.benchmarks.statistics import win_rate
 from lab.judging.guard import Guarded, fill, guard, markers_of
 from lab.judging.judges import Judge, ask_all
 from lab.judging.requests import JudgeRequest, Reply
+from sgdpo.store import hash_text
 
 TEMPLATE = Path(__file__).parent / "data" / "alpaca_eval_clf.txt"
 FIRST, SECOND = "m", "M"

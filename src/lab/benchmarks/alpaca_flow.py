@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lab.answers.files import hash_text, write_jsonl
 from lab.answers.formats import locate, read_outputs, read_rows, write_list
 from lab.answers.generate import Generator, generate
 from lab.answers.prompts import Prompt, Sample
@@ -26,6 +25,7 @@ from lab.benchmarks.alpaca_files import match, read_difficulties, read_gamed
 from lab.benchmarks.settings import BenchmarkConfig, sampling_of
 from lab.judging.judges import Judge
 from lab.judging.settings import JudgeConfig
+from sgdpo.store import hash_text, write_jsonl
 
 
 def evaluate_alpaca(

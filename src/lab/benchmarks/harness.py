@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.benchmarks.settings import BenchmarkConfig
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 
 
 def evaluate_harness(benchmark: BenchmarkConfig, run: Path, *, device: str, folder: Path) -> dict[str, Any]:

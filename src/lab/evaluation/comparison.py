@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from lab.answers.files import read_jsonl
 from lab.benchmarks.statistics import Comparison, compare, holm
 from sgdpo.runs.records import view_run
+from sgdpo.store import read_jsonl
 
 LEVEL = 0.05
 

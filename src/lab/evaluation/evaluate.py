@@ -32,7 +32,7 @@ from lab.judging.settings import GeneratorConfig, JudgeConfig
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.records import amend_record, view_run
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 
 log = logging.getLogger("sgdpo")
 # benchmark.baseline of verifiable: win over the answers of the SFT run that the run started from.

@@ -27,7 +27,7 @@ from lab.benchmarks.verifiable import answer_tasks
 from lab.evaluation.evaluate import make_generator, open_judge, open_served, read_config
 from lab.evaluation.settings import EvaluateConfig, evaluation_errors
 from lab.judging.judges import Judge
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 from sgdpo.world.checker import check
 
 # Where a preference changes sides; a score of MT-Bench has no such place.

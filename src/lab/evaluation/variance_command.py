@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lab.answers.files import read_jsonl
 from lab.answers.formats import read_rows
 from lab.benchmarks.alpaca_files import match
 from lab.evaluation.command import runs_first
 from lab.evaluation.settings import compose_evaluation
 from lab.evaluation.variance import MIDDLE, Spread, keep, measure, show, spread
+from sgdpo.store import read_jsonl
 
 DEFAULT_OUTPUT = Path("outputs/figure1/judge_variance.json")
 

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 from filelock import FileLock
 from tqdm import tqdm
 
-from lab.answers.files import line, recover_jsonl
 from lab.judging.budget import BudgetError
 from lab.judging.endpoint import Endpoint, EndpointError
 from lab.judging.requests import JudgeRequest, Reply
+from sgdpo.store import cut_jsonl, line
 
 FORMAT = 1
 
@@ -94,7 +94,7 @@ class JudgmentStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file_lock, self._lock = FileLock(f"{self.path}.lock"), threading.Lock()
         with self._file_lock:
-            rows = recover_jsonl(self.path)
+            rows = cut_jsonl(self.path)
         self._replies = {row["key"]: _reply(row["reply"]) for row in rows if row["format"] == FORMAT}
 
     def find(self, request: JudgeRequest) -> Reply | None:

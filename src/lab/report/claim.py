@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lab.report.cells import ratio_of
 from sgdpo.drawing.curves import series
 from sgdpo.runs.records import RunView
-from sgdpo.store.jsonio import write_json, write_whole
+from sgdpo.store import write_json, write_whole
 
 RESAMPLES = 2000
 LAST_SHARE = 0.1  # of the logged steps: the end of training, less noisy than its last step

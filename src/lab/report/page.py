@@ -25,7 +25,7 @@ from lab.report.publish import PUBLISHED
 from sgdpo.drawing.curves import series
 from sgdpo.runs.provenance import git_state
 from sgdpo.runs.records import RunView, flatten, read_runs
-from sgdpo.store.jsonio import finite, write_whole
+from sgdpo.store import finite, write_whole
 
 ASSETS = Path(__file__).parent / "page_assets"
 POINTS = 120  # points of a curve: what a chart of the page can show

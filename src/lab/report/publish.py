@@ -11,7 +11,7 @@ import psutil
 
 from lab.report.build import EXPERIMENTS, FIGURES, TABLES
 from sgdpo.runs.provenance import git_state
-from sgdpo.store.jsonio import write_whole
+from sgdpo.store import write_whole
 
 PUBLISHED = "published"
 NAMES = ("demo", *TABLES, *FIGURES, "theorems", "bench")

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from sgdpo import theory
 from sgdpo.runs.records import read_runs, view_run
-from sgdpo.store.jsonio import write_whole
+from sgdpo.store import write_whole
 
 BETAS = (0.05, 0.1, 0.5, 1.0)
 # Okabe and Ito's colours, each with a dash of its own for print: (label, p, q, colour, dash).

@@ -10,7 +10,7 @@ from typing import Any
 from lab.report.cells import Cell, Estimate, group, last_metric, ratio_of, read_metric
 from lab.report.selection import LOWER_IS_BETTER, Selection, paired, select_ratio
 from sgdpo.runs.records import RunView, require_runs
-from sgdpo.store.jsonio import write_json, write_whole
+from sgdpo.store import write_json, write_whole
 
 NOISE_LEVEL = 0.05
 BASELINE = "dpo"  # what the selected ratios are shown beside

@@ -16,7 +16,7 @@ from typing import Any
 from lab.sweeps.cells import Cell, label_cells
 from lab.sweeps.errors import SweepError
 from sgdpo.runs.provenance import process_is_gone, this_process
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 
 FORMAT = 1
 PLAN = "sweep.json"

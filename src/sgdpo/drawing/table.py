@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgdpo.store.jsonio import write_json, write_whole
+from sgdpo.store import write_json, write_whole
 
 DASH = "–"
 FORMS = (".md", ".tex", ".csv", ".json")

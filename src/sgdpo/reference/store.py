@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 
 FORMAT = 1
 FILES = ("values.f32", "ids.i64", "lengths.i64")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ import psutil
 from filelock import FileLock
 
 from sgdpo.runs.provenance import git_state, peak_memory_mb, process_is_gone, this_process, versions
-from sgdpo.store.jsonio import finite, read_metrics, write_json, write_whole
+from sgdpo.store import cut_jsonl, line, read_jsonl, write_json
 
 FORMAT = 1
 RECORD, METRICS = "record.json", "metrics.jsonl"
@@ -84,13 +84,13 @@ class Record:
             "eval": {},
         }
         write_json(folder / RECORD, fields)  # first: no finished record may stand over emptied metrics
-        _rewrite_metrics(folder / METRICS, lambda row: bool(kept))
+        cut_jsonl(folder / METRICS, lambda row: bool(kept))
         return cls(folder, fields)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row {"step", "epoch", "split", metric: number, ...}; NaN and infinities become null."""
         assert {"step", "split"} <= row.keys(), f"not a metrics row: {row}"
-        self._metrics.write(json.dumps(finite(row)) + "\n")
+        self._metrics.write(line(row))
         self.last[row["split"]] = dict(row)
 
     def note(self, **fields: Any) -> None:
@@ -111,11 +111,11 @@ class Record:
     def truncate_after(self, step: int) -> None:
         """Drop the rows past `step`, and a torn last line: a resumed run writes them again."""
         self._metrics.close()
-        _rewrite_metrics(self.folder / METRICS, lambda row: row["step"] <= step)
+        cut_jsonl(self.folder / METRICS, lambda row: row["step"] <= step)
         self._append()
 
     def _append(self) -> None:
-        self.last = {row["split"]: row for row in read_metrics(self.folder / METRICS)}
+        self.last = {row["split"]: row for row in read_jsonl(self.folder / METRICS, torn_end=True)}
         self._metrics = (self.folder / METRICS).open("a", buffering=1, encoding="utf-8")
 
     def _close(self, **fields: Any) -> None:
@@ -152,7 +152,7 @@ class RunView:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the rows of metrics.jsonl."""
-        return read_metrics(self.folder / METRICS)
+        return read_jsonl(self.folder / METRICS, torn_end=True)
 
 
 def view_run(folder: Path) -> RunView:
@@ -222,10 +222,6 @@ def _matching(outputs: Path, experiment: str | None, key: str, wanted: str) -> I
 
 def _record_paths(outputs: Path, experiment: str | None = None) -> list[Path]:
     return sorted(Path(outputs).glob(f"{experiment or '*'}/*/{RECORD}"))
-
-
-def _rewrite_metrics(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path) if keep(row)))
 
 
 def _load(folder: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from sgdpo.runs.assemble import (
 )
 from sgdpo.runs.records import METRICS, Record, find_result
 from sgdpo.runs.tracking import Tracker, open_tracker
-from sgdpo.store.jsonio import read_metrics
+from sgdpo.store import read_jsonl
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, prune
 from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
 from sgdpo.training.trainer import PairTrainer
@@ -173,7 +173,7 @@ def _note_plan(record: Record, parts: Parts, schedule: Schedule, reference: Refe
 def _close(parts: Parts, trainer: PairTrainer, record: Record, tracker: Tracker) -> None:
     """Write what a person looks at (curves, tokens with their rewards), then close the record."""
     picture = record.folder / "reward_curves.png"
-    draw_reward_curves(read_metrics(record.folder / METRICS), picture, title=record.folder.name)
+    draw_reward_curves(read_jsonl(record.folder / METRICS, torn_end=True), picture, title=record.folder.name)
     tracker.image("reward_curves", picture)
     # A partitioned model gives log-probs only to all ranks together.
     if parts.method.reference and not parts.config.engine.deepspeed:

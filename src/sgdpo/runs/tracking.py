@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.runs.records import METRICS, Record, RunView, view_run
-from sgdpo.store.jsonio import read_metrics
+from sgdpo.store import read_jsonl
 
 FINISH_TIMEOUT = 60.0  # seconds to wait for uploads at the end; what is left stays on disk for `wandb sync`
 TAG_LENGTH = 64  # W&B's limit
@@ -205,7 +205,7 @@ def _rows_to_replay(folder: Path, before: Mapping[str, Any] | None) -> list[dict
         return None
     if list((folder / before["folder"]).glob("*.synced")):
         return None
-    return read_metrics(folder / METRICS)
+    return read_jsonl(folder / METRICS, torn_end=True)
 
 
 def _inside(path: Path, base: Path) -> Path:

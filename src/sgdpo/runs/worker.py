@@ -19,7 +19,7 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles
 from sgdpo.processes import die_with_parent
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import write_json
 
 
 def main() -> None:

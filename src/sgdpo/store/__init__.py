@@ -1,0 +1,50 @@
+"""Keep things on disk: whole files, JSON lines, hashes, folders built once. Imports nothing heavy."""
+
+from sgdpo.store.files import (
+    DamagedError,
+    JsonLines,
+    cut_jsonl,
+    finite,
+    line,
+    open_to_others,
+    read_json,
+    read_jsonl,
+    sync,
+    write_json,
+    write_jsonl,
+    write_whole,
+)
+from sgdpo.store.hashes import hash_buffers, hash_file, hash_folder, hash_json, hash_text, hash_tokenizer
+from sgdpo.store.life import beat
+from sgdpo.store.once import Lock, build_once, held, remove
+from sgdpo.store.sealed import MANIFEST, read_seal, seal, what_is_wrong
+
+__all__ = [
+    "MANIFEST",
+    "DamagedError",
+    "JsonLines",
+    "Lock",
+    "beat",
+    "build_once",
+    "cut_jsonl",
+    "finite",
+    "hash_buffers",
+    "hash_file",
+    "hash_folder",
+    "hash_json",
+    "hash_text",
+    "hash_tokenizer",
+    "held",
+    "line",
+    "open_to_others",
+    "read_json",
+    "read_jsonl",
+    "read_seal",
+    "remove",
+    "seal",
+    "sync",
+    "what_is_wrong",
+    "write_json",
+    "write_jsonl",
+    "write_whole",
+]
