@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgdpo.method import bind_method, load_dotted, method_errors
+from sgdpo.method import bind_method, method_errors
 from sgdpo.methods.bco import RunningDelta
 from sgdpo.pairs import DrawKey, Ratios
-from toy_pairs import CONF, METHODS, method_yaml, toy_pair
+from sgdpo.source import load_dotted
+from toy_pairs import METHODS, method_yaml, toy_pair
 
 NONE: dict = {"name": "none", "chosen": None, "rejected": None}
 PAPER: dict = {"name": "paper", "chosen": 0.6, "rejected": 0.9}
@@ -24,24 +25,31 @@ def only_error(config: dict, ratio: dict = NONE) -> str:
     with pytest.raises(ValueError, match=r"method|ratio") as raised:
         bind_method(config, ratio)
     assert str(raised.value) == errors[0]
-    return errors[0]
+    return errors[0].removesuffix(f" (conf/method/{config['name']}.yaml)")
 
 
 # ---- what stands in conf/method ----------------------------------------------------------------------------
 
 
-def test_conf_method_holds_the_seven_methods_and_no_other() -> None:
-    assert sorted(path.stem for path in (CONF / "method").glob("*.yaml")) == sorted(METHODS)
+def test_conf_method_holds_the_papers_seven_methods() -> None:
+    assert {"sft", "dpo", "ipo", "nca", "bco", "sampo", "sgdpo"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_binds_as_its_yaml_stands(name: str) -> None:
     config = method_yaml(name)
-    method = bind_method(config, PAPER if name == "sgdpo" else NONE)
+    needs = config["needs"]
+    method = bind_method(config, PAPER if needs["ratios"] else NONE)
     assert method.name == name
+    assert method.ratios == (Ratios(0.6, 0.9) if needs["ratios"] else None)
+    assert (method.new_state() is None) == (not needs["state"])
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "ipo", "nca", "bco", "sampo", "sgdpo"])
+def test_the_papers_methods_take_what_the_paper_gives_them(name: str) -> None:
+    method = bind_method(method_yaml(name), PAPER if name == "sgdpo" else NONE)
     assert method.phase == ("sft" if name == "sft" else "preference")
     assert method.reference == (name != "sft")
-    assert method.ratios == (Ratios(0.6, 0.9) if name == "sgdpo" else None)
     assert method.draws == (name in ("sampo", "sgdpo"))
     assert isinstance(method.new_state(), RunningDelta) == (name == "bco")
     assert method.hyper.get("beta") == (None if name == "sft" else 0.1)
@@ -51,11 +59,10 @@ def test_every_method_binds_as_its_yaml_stands(name: str) -> None:
 def test_every_method_is_one_public_function_of_its_own_file(name: str) -> None:
     function = load_dotted(method_yaml(name)["function"])
     module = inspect.getmodule(function)
-    assert Path(module.__file__).stem == name
     public = [
         key for key, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
     ]
-    assert [key for key in public if not key.startswith("_")] == [name]
+    assert [key for key in public if not key.startswith("_")] == [function.__name__]
 
 
 # ---- one mistake, one error ---------------------------------------------------------------------------
@@ -101,7 +108,7 @@ def test_a_setting_that_the_yaml_leaves_out_is_named() -> None:
     assert only_error(config) == "method 'dpo' lacks ['beta'] in its YAML"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "sgdpo"])
+@pytest.mark.parametrize("name", [name for name in METHODS if not method_yaml(name)["needs"]["ratios"]])
 @pytest.mark.parametrize("ratio", [PAPER, {"chosen": 0.6}, {"rejected": 0.9, "chosen": None}])
 def test_a_ratio_for_a_method_that_takes_none_is_refused(name: str, ratio: dict) -> None:
     error = only_error(method_yaml(name), ratio)
@@ -139,12 +146,34 @@ def test_the_whole_range_of_ratios_is_taken_with_its_upper_end(value: float) -> 
 def test_a_yaml_without_a_required_key_is_pointed_to_an_example(key: str) -> None:
     config = method_yaml("dpo")
     del config[key]
-    assert only_error(config) == f"method 'dpo' lacks ['{key}']; see conf/method/dpo.yaml for the form"
+    assert only_error(config).startswith(f"method 'dpo' lacks ['{key}']; see conf/method/")
 
 
 @pytest.mark.parametrize("path", ["sgdpo.methods.nowhere.f", "sgdpo.methods.dpo.dpoo", "dpo", ""])
 def test_a_function_that_cannot_be_imported_is_named(path: str) -> None:
     assert f"method.function: cannot import {path!r}" in only_error(method_yaml("dpo") | {"function": path})
+
+
+@pytest.mark.parametrize("path", ["os.getcwd", "torch.sum", "wandb.init"])
+@pytest.mark.parametrize("key", ["function", "state"])
+def test_a_path_to_what_is_installed_beside_is_refused(path: str, key: str) -> None:
+    config = method_yaml("bco")
+    error = only_error(
+        config | ({"function": path} if key == "function" else {"needs": config["needs"] | {"state": path}})
+    )
+    assert f"cannot import {path!r}" in error
+    assert "extra=[" in error
+
+
+def test_a_function_or_a_state_of_another_form_is_refused_before_it_is_called() -> None:
+    config = method_yaml("bco")
+    errors = method_errors(config | {"function": "sgdpo.methods.bco.RunningDelta"}, NONE)
+    assert "sgdpo.methods.bco.RunningDelta is no function" in errors[0]
+    errors = method_errors(method_yaml("sft") | {"function": "sgdpo.pilot.pilot_size"}, NONE)
+    assert "sgdpo.pilot.pilot_size must take (pair, *, settings), not (length_B, ratio)" in errors[0]
+    assert "is no class" in only_error(
+        config | {"needs": config["needs"] | {"state": "sgdpo.methods.bco.bco"}}
+    )
 
 
 def test_an_unknown_phase_is_refused() -> None:
@@ -197,10 +226,10 @@ def hinge(pair: Pair, *, beta: float, margin: float = 1.0, rounds: int = 1, rati
 """
 
 
-def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path) -> None:
     """margin - beta (0.6 - 0.5 (-0.2)) = 2 - 0.5 0.7 = 1.65; without the margin's key its default, 0.65."""
-    (tmp_path / "a_new_method.py").write_text(HINGE)
-    monkeypatch.syspath_prepend(tmp_path)
+    extra = [str(tmp_path / "a_new_method.py")]
+    Path(extra[0]).write_text(HINGE)
     config = {
         "name": "hinge",
         "function": "a_new_method.hinge",
@@ -208,9 +237,9 @@ def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path, monkeypatch: 
         "needs": {"reference": True, "ratios": True, "draws": False, "state": "a_new_method.Count"},
         "beta": 0.5,
     }
-    assert "method.rounds=True does not fit int" in only_error(config | {"rounds": True}, PAPER)
+    assert method_errors(config | {"rounds": True}, PAPER, extra) == ["method.rounds=True does not fit int"]
     for hyper, expected in (({"margin": 2.0}, 1.65), ({}, 0.65)):
-        method = bind_method(config | hyper, {"chosen": 1.0, "rejected": 0.5})
+        method = bind_method(config | hyper, {"chosen": 1.0, "rejected": 0.5}, extra)
         state = method.new_state()
         loss = method(toy_pair(), DrawKey(1), state)
         torch.testing.assert_close(loss.loss_B, torch.tensor([expected], dtype=torch.float64))

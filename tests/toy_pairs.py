@@ -14,8 +14,7 @@ from sgdpo.method import Method, bind_method
 from sgdpo.pairs import Pair, Side
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-PREFERENCE = ("dpo", "ipo", "nca", "bco", "sampo", "sgdpo")
-METHODS = ("sft", *PREFERENCE)
+METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
 
 
 def method_yaml(name: str) -> dict[str, Any]:
@@ -23,6 +22,9 @@ def method_yaml(name: str) -> dict[str, Any]:
     config = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
     config.pop("defaults", None)
     return config
+
+
+PREFERENCE = tuple(name for name in METHODS if method_yaml(name)["phase"] == "preference")
 
 
 def bind(name: str, ratio: tuple[float, float] = (0.6, 0.9), **changes: Any) -> Method:

@@ -1,24 +1,35 @@
-"""Bind a method's YAML to its function, before anything heavy loads.
+"""Bind a method's YAML to its function, and hold what the YAML says that the function needs.
 
-A method is one pure function and one YAML. The YAML names the function, its hyper-parameters, and what it
-needs; every other key of the YAML must be a keyword of the function, of the annotated type. Nothing outside
-`conf/method` and `sgdpo/methods` knows a method by name.
+A method is one pure function and one YAML (see `contract.py`). Nothing outside `conf/method` and `sgdpo/methods`
+knows a method by name. Nothing heavy is imported to check one.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
+from sgdpo.contract import Kind, binding_errors, settings_of
+from sgdpo.places import CONF
+from sgdpo.source import find, load_dotted
+from sgdpo.values import Range
 
-RESERVED = ("name", "function", "phase", "needs")
+if TYPE_CHECKING:
+    from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
+
 NEEDS = ("reference", "ratios", "draws", "state")
 GIVEN = NEEDS[1:]  # these arrive as keywords of the function; the reference arrives in the pair
+METHOD = Kind(
+    "method",
+    required=("phase", "needs"),
+    reserved=("title", "colour"),
+    given=GIVEN,
+    positional=("pair",),
+    ranges={"beta": Range("(0, 1e6]")},
+)
+RATIO = Range("(0, 1]")
 
 
 @dataclass(frozen=True)
@@ -53,123 +64,74 @@ class Method:
         return self.state_class() if self.state_class else None
 
 
-def load_dotted(path: str) -> Any:
-    """Import `package.module.attribute`. Raise ValueError naming what is missing."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot import {path!r}: {error}") from error
-
-
-def method_errors(config: Mapping[str, Any], ratio: Mapping[str, Any]) -> list[str]:
+def method_errors(
+    config: Mapping[str, Any],
+    ratio: Mapping[str, Any],
+    extra: Sequence[str] = (),
+    folders: Sequence[Path] = (CONF,),
+) -> list[str]:
     """List everything wrong with a method's YAML and its ratios, as sentences with advice."""
-    name = config.get("name", "?")
-    missing = [key for key in RESERVED if key not in config]
-    if missing:
-        return [f"method {name!r} lacks {missing}; see conf/method/dpo.yaml for the form"]
-    try:
-        function = load_dotted(config["function"])
-    except ValueError as error:
-        return [f"method.function: {error}"]
+    errors = binding_errors(METHOD, config, extra, folders)
+    if any(key not in config for key in (METHOD.key, *METHOD.required)):
+        return errors
     if not isinstance(config["needs"], Mapping):
-        return [f"method.needs of {name!r} must be a mapping with the keys {list(NEEDS)}"]
-    errors = _needs_errors(name, config["needs"], function)
+        return [*errors, f"method.needs must be a mapping with the keys {list(NEEDS)}"]
     if config["phase"] not in ("sft", "preference"):
         errors.append(f"method.phase must be sft or preference, not {config['phase']!r}")
-    errors += _hyper_errors(config, function)
-    return errors + _ratio_errors(name, bool(config["needs"].get("ratios")), ratio)
+    errors += _needs_errors(config, extra)
+    return [*errors, *_ratio_errors(config.get("name", "?"), bool(config["needs"].get("ratios")), ratio)]
 
 
-def bind_method(config: Mapping[str, Any], ratio: Mapping[str, Any]) -> Method:
+def bind_method(config: Mapping[str, Any], ratio: Mapping[str, Any], extra: Sequence[str] = ()) -> Method:
     """Return the method that a YAML describes. Raise ValueError with every error at once."""
-    errors = method_errors(config, ratio)
-    if errors:
+    from sgdpo.pairs import Ratios
+
+    if errors := method_errors(config, ratio, extra):
         raise ValueError("\n".join(errors))
     needs = config["needs"]
     return Method(
         name=config["name"],
         phase=config["phase"],
-        function=load_dotted(config["function"]),
-        hyper={key: value for key, value in config.items() if key not in RESERVED},
+        function=load_dotted(config["function"], extra),
+        hyper=settings_of(METHOD, config),
         reference=bool(needs.get("reference")),
         draws=bool(needs.get("draws")),
         ratios=Ratios(float(ratio["chosen"]), float(ratio["rejected"])) if needs.get("ratios") else None,
-        state_class=load_dotted(needs["state"]) if needs.get("state") else None,
+        state_class=load_dotted(needs["state"], extra) if needs.get("state") else None,
     )
 
 
-def _needs_errors(name: str, needs: Mapping[str, Any], function: Callable[..., PairLoss]) -> list[str]:
+def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[str]:
     """Hold what the YAML says the method needs against the keywords that the function takes."""
-    unknown = sorted(set(needs) - set(NEEDS))
-    errors = [f"method.needs of {name!r} has unknown keys {unknown}; known: {list(NEEDS)}"] if unknown else []
-    taken = inspect.signature(function).parameters
+    needs = config["needs"]
+    if unknown := sorted(set(map(str, needs)) - set(NEEDS)):
+        yield f"method.needs has unknown keys {unknown}; known: {list(NEEDS)}"
+    try:
+        taken = find(config["function"], extra).parameters
+    except ValueError:
+        return  # binding_errors says it
     for key in GIVEN:
         if bool(needs.get(key)) != (key in taken):
             does = "takes" if key in taken else "does not take"
-            errors.append(
-                f"method.needs.{key} of {name!r} is {needs.get(key)!r}, but its function {does} {key!r}"
-            )
+            yield f"method.needs.{key} is {needs.get(key)!r}, but its function {does} {key!r}"
+    for key in NEEDS[:3]:
+        if not isinstance(needs.get(key, False), bool):
+            yield f"method.needs.{key} must be true or false, not {needs[key]!r}"
     if needs.get("state"):
         try:
-            load_dotted(needs["state"])
+            if not find(needs["state"], extra).is_class:
+                yield f"method.needs.state: {needs['state']} is no class"
         except ValueError as error:
-            errors.append(f"method.needs.state: {error}")
-    return errors
+            yield f"method.needs.state: {error}"
 
 
-def _hyper_errors(config: Mapping[str, Any], function: Callable[..., PairLoss]) -> list[str]:
-    """Hold the YAML's keys against the function's keyword parameters and their annotations."""
-    hints = typing.get_type_hints(function)
-    parameters = {
-        key: value
-        for key, value in inspect.signature(function).parameters.items()
-        if value.kind is inspect.Parameter.KEYWORD_ONLY and key not in GIVEN
-    }
-    errors = []
-    for key, value in config.items():
-        if key in RESERVED:
-            continue
-        if key not in parameters:
-            errors.append(f"method.{key} is not a setting of {config['name']!r}; it has {sorted(parameters)}")
-        elif not _fits(value, hints[key]):
-            errors.append(f"method.{key}={value!r} does not fit {_words(hints[key])}")
-        elif key == "beta" and not 0 < value < float("inf"):
-            errors.append(f"method.beta must be a positive number, not {value!r} (the paper uses 0.1)")
-    absent = [key for key, p in parameters.items() if key not in config and p.default is p.empty]
-    if absent:
-        errors.append(f"method {config['name']!r} lacks {absent} in its YAML")
-    return errors
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _words(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return hint.__name__
-
-
-def _ratio_errors(name: str, wanted: bool, ratio: Mapping[str, Any]) -> list[str]:
-    given = {
-        key: value for key, value in ratio.items() if key in ("chosen", "rejected") and value is not None
-    }
-    if not wanted:
-        if given:
-            keys = ", ".join(f"ratio.{key}" for key in given)
-            return [f"method {name!r} takes no ratio, but {keys} is set; leave it out or use ratio=none"]
-        return []
-    errors = []
-    for key in ("chosen", "rejected"):
-        value = ratio.get(key)
-        if value is None:
-            errors.append(f"method {name!r} needs ratio.{key} in (0, 1]; ratio=paper sets 0.6 and 0.9")
-        elif not 0 < value <= 1:
-            errors.append(f"ratio.{key} must lie in (0, 1], not {value}; the paper's grid is 0.6 to 1.0")
-    return errors
+def _ratio_errors(name: str, wanted: bool, ratio: Mapping[str, Any]) -> Iterator[str]:
+    given = {key: ratio[key] for key in ("chosen", "rejected") if ratio.get(key) is not None}
+    if not wanted and given:
+        keys = ", ".join(f"ratio.{key}" for key in given)
+        yield f"method {name!r} takes no ratio, but {keys} is set; leave it out or use ratio=none"
+    for key in ("chosen", "rejected") if wanted else ():
+        if key not in given:
+            yield f"method {name!r} needs ratio.{key} in (0, 1]; ratio=paper sets 0.6 and 0.9"
+        elif given[key] not in RATIO:
+            yield f"ratio.{key} must lie in (0, 1], not {given[key]}; the paper's grid is 0.6 to 1.0"

@@ -22,6 +22,7 @@ NOT_SETTINGS = (
     "device",
     "start",
     "n_jobs",
+    "extra",
 )
 # Nor does how often it saves or how many processes prepare its rows.
 NOT_TRAINER = ("save_steps", "keep_checkpoints", "keep_finished", "workers", "step0_check")

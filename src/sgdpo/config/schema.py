@@ -164,3 +164,4 @@ class RunConfig:
     cache: str = "outputs/cache"
     device: str = "auto"
     n_jobs: int = 1
+    extra: list[str] = field(default_factory=list)

@@ -61,7 +61,7 @@ def run(config: RunConfig) -> Path:
     resume = _resumable(config, folder)
     with _recorded(config, identity, folder, resume, state.process_index) as (record, tracker):
         set_seed(config.seed)
-        method = bind_method(config.method, asdict(config.ratio))
+        method = bind_method(config.method, asdict(config.ratio), config.extra)
         tokenizer = load_tokenizer(config.model)
         prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache))
         parts = Parts(config, method, prepared, tokenizer, start_weights(config), folder, state.num_processes)

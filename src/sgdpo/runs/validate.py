@@ -56,9 +56,9 @@ def config_errors(config: DictConfig) -> list[str]:
 def run_errors(config: RunConfig) -> list[str]:
     """List every error of a typed run."""
     phase = config.method.get("phase", "preference")
-    errors = method_errors(config.method, asdict(config.ratio))
+    errors = method_errors(config.method, asdict(config.ratio), config.extra)
     if config.method != config.start:
-        errors += [f"start: {error}" for error in method_errors(config.start, {})]
+        errors += [f"start: {error}" for error in method_errors(config.start, {}, config.extra)]
     errors += [*_choice_errors(config), *_range_errors(config), *_optimizer_errors(config.optimizer)]
     errors += model_errors(config.model)
     errors += data_errors(config.data, phase)
