@@ -114,7 +114,10 @@ def test_each_mistake_is_one_sentence(extra: list[str], changes: dict, error: st
 
 def test_keyword_parameters_of_init_serve_as_settings(tmp_path: Path) -> None:
     (tmp_path / "b_judge.py").write_text(JUDGE.replace("import nowhere_to_be_found", "import math"))
-    kind, extra = Kind("judge", key="class", parts=("votes",), given=("cache",)), [str(tmp_path / "b_judge.py")]
+    kind, extra = (
+        Kind("judge", key="class", parts=("votes",), given=("cache",)),
+        [str(tmp_path / "b_judge.py")],
+    )
     config = {"name": "mine", "class": "b_judge.Careless", "votes": 2}
     assert binding_errors(kind, config | {"cache": "x"}, extra) != []  # the caller's to give
     made = build(kind, config, extra, cache="here")
