@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,25 @@ def test_missing_preferences_are_left_out_of_the_fit():
 
 
 def test_too_few_prompts_give_no_number_rather_than_a_wild_one():
-    assert length_controlled([1.0] * 9, [1] * 9, [2] * 9) is None
+    found = length_controlled([1.0] * 9, [1] * 9, [2] * 9)
+    assert (found.value, found.error) == (None, None)
+    assert "9 judged prompts" in found.form
+
+
+@pytest.mark.parametrize("won", [0, 1, 804, 805])
+@pytest.mark.parametrize("known", [True, False], ids=["difficulties", "plain"])
+def test_all_won_or_lost_is_not_identifiable_and_quickly_said(won, known):
+    """A penalty would make 50 % of all lost; one win of 805 gave 20.8 +- 47 after minutes."""
+    _, ours, theirs, difficulty = made_up()
+    started = time.monotonic()
+    found = length_controlled(
+        np.arange(805) < won, ours, theirs, difficulty_B=difficulty if known else None,
+        gamed=made_up_gamed(difficulty) if known else None,
+    )  # fmt: skip
+    assert (found.value, found.error) == (None, None)
+    assert found.form.startswith("not identifiable: ")
+    assert f"{min(won, 805 - won)}.0 of 805" in found.form
+    assert time.monotonic() - started < 5
 
 
 def test_gamed_annotations_without_difficulties_are_refused():

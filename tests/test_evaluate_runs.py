@@ -88,7 +88,8 @@ def test_a_perfect_model_wins_and_the_numbers_are_what_they_say(runs, tmp_path):
     perfect = Scripted(ideal.__getitem__)
     result = judge_verifiable(perfect, baseline=tmp_path / "empty", folder=tmp_path / "ideal", **settings)
     assert (result["score_mean"], result["score_se"], result["perfect"]) == (10.0, 0.0, 100.0)
-    assert (result["win_rate"], result["win_rate_low"], result["win_rate_high"]) == (100.0, 100.0, 100.0)
+    assert (result["win_rate"], result["win_rate_high"]) == (100.0, 100.0)
+    assert 60 < result["win_rate_low"] < 90, "twelve wins leave doubt"
     assert result["characters_mean"] == pytest.approx(sum(map(len, ideal.values())) / len(ideal))
     tie = judge_verifiable(perfect, baseline=tmp_path / "ideal", folder=tmp_path / "tie", **settings)
     assert tie["win_rate"] == 50.0

@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from lab.benchmarks.statistics import bootstrap, compare, holm, mean_error, preferences, win_rate
+from lab.benchmarks.statistics import (
+    bootstrap,
+    compare,
+    compare_over_seeds,
+    discrete_win_rate,
+    holm,
+    mean_error,
+    preferences,
+    win_rate,
+)
 
 
 def test_mean_and_standard_error_by_hand():
@@ -26,6 +35,27 @@ def test_win_rate_by_hand():
     assert rate.value == 62.5
     assert rate.error == pytest.approx(math.sqrt(6875 / 3) / 2)
     assert 0 <= rate.low < 62.5 < rate.high <= 100
+
+
+def test_an_interval_has_a_width_where_every_prompt_is_won_or_lost():
+    """12 of 12 won: with two wins and two losses 14 of 16 = 87.5 %, deviation sqrt(0.875 * 0.125), over 16."""
+    rate, lost = win_rate([1.0] * 12), win_rate([0.0] * 12)
+    half = 100 * 1.959964 * math.sqrt(0.875 * 0.125 / 16)
+    assert (rate.value, rate.low, rate.high) == (100.0, pytest.approx(87.5 - half), 100.0)
+    assert (lost.value, lost.low, lost.high) == (0.0, 0.0, pytest.approx(12.5 + half))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_the_interval_of_a_win_rate_covers_the_truth_as_often_as_it_says(share):
+    """1,000 samples of 40 prompts: a bootstrap of 40 prompts won at 2 % would miss more than half the time."""
+    draws = np.random.default_rng(5)
+    rates = [win_rate(draws.random(40) < share) for _ in range(1000)]
+    assert 0.93 <= sum(rate.low <= 100 * share <= rate.high for rate in rates) / 1000 <= 1.0
+
+
+def test_a_discrete_win_rate_counts_every_preference_whole():
+    """0.9 and 0.51 are won, 0.2 is lost, 0.5 is tied: (1 + 1 + 0 + 0.5) / 4."""
+    assert discrete_win_rate([0.9, 0.51, 0.2, 0.5]) == 62.5
 
 
 def test_the_bootstrap_interval_is_the_normal_one_for_many_normal_values():
@@ -67,6 +97,75 @@ def test_the_sign_test_by_hand():
     assert (found.wins, found.losses, found.ties) == (8, 2, 1)
     assert found.p_value == pytest.approx(112 / 1024)
     assert found.difference.value == pytest.approx(6 / 11)
+
+
+def test_the_test_and_the_winner_are_of_one_kind():
+    """Ours wins 10 prompts by a hair and loses 2 by much: the mean is theirs, and no test says ours is better."""
+    ours, theirs = [1.01] * 10 + [0.0] * 2, [1.0] * 10 + [9.0] * 2
+    found = compare(ours, theirs)
+    assert (found.wins, found.losses) == (10, 2)
+    assert found.difference.value < 0
+    # Of all signs, those as far out have both large ones on one side: half of them, all but a few.
+    assert found.p_value == pytest.approx(0.5, abs=0.01)
+
+
+def test_few_and_many_prompts_are_tested_alike():
+    """14 differences are tried in full, 15 by drawing: one more near zero changes the p-value little."""
+    differences = [0.9, 0.4, -0.3, 0.8, 0.2, 0.7, -0.5, 0.6, 0.3, 0.35, -0.1, 0.45, 0.15, 0.25]
+    few, many = compare(differences, [0] * 14), compare([*differences, 1e-9], [0] * 15)
+    assert few.p_value == pytest.approx(many.p_value, abs=0.005)
+    assert 0.001 < few.p_value < 0.05
+
+
+def test_the_noise_of_training_makes_no_stars():
+    """Tables of six methods against DPO, three seeds each, 150 prompts won or lost; no method differs from another.
+
+    Runs differ by 0.4 in logits, ten points of a win rate. About 5 % of such tables may show a star; tested over
+    prompts alone, as if one run were the method, more than 30 % do.
+    """
+    draws, tables, starred, naive = np.random.default_rng(7), 80, 0, 0
+    for _ in range(tables):
+        logits = draws.normal(0, 0.8, 150) + draws.normal(0, 0.4, (7, 3, 1))
+        won = (draws.random((7, 3, 150)) < 1 / (1 + np.exp(-logits))).astype(float)
+        found = [compare_over_seeds(won[n], won[0]).p_value for n in range(1, 7)]
+        alone = [compare(won[n].mean(0), won[0].mean(0)).p_value for n in range(1, 7)]
+        starred, naive = starred + (min(holm(found)) < 0.05), naive + (min(holm(alone)) < 0.05)
+    assert starred / tables <= 0.10
+    assert naive / tables > 0.30
+
+
+def test_a_real_difference_is_found_over_seeds():
+    """Ours wins 15 points more in each of five seeds, which differ by 2."""
+    draws = np.random.default_rng(8)
+    ours = (draws.random((5, 300)) < 0.65 + draws.normal(0, 0.02, (5, 1))).astype(float)
+    theirs = (draws.random((5, 300)) < 0.5 + draws.normal(0, 0.02, (5, 1))).astype(float)
+    found = compare_over_seeds(ours, theirs)
+    assert found.p_value < 0.01
+    assert 0.05 < found.difference.low < 0.15 < found.difference.high < 0.25
+    assert "training seeds" in found.test
+
+
+def test_the_test_over_seeds_by_hand():
+    """Three seeds with differences 0.1, 0.2, 0.3 on every prompt: t = 0.2 / (0.1 / sqrt(3)), 2 degrees.
+
+    P(|t| > 2 sqrt(3)) with 2 degrees of freedom is 1 - t / sqrt(2 + t^2) = 1 - sqrt(12 / 14).
+    """
+    ours = np.repeat([[0.1], [0.2], [0.3]], 40, axis=1)
+    found = compare_over_seeds(ours, np.zeros((3, 40)))
+    assert found.p_value == pytest.approx(1 - math.sqrt(12 / 14))
+    assert found.difference.value == pytest.approx(0.2)
+
+
+def test_one_seed_is_tested_over_prompts_and_says_so():
+    ours, theirs = [[1, 0, 1, 1]], [[0, 0, 0, 0]]
+    assert compare_over_seeds(ours, theirs) == compare(ours[0], theirs[0])
+    assert "not of the methods" in compare_over_seeds(ours, theirs).test
+
+
+def test_prompts_without_a_judgment_are_left_out():
+    ours = [[1, 1, np.nan, 0], [1, 1, 1, 0]]
+    assert compare_over_seeds(ours, np.zeros((2, 4))).ties == 1
+    assert compare_over_seeds(ours, np.zeros((2, 4))).wins == 2
 
 
 def test_identical_methods_differ_by_nothing():

@@ -164,7 +164,7 @@ def summarise_annotations(
     won_B = np.array([_won(row.get("preference")) for row in rows])
     known_B = np.isfinite(won_B)
     refuse_unparsable(int((~known_B).sum()), len(rows))
-    rate = win_rate(won_B[known_B], seed=seed)
+    rate = win_rate(won_B[known_B])
     lengths = [[len(row[key]) for row in rows] for key in ("output_2", "output_1")]
     lc = length_controlled(won_B, *lengths, difficulty_B=difficulties, gamed=gamed, seed=seed)
     return {
@@ -172,9 +172,9 @@ def summarise_annotations(
         "win_rate_se": rate.error,
         "win_rate_low": rate.low,
         "win_rate_high": rate.high,
-        "lc_win_rate": lc.value if lc else None,
-        "lc_win_rate_se": lc.error if lc else None,
-        "lc_form": lc.form if lc else None,
+        "lc_win_rate": lc.value,
+        "lc_win_rate_se": lc.error,
+        "lc_form": lc.form,
         "characters_mean": float(np.mean(lengths[0])),
         "unparsable": int((~known_B).sum()),
         "n": len(rows),

@@ -31,12 +31,20 @@ GAMED_WEIGHT = 0.2
 GAMED_BASELINES = 2
 
 
+FEWEST_PROMPTS = 10
+# Wins and losses, counted in shares, that a fit of two or three coefficients needs of each kind.
+FEWEST_OF_A_KIND = 5
+
+
 @dataclass(frozen=True)
 class LengthControlled:
-    """Hold the length-controlled win rate and its standard error, per cent, and the form of the fit."""
+    """Hold the length-controlled win rate and its standard error, per cent, and the form of the fit.
 
-    value: float
-    error: float
+    value and error are None where the data cannot say; form then says why.
+    """
+
+    value: float | None
+    error: float | None
     form: str
 
 
@@ -48,8 +56,8 @@ def length_controlled(
     difficulty_B: ArrayLike | None = None,
     gamed: pd.DataFrame | None = None,
     seed: int = 0,
-) -> LengthControlled | None:
-    """Return the length-controlled win rate of answers over a baseline's; None below 10 prompts.
+) -> LengthControlled:
+    """Return the length-controlled win rate of answers over a baseline's, or why there is none.
 
     preference_B: in [0, 1], 1 where ours won, NaN where the judge said nothing (left out of the fit).
     length_B, baseline_length_B: characters. difficulty_B: the published difficulty of each instruction.
@@ -57,8 +65,6 @@ def length_controlled(
     Raises ValueError if gamed annotations come without difficulties.
     """
     target_B = np.asarray(preference_B, dtype=float)
-    if len(target_B) < 10:
-        return None
     if gamed is not None and difficulty_B is None:
         raise ValueError(
             "the regularised form needs the instructions' difficulties too: set benchmark.difficulties"
@@ -69,6 +75,8 @@ def length_controlled(
     level = features.copy()
     level[:, 0] = 0.0
     known_B = np.isfinite(target_B)
+    if missing := _missing(target_B[known_B]):
+        return LengthControlled(None, None, f"not identifiable: {missing}")
     rows, targets, weights = _with_gamed(features[known_B], target_B[known_B], gamed)
     strength = _choose_strength(rows, targets, weights)
     predicted_B = _predict(_fit(rows, targets, weights, strength), level)
@@ -78,6 +86,17 @@ def length_controlled(
     return LengthControlled(
         100 * float(predicted_B.mean()), error, "plain" if gamed is None else "regularised"
     )
+
+
+def _missing(target_B: NDArray) -> str:
+    """Say what the fit would lack; without it a penalty alone would make the number (50 % where all is lost)."""
+    if len(target_B) < FEWEST_PROMPTS:
+        return f"{len(target_B)} judged prompts, fewer than {FEWEST_PROMPTS}"
+    won = float(target_B.sum())
+    for what, count in (("won", won), ("lost", len(target_B) - won)):
+        if count < FEWEST_OF_A_KIND:
+            return f"{count:.1f} of {len(target_B)} prompts are {what}, fewer than {FEWEST_OF_A_KIND}"
+    return ""
 
 
 def _features(difference_B: NDArray, difficulty_B: ArrayLike | None) -> NDArray:
@@ -147,9 +166,24 @@ def _bootstrap_error(features: NDArray, target_B: NDArray, seed: int, resamples:
     noise.
     """
     draws, n = np.random.default_rng(seed), len(target_B)
-    level, values = np.array([[0.0, 1.0]]), []
+    levels = []
     for _ in range(resamples):
         drawn = draws.integers(0, n, n)
-        fitted = _fit(features[drawn], target_B[drawn], np.ones(n), float(STRENGTHS[-1]))
-        values.append(_predict(fitted, level)[0])
-    return 100 * float(np.std(values, ddof=1))
+        levels.append(1 / (1 + np.exp(-_newton(features[drawn], target_B[drawn])[-1])))
+    return 100 * float(np.std(levels, ddof=1))
+
+
+def _newton(rows: NDArray, targets: NDArray, penalty: float = 1e-3, steps: int = 25) -> NDArray:
+    """Return the coefficients of a logistic fit by Newton's method; the penalty bounds those of separable rows."""
+    weights = np.zeros(rows.shape[1])
+    for _ in range(steps):
+        probability = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
+        gradient = rows.T @ (probability - targets) + penalty * weights
+        curvature = rows.T @ (rows * (probability * (1 - probability))[:, None]) + penalty * np.eye(
+            len(weights)
+        )
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - step
+        if np.abs(step).max() < 1e-8:
+            break
+    return weights

@@ -138,10 +138,10 @@ def _wins(rows: Sequence[dict], theirs: Sequence[dict] | None, seed: int) -> dic
     if theirs is None:
         return dict.fromkeys(keys)
     won_B = preferences(_column(rows, "score"), _column(theirs, "score"))
-    rate = win_rate(won_B, seed=seed)
+    rate = win_rate(won_B)
     lc = length_controlled(won_B, _column(rows, "characters"), _column(theirs, "characters"), seed=seed)
-    level = (lc.value, lc.error, lc.form) if lc else (None, None, None)
-    return dict(zip(keys, (rate.value, rate.error, rate.low, rate.high, *level), strict=True))
+    values = (rate.value, rate.error, rate.low, rate.high, lc.value, lc.error, lc.form)
+    return dict(zip(keys, values, strict=True))
 
 
 def _row(task: Task, sample: Sample) -> dict[str, Any]:
