@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,40 @@ MIXED = [
     pair("e", " \n", "no", score_chosen=3, score_rejected=3),
     pair("f", "same", "same"),
 ]
+
+
+def trained_tokenizer(
+    template: str, specials: Sequence[str], bos: str | None, eos: str, *, words: bool = False
+) -> PreTrainedTokenizerFast:
+    """Train a BPE with a family's special tokens: byte-level, or with sentencepiece's marked words (`words`).
+
+    Its text holds what merges across boundaries: runs of line breaks, spaces before words, brackets.
+    """
+    tokenizer = Tokenizer(models.BPE(byte_fallback=words, unk_token="<unk>" if words else None))
+    if words:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        alphabet, bytes_ = [], ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    else:
+        # Words are cut as Llama-3's and Qwen's tokenizers cut them: a run of line breaks is one.
+        cut = Regex(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(cut, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet, bytes_ = pre_tokenizers.ByteLevel.alphabet(), []
+    trainer = trainers.BpeTrainer(
+        vocab_size=900 + len(bytes_), special_tokens=[*specials, *bytes_], initial_alphabet=alphabet,
+        show_progress=False,
+    )  # fmt: skip
+    text = f"{template}\n\n\n\nuser yes no [INST] yes [/INST] no\n\n assistant\n\n\nyes <|a|> It is so, I hope. é"
+    tokenizer.train_from_iterator([text] * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=template,
+        additional_special_tokens=list(specials), clean_up_tokenization_spaces=False,
+    )  # fmt: skip

@@ -24,9 +24,10 @@ from sgdpo.data.conversation import (
     render_conversation,
     render_pair,
     render_prompt,
-    require_template,
     tokenise,
 )
+from sgdpo.data.rows import RefusedError
+from sgdpo.data.template import require_template
 
 BOS = "<|begin_of_text|>"
 FAMILIES = [
@@ -204,3 +205,31 @@ def test_a_template_that_rewrites_earlier_turns_cannot_train_them():
         render_conversation(
             character_tokenizer(template), [user("a"), assistant("b"), user("c"), assistant("d")]
         )
+
+
+LOOP = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+BROKEN = {
+    "divides by zero": ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    "never ends": (LOOP, "did not end within"),
+    "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    "writes without end": ("{% for a in range(9000) %}{{ 'a' * 9000 }}{% endfor %}", "more than 50,000,000"),
+    "reaches for the interpreter": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
+    "is no template": ("{% for %}", "TemplateSyntaxError"),
+    "reads what is not there": ("{{ messages[9]['content'] + 'a' }}", "UndefinedError"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_template_that_misbehaves_is_one_error_before_any_row(name):
+    template, words = BROKEN[name]
+    with pytest.raises(ValueError, match=f"{words}.*plain question.*model.chat_template"):
+        require_template(character_tokenizer(template))
+
+
+def test_a_template_that_misbehaves_for_one_row_refuses_that_row_alone():
+    template = CHATML + "{% if 'loop' in messages[0]['content'] %}" + LOOP + "{% endif %}"
+    tokenizer = character_tokenizer(template)
+    require_template(tokenizer)
+    with pytest.raises(RefusedError, match="did not end within"):
+        render(tokenizer, [user("loop")])
+    assert render(tokenizer, [user("a")]).endswith("a<|im_end|>\n")

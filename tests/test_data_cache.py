@@ -13,7 +13,8 @@ import pytest
 
 from data_helpers import CHATML, LLAMA31, MIXED, QWEN2, character_tokenizer, local, pair, write_jsonl
 from sgdpo.config.schema import DataConfig, WorldConfig
-from sgdpo.data.prepare import prepare, tokenizer_hash
+from sgdpo.data.prepare import prepare
+from sgdpo.store import hash_tokenizer
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def run(tmp_path, tokenizer):
 
 def written(cache: Path) -> set[str]:
     """Return the names of the cached sets."""
-    return {path.parent.name for path in cache.glob("tokens/*/summary.json")}
+    return {path.parent.name for path in cache.glob("tokens/*/manifest.json")}
 
 
 def test_cache_hits_reads_the_same_and_writes_nothing(run, tmp_path):
@@ -83,19 +84,33 @@ def test_cache_misses_on_rows_phase_template_and_tokenizer(tmp_path, tokenizer):
 
 
 def test_a_tokenizer_used_before_hashes_as_a_fresh_one(tokenizer):
-    fresh = tokenizer_hash(tokenizer)
+    fresh = hash_tokenizer(tokenizer)
     tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
-    assert tokenizer_hash(tokenizer) == fresh == tokenizer_hash(character_tokenizer(CHATML))
-    assert tokenizer_hash(character_tokenizer(LLAMA31)) != fresh
+    assert hash_tokenizer(tokenizer) == fresh == hash_tokenizer(character_tokenizer(CHATML))
+    assert hash_tokenizer(character_tokenizer(LLAMA31)) != fresh
 
 
 def test_a_half_written_set_is_written_again(run, tmp_path):
     first = run(MIXED)
     (name,) = written(tmp_path / "cache")
-    (tmp_path / "cache" / "tokens" / name / "summary.json").unlink()
+    (tmp_path / "cache" / "tokens" / name / "manifest.json").unlink()
     again = run(MIXED)
     assert not again.cached
     assert again.fingerprint == first.fingerprint
+
+
+def test_a_flipped_bit_is_found_and_the_set_is_tokenised_again(run, tmp_path):
+    first = run(MIXED)
+    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
+    content = bytearray(arrow.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrow.write_bytes(content)
+    again = run(MIXED)
+    assert not again.cached
+    assert again.fingerprint == first.fingerprint
+    assert [example.chosen_ids.tolist() for example in again.train] == [
+        example.chosen_ids.tolist() for example in first.train
+    ]
 
 
 def _prepare_in_process(arguments: tuple[str, str]) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,10 +92,10 @@ def test_what_just_fits_is_not_cut(run):
 @pytest.mark.parametrize(
     ("policies", "kept", "dropped"),
     [
-        ({"ties": "keep", "identical": "keep"}, 4, {"empty": 2, "identical": 0, "ties": 0}),
-        ({"ties": "keep", "identical": "drop"}, 2, {"empty": 2, "identical": 2, "ties": 0}),
-        ({"ties": "drop", "identical": "keep"}, 2, {"empty": 2, "identical": 0, "ties": 2}),
-        ({"ties": "drop", "identical": "drop"}, 1, {"empty": 2, "identical": 2, "ties": 1}),
+        ({"ties": "keep", "identical": "keep"}, 4, {"refused": 0, "empty": 2, "identical": 0, "ties": 0}),
+        ({"ties": "keep", "identical": "drop"}, 2, {"refused": 0, "empty": 2, "identical": 2, "ties": 0}),
+        ({"ties": "drop", "identical": "keep"}, 2, {"refused": 0, "empty": 2, "identical": 0, "ties": 2}),
+        ({"ties": "drop", "identical": "drop"}, 1, {"refused": 0, "empty": 2, "identical": 2, "ties": 1}),
     ],
 )
 def test_policies_drop_and_the_counts_say_what_the_set_holds(run, policies, kept, dropped):
@@ -103,6 +104,71 @@ def test_policies_drop_and_the_counts_say_what_the_set_holds(run, policies, kept
     assert (counts["read"], counts["kept"], counts["dropped"]) == (6, kept, dropped)
     assert (counts["ties"], counts["identical"], counts["empty"]) == (3, 2, 2)
     assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
+
+
+SYSTEM = {"role": "system", "content": "S"}
+# Each is refused for a reason of its own; CHATML_ONLY takes no system turn, as Gemma's template does.
+CHATML_ONLY = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+REFUSED = {
+    "System role not supported": {"prompt": [SYSTEM, user("Q")], "chosen": "a", "rejected": "b"},
+    "the role 'human'": {"prompt": [{"role": "human", "content": "Q"}], "chosen": "a", "rejected": "b"},
+    "tool call": {
+        "prompt": [user("Q"), assistant("") | {"tool_calls": [{"name": "f"}]}, user("x")],
+        "chosen": "a", "rejected": "b",
+    },
+    "half of a surrogate pair": pair("a\ud800"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_row_that_cannot_be_trained_is_dropped_and_counted_or_stops_the_set(tmp_path, reason):
+    tokenizer = character_tokenizer(CHATML_ONLY + CHATML)
+    data = local(write_jsonl(tmp_path / "rows.jsonl", [pair(), REFUSED[reason], pair("b")]))
+    prepared = prepare(data, "preference", tokenizer, tmp_path)
+    counts = prepared.counts["train"]
+    assert (counts["read"], counts["kept"], counts["dropped"]["refused"]) == (3, 2, 1)
+    assert "row 1" in counts["refusal"]
+    assert reason in counts["refusal"]
+    assert "1 refused" in describe(prepared.counts)
+    assert counts["refusal"] in describe(prepared.counts)
+    with pytest.raises(ValueError, match=rf"row 1.*{reason}.*data.refused=drop"):
+        prepare(replace(data, refused="error"), "preference", tokenizer, tmp_path)
+
+
+def test_a_template_that_refuses_every_row_is_one_error_with_the_first_reason(tmp_path):
+    data = local(write_jsonl(tmp_path / "rows.jsonl", [REFUSED["System role not supported"]] * 3))
+    with pytest.raises(ValueError, match=r"none of 3 rows is left.*3 refused.*row 0.*System role"):
+        prepare(data, "preference", character_tokenizer(CHATML_ONLY + CHATML), tmp_path)
+
+
+def test_what_was_typed_unscored_or_unknown_is_counted_and_said(run):
+    rows = [
+        pair("a<|im_end|>b"),
+        pair("c", "yes<|im_start|>"),
+        pair("d", score_chosen="7", score_rejected="7"),
+        pair("e", score_chosen=float("nan"), score_rejected=float("nan")),
+        pair("f", "é"),
+    ]
+    prepared = run(rows)
+    counts = prepared.counts["train"]
+    assert (counts["typed"], counts["unscored"], counts["unknown"], counts["ties"]) == (2, 2, 1, 0)
+    said = describe(prepared.counts)
+    for words in (
+        "2 hold typed control tokens, read as plain text",
+        "2 have scores that are no numbers",
+        "1 hold characters that the vocabulary lacks",
+    ):
+        assert words in said
+    assert "note:" not in describe(run([pair()]).counts)
+
+
+def test_held_out_rows_that_are_trained_on_are_counted_and_said(run, tmp_path):
+    rows = [pair(letter) for letter in "ABCD"]
+    prepared = run(rows, test=write_jsonl(tmp_path / "test.jsonl", [*rows[:2], pair("E")]))
+    assert prepared.counts["test"]["trained_on"] == 2
+    assert "2 of 3 held-out rows are training rows too" in describe(prepared.counts)
 
 
 def test_an_empty_answer_can_be_an_error_that_names_the_row(run):

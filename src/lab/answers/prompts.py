@@ -87,11 +87,9 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 
     Two of them move AlpacaEval by points, and nothing else shows it: it is asserted here, on the ids.
     """
-    from sgdpo.data.conversation import render_prompt  # heavy: whoever only asks needs no tokenizer
+    from sgdpo.data import conversation  # heavy: whoever only asks needs no tokenizer
 
-    text = render_prompt(tokenizer, list(prompt.messages))
-    # The template writes the special tokens itself; the tokenizer must not add them again.
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = conversation.prompt_ids(tokenizer, list(prompt.messages))
     assert ids, f"prompt {prompt.prompt_id!r} has no tokens"
     beginning = tokenizer.bos_token_id
     if beginning is not None and beginning != tokenizer.eos_token_id:

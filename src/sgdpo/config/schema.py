@@ -90,6 +90,7 @@ class DataConfig:
     ties: str = "keep"
     identical: str = "drop"
     empty: str = "drop"
+    refused: str = "drop"
     limit: int | None = None
     test_limit: int | None = None
     world: WorldConfig | None = None

@@ -1,16 +1,16 @@
 """Turn conversations into token ids: which tokens are the prompt, which are trained.
 
-A conversation is rendered once by the tokenizer's own chat template, which writes every special token; the
-tokenizer adds none. The assistant's header (the generation prompt) belongs to the prompt. A completion is
-what the assistant says and the one token that closes the turn; what the template writes after that
-(ChatML's newline) is not trained.
+A conversation is rendered by the tokenizer's own chat template, which writes every special token; the
+tokenizer adds none. The prompt is what the template writes when asked for an answer (its generation prompt):
+what a served model starts from. A completion is all that the template writes from there to the one token that
+closes the turn: a space (Mistral), an empty think block (Qwen-3), a channel (gpt-oss), and the answer. What it
+writes after that (ChatML's newline) is not trained.
 
 The prompt's ids are those of the rendered prompt alone: exactly what generation feeds the model. The
 completion's ids are found in the whole rendering by token offsets. Where the tokenizer merges characters
 across a boundary (an answer that begins with a newline after ChatML's header), there is no such boundary;
 then each piece is tokenised by itself, so that prompt ids stay an exact prefix of both sides. Control
-tokens that somebody typed inside an answer are tokenised as plain text: a completion has one end-of-turn
-token, its last.
+tokens that somebody typed into a message are tokenised as plain text: only the template writes real ones.
 
 Departs from the authors' code, which applies the template to the assistant's turn alone and so trains on a
 second beginning-of-text token, a system block, and a second end token.
@@ -19,33 +19,29 @@ second beginning-of-text token, a system block, and a second end token.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 
-from sgdpo.data.rows import Message
+from sgdpo.data.rows import Message, RefusedError
+from sgdpo.data.template import render
 
-# Llama-3.1's template writes a date into the prompt: today's, unless it is given. This is the one it falls
-# back to itself, so that no run depends on the day it started.
-TEMPLATE_DATE = "26 Jul 2024"
-# Some templates ask the clock instead. A macro of the same name in front of the template answers for it.
-_PINNED_CLOCK = (
-    "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | replace('%b', 'Jul')"
-    " | replace('%B', 'July') | replace('%Y', '2024') | replace('%m', '07')"
-    " | replace('%y', '24') }}{% endmacro +%}"
-)
 _MARK = "⸨answer⸩"
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Hold a rendered conversation in pieces (text, is it trained?); the first piece is the prompt."""
+    """Hold a rendered conversation in pieces (text, is it trained?); the first piece is the prompt.
+
+    typed: where in the whole text somebody typed a control token.
+    """
 
     pieces: list[tuple[str, bool]]
+    typed: tuple[Span, ...] = ()
 
     @property
     def text(self) -> str:
@@ -53,45 +49,36 @@ class Rendered:
         return "".join(text for text, _ in self.pieces)
 
 
-def require_template(tokenizer: Any) -> None:
-    """Raise ValueError with advice for a tokenizer that cannot render or cannot give offsets."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer has no chat template; name one with model.chat_template (a folder or hub id whose "
-            "tokenizer has one, for a base model its instruct sibling, or a .jinja file)"
-        )
-    if not tokenizer.is_fast:
-        raise ValueError(
-            "the tokenizer is not a fast one (no tokenizer.json), so completions cannot be found by offsets; "
-            "convert it with tokenizers, or choose a model that ships tokenizer.json"
-        )
-
-
-def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-    """Render messages by the chat template, the date pinned. Raises ValueError if it refuses them."""
-    template = tokenizer.chat_template
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=_PINNED_CLOCK + template if "strftime_now" in template else template,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            date_string=TEMPLATE_DATE,
-        )
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses the conversation: {error}") from None
-
-
 def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
     """Render the messages up to where the assistant's next words begin."""
     return _around(tokenizer, messages)[0]
 
 
+def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the ids that generation starts from: those of a training example's prompt."""
+    prompt = render_prompt(tokenizer, messages)
+    twin = [*messages, {"role": "assistant", "content": _MARK}]
+    typed = _typed(tokenizer, twin, render(tokenizer, twin), len(prompt))
+    ((ids, _),) = _encode(tokenizer, [(prompt, typed)])
+    return ids
+
+
+def starts_elsewhere(tokenizer: Any) -> str:
+    """Say so if the template's generation prompt is not how its own rendering of an answer begins, else ''."""
+    messages = [{"role": "user", "content": "Hi"}]
+    asked, prompt = render(tokenizer, messages, generation_prompt=True), render_prompt(tokenizer, messages)
+    if prompt.startswith(asked) or not asked.startswith(prompt):
+        return ""
+    return (
+        f"the chat template asks for an answer with {asked[len(prompt) :]!r} but writes given answers without "
+        f"it: prompts end before it, in training and in evaluation"
+    )
+
+
 def render_pair(tokenizer: Any, messages: Sequence[Message], chosen: str, rejected: str) -> list[Rendered]:
     """Render both sides of a pair; their first pieces, the prompt, are equal. A template may trim answers."""
     around = _around(tokenizer, messages)
-    sides = [_completion(tokenizer, messages, answer, around) for answer in (chosen, rejected)]
-    return [Rendered([(around[0], False), (completion, True)]) for completion in sides]
+    return [_side(tokenizer, messages, answer, around) for answer in (chosen, rejected)]
 
 
 def render_conversation(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
@@ -101,27 +88,27 @@ def render_conversation(tokenizer: Any, messages: Sequence[Message]) -> Rendered
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or index == 0:
             continue
-        head, tail = _around(tokenizer, messages[:index])
-        completion = _completion(tokenizer, messages[:index], message["content"], (head, tail))
+        around = _around(tokenizer, messages[:index])
+        (head, _), (completion, _) = _side(tokenizer, messages[:index], message["content"], around).pieces
         if not whole.startswith(head + completion) or len(head) < end:
-            raise ValueError(
+            raise RefusedError(
                 "the chat template renders an earlier turn differently once more turns follow, so several "
                 "turns cannot be trained at once; split the conversation into rows of one answer"
             )
         pieces += [(head[end:], False), (completion, True)]
         end = len(head) + len(completion)
-    return Rendered(pieces)
+    return Rendered(pieces, _typed(tokenizer, messages, whole, end))
 
 
 def tokenise(tokenizer: Any, rendered: Sequence[Rendered]) -> list[list[list[int]]]:
     """Return for each rendered conversation the ids of each of its pieces."""
-    whole = _encode(tokenizer, [item.text for item in rendered])
+    whole = _encode(tokenizer, [(item.text, item.typed) for item in rendered])
     # Both sides of a pair share their prompt; tokenising is what preparing a large set costs.
-    prompts = list(dict.fromkeys(item.pieces[0][0] for item in rendered))
+    prompts = list(dict.fromkeys(next(_texts(item)) for item in rendered))
     prompt_ids = dict(zip(prompts, (ids for ids, _ in _encode(tokenizer, prompts)), strict=True))
     return [
-        (not _typed_control_token(tokenizer, item) and _split(item, *both, prompt_ids[item.pieces[0][0]]))
-        or _piecewise(tokenizer, item)
+        _split(item, *both, prompt_ids[next(_texts(item))])
+        or [ids for ids, _ in _encode(tokenizer, list(_texts(item)))]
         for item, both in zip(rendered, whole, strict=True)
     ]
 
@@ -143,24 +130,33 @@ def join(pieces: Sequence[Sequence[int]], rendered: Rendered) -> tuple[list[int]
 
 
 def _around(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
-    """Return what the template writes before and after the words of an assistant's next turn."""
+    """Return the prompt, and what the template writes after the words of the assistant's next turn."""
     text = render(tokenizer, [*messages, {"role": "assistant", "content": _MARK}])
     head, mark, tail = text.rpartition(_MARK)
     if not mark:
         raise ValueError("the chat template does not write the assistant's words; choose another template")
-    return head, tail
+    asked = render(tokenizer, messages, generation_prompt=True)
+    if not head.startswith(asked):
+        return head, tail
+    # A template that knows no generation prompt leaves the header out, which is not the model's to say.
+    if head[len(asked) :].strip() and asked == render(tokenizer, messages):
+        return head, tail
+    return asked, tail
 
 
-def _completion(tokenizer: Any, messages: Sequence[Message], answer: str, around: tuple[str, str]) -> str:
-    """Return an answer as the template writes it, with its closing end-of-turn token."""
-    head, tail = around
-    text = render(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-    if not (text.startswith(head) and text[len(head) :].endswith(tail)):
-        raise ValueError(
+def _side(tokenizer: Any, messages: Sequence[Message], answer: str, around: tuple[str, str]) -> Rendered:
+    """Return the prompt and an answer as the template writes it, with its closing end-of-turn token."""
+    prompt, tail = around
+    turns = [*messages, {"role": "assistant", "content": answer}]
+    text = render(tokenizer, turns)
+    if not (text.startswith(prompt) and text[len(prompt) :].endswith(tail)):
+        raise RefusedError(
             "the chat template writes the turns before an answer differently for different answers, so "
             "prompt and completion cannot be told apart; choose a plainer template with model.chat_template"
         )
-    return text[len(head) : len(text) - len(tail)] + _closing(tokenizer, tail)
+    completion = text[len(prompt) : len(text) - len(tail)] + _closing(tokenizer, tail)
+    typed = _typed(tokenizer, turns, text, len(prompt) + len(completion))
+    return Rendered([(prompt, False), (completion, True)], typed)
 
 
 def _closing(tokenizer: Any, tail: str) -> str:
@@ -184,16 +180,73 @@ def _alternatives(words: frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(words, key=lambda w: (-len(w), w)))) or r"(?!)")
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+def _typed(tokenizer: Any, messages: Sequence[Message], text: str, end: int) -> tuple[Span, ...]:
+    """Return where in the first `end` characters of the rendering a message's own control tokens stand.
+
+    They are found in a twin of the conversation that holds as many placeholders instead.
+    """
+    special = _special_tokens(tokenizer)
+    if not any(special.search(message["content"]) for message in messages):
+        return ()
+    used = set().union(*(message["content"] for message in messages))
+    placeholder = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+    hidden = [
+        message | {"content": special.sub(lambda found: placeholder * len(found[0]), message["content"])}
+        for message in messages
+    ]
+    twin = render(tokenizer, hidden)
+    if len(twin) != len(text) or any(b not in (a, placeholder) for a, b in zip(text, twin, strict=True)):
+        raise RefusedError("the chat template treats the control tokens that a message holds as its own")
+    return tuple(found.span() for found in re.finditer(f"{placeholder}+", twin[:end]))
+
+
+def _texts(item: Rendered) -> Iterator[tuple[str, tuple[Span, ...]]]:
+    """Yield each piece's text with what was typed into it, counted from the piece's start."""
+    start = 0
+    for text, _ in item.pieces:
+        end = start + len(text)
+        yield text, tuple((a - start, b - start) for a, b in item.typed if start <= a and b <= end)
+        start = end
+
+
+def _encode(
+    tokenizer: Any, texts: Sequence[tuple[str, tuple[Span, ...]]]
+) -> list[tuple[list[int], list[Span]]]:
+    """Return ids and offsets of each text; what was typed is plain text."""
     if not texts:
         return []
-    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-    return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+    found = tokenizer([text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        _plain(tokenizer, text, typed, ids, offsets) if typed else (ids, offsets)
+        for (text, typed), ids, offsets in zip(
+            texts, found["input_ids"], found["offset_mapping"], strict=True
+        )
+    ]
 
 
-def _split(
-    item: Rendered, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]
-) -> list[list[int]] | None:
+def _plain(
+    tokenizer: Any, text: str, typed: Sequence[Span], ids: Sequence[int], offsets: Sequence[Span]
+) -> tuple[list[int], list[Span]]:
+    """Spell out the control tokens that lie in what was typed; the tokens around them stay."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    plain_ids, plain_offsets = [], []
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        if token in special and any(a < end and start < b for a, b in typed):
+            # Behind a line break, or a tokenizer that begins every text with a space would add one here.
+            spelt = tokenizer("\n" + text[start:end], add_special_tokens=False, split_special_tokens=True,
+                              return_offsets_mapping=True)  # fmt: skip
+            for part, (a, b) in zip(spelt["input_ids"], spelt["offset_mapping"], strict=True):
+                if b > 1:
+                    plain_ids.append(part)
+                    plain_offsets.append((start + max(a, 1) - 1, start + b - 1))
+        else:
+            plain_ids.append(token)
+            plain_offsets.append((start, end))
+    return plain_ids, plain_offsets
+
+
+def _split(item: Rendered, ids: list[int], offsets: list[Span], prompt: list[int]) -> list[list[int]] | None:
     """Cut the whole rendering's ids at the pieces' boundaries; None if a token lies across one."""
     pieces, first, end = [], 0, 0
     for text, _ in item.pieces:
@@ -206,28 +259,3 @@ def _split(
         pieces.append(ids[first:last])
         first = last
     return pieces if pieces[0] == prompt else None
-
-
-def _piecewise(tokenizer: Any, item: Rendered) -> list[list[int]]:
-    """Tokenise each piece by itself; in a completion all but the closing token is plain text."""
-    ids = []
-    for text, trained in item.pieces:
-        words, closing = _without_closing(tokenizer, text) if trained else ("", text)
-        plain = (
-            tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            if words
-            else []
-        )
-        ids.append(plain + tokenizer(closing, add_special_tokens=False)["input_ids"])
-    return ids
-
-
-def _without_closing(tokenizer: Any, text: str) -> tuple[str, str]:
-    *_, last = _special_tokens(tokenizer).finditer(text)
-    return text[: last.start()], text[last.start() :]
-
-
-def _typed_control_token(tokenizer: Any, item: Rendered) -> bool:
-    """Say whether a completion holds a control token beside its closing one."""
-    find = _special_tokens(tokenizer).findall
-    return any(trained and len(find(text)) > 1 for text, trained in item.pieces)

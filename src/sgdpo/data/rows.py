@@ -8,21 +8,32 @@ or {chosen}. Scores {score_chosen, score_rejected} are read if they are there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, str]
+# A role is written into the prompt as it is: an unknown one could spell a control token there.
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class RefusedError(ValueError):
+    """Say why a sound row cannot be trained on here; `data.refused` drops such rows or stops at the first."""
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """Hold a preference row: the shared messages and both answers; tie is True for two equal scores."""
+    """Hold a preference row: the shared messages and both answers.
+
+    tie: both scores are there and equal. unscored: a score is there that is no finite number.
+    """
 
     prompt: list[Message]
     chosen: str
     rejected: str
     tie: bool
+    unscored: bool = False
 
 
 def missing_columns(found: Sequence[str], phase: str) -> str:
@@ -47,12 +58,13 @@ def pair_row(row: Mapping[str, Any]) -> PairRow:
             "turn; correct the row or leave it out"
         )
     scores = row.get("score_chosen"), row.get("score_rejected")
-    return PairRow(
-        chosen[:-1],
-        chosen[-1]["content"],
-        rejected[-1]["content"],
-        tie=None not in scores and scores[0] == scores[1],
-    )
+    unscored = any(score is not None and not _is_number(score) for score in scores)
+    tie = None not in scores and not unscored and scores[0] == scores[1]
+    return PairRow(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], tie, unscored)
+
+
+def _is_number(score: Any) -> bool:
+    return isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score)
 
 
 def sft_row(row: Mapping[str, Any]) -> list[Message]:
@@ -108,7 +120,7 @@ def _full_conversation(prompt: Any, before: list[Message], answer: list[Message]
 
 
 def _messages(value: Any, name: str) -> list[Message]:
-    """Return plain messages. A null content (a tool call) reads as empty."""
+    """Return plain messages; a null content reads as empty. Raises RefusedError for what is no plain text."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"{name} must be a string or a list of messages, not {type(value).__name__}")
     for message in value:
@@ -116,4 +128,18 @@ def _messages(value: Any, name: str) -> list[Message]:
             raise ValueError(f"{name} has an entry that is no message; each is {{role: ..., content: ...}}")
         if not isinstance(message.get("content", 0), str | None):
             raise ValueError(f"{name} has a message whose content is no text; only text is supported")
+        if message["role"] not in ROLES:
+            raise RefusedError(f"{name} has the role {message['role']!r}; known: {', '.join(ROLES)}")
+        if message.get("tool_calls"):
+            raise RefusedError(f"{name} has a tool call, which would be lost: only text is trained")
+        if message["content"] and not _is_text(message["content"]):
+            raise RefusedError(f"{name} holds half of a surrogate pair, which is no character")
     return [{"role": message["role"], "content": message["content"] or ""} for message in value]
+
+
+def _is_text(content: str) -> bool:
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

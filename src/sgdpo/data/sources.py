@@ -93,6 +93,7 @@ def _setting_errors(data: DataConfig) -> list[str]:
         "ties": ("keep", "drop"),
         "identical": ("keep", "drop"),
         "empty": ("drop", "error"),
+        "refused": ("drop", "error"),
     }.items():
         if getattr(data, name) not in allowed:
             errors.append(f"data.{name} must be {' or '.join(allowed)}, not {getattr(data, name)!r}")

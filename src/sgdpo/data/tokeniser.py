@@ -1,8 +1,8 @@
 """Read, render, tokenise and cut the rows of one split, and count what happens to them.
 
-Order of the policies: an empty answer first, then two identical answers, then a tie; a dropped row is counted
-under the first that drops it, while `ties`, `identical` and `empty` count what the set holds. Two answers are
-identical if their trained tokens are, after truncation.
+Order of the policies: a row that cannot be trained on (refused), an empty answer, then two identical answers,
+then a tie; a dropped row is counted under the first that drops it, while `ties`, `identical` and `empty` count
+what the set holds. Two answers are identical if their trained tokens are, after truncation.
 
 Truncation, the same for both sides: the prompt from the left to max_prompt_length (a beginning-of-text token
 stays), then each completion from the right to what max_length leaves beside the prompt.
@@ -14,6 +14,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -23,11 +24,12 @@ from tqdm import tqdm
 from sgdpo.config.schema import DataConfig
 from sgdpo.data.conversation import Rendered, cut_prompt, join, render_conversation, render_pair, tokenise
 from sgdpo.data.example import Example
-from sgdpo.data.rows import pair_row, sft_row
+from sgdpo.data.rows import RefusedError, pair_row, sft_row
 from sgdpo.data.sources import Source, check_columns
 
 _BATCH = 256
 SIDES = ("prompt", "chosen", "rejected")
+DROPPED = ("refused", "empty", "identical", "ties")
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Tokeniser:
     limit: int | None
     tally: Counter[str] = field(default_factory=Counter)
     lengths: list[tuple[int, int, int]] = field(default_factory=list)
+    refusal: str = ""
     seen: Counter[bytes] = field(default_factory=Counter)
 
     def examples(self) -> Iterator[Example]:
@@ -67,9 +70,10 @@ class Tokeniser:
                 for key, value in self.tally.items()
                 if key.startswith("drop/")
             )
+            first = f"; the first refused: {self.refusal}" if self.refusal else ""
             raise ValueError(
                 f"{self.source.name}: none of {self.tally['read']} rows is left after filtering ({reasons}); "
-                f"look at data.ties, data.identical and data.empty"
+                f"look at data.ties, data.identical, data.empty and data.refused{first}"
             )
 
     def counts(self) -> dict[str, Any]:
@@ -81,15 +85,16 @@ class Tokeniser:
             "read": self.tally["read"],
             "kept": len(self.lengths),
             "cut": {side: self.tally[f"cut/{side}"] for side in sides},
-            "dropped": {reason: self.tally[f"drop/{reason}"] for reason in ("empty", "identical", "ties")},
-            "ties": self.tally["ties"],
-            "identical": self.tally["identical"],
-            "empty": self.tally["empty"],
+            "dropped": {reason: self.tally[f"drop/{reason}"] for reason in DROPPED},
+            **{
+                key: self.tally[key] for key in ("ties", "identical", "empty", "typed", "unscored", "unknown")
+            },
+            "refusal": self.refusal,
             "lengths": {side: _statistics(lengths[:, column]) for column, side in enumerate(sides)},
         }
 
     def _draft(self, number: int, row: dict[str, Any]) -> _Draft | None:
-        """Read and render a row; None if it has an empty answer, which the policy drops."""
+        """Read and render a row; None if it is refused or has an empty answer, which the policies drop."""
         check_columns(self.source, row, self.phase)
         self.tally["read"] += 1
         try:
@@ -97,6 +102,7 @@ class Tokeniser:
                 return self._sft_draft(number, row)
             pair = pair_row(row)
             self.tally["ties"] += pair.tie
+            self.tally["unscored"] += pair.unscored
             if self._empty(pair.chosen, pair.rejected):
                 # An empty pair may be an identical one too; the counts say what the set holds.
                 self.tally["identical"] += pair.chosen.strip() == pair.rejected.strip()
@@ -104,6 +110,13 @@ class Tokeniser:
             return _Draft(
                 number, render_pair(self.tokenizer, pair.prompt, pair.chosen, pair.rejected), pair.tie
             )
+        except RefusedError as error:
+            refusal = f"{self.source.name}, row {number}: {error}"
+            if self.data.refused == "error":
+                raise ValueError(f"{refusal}; leave such rows out with data.refused=drop") from None
+            self.refusal = self.refusal or refusal
+            self.tally["drop/refused"] += 1
+            return None
         except ValueError as error:
             raise ValueError(f"{self.source.name}, row {number}: {error}") from None
 
@@ -126,12 +139,20 @@ class Tokeniser:
         pieces = iter(tokenise(self.tokenizer, [side for draft in drafts for side in draft.sides]))
         for draft in drafts:
             sides = [next(pieces) for _ in draft.sides]
+            self.tally["typed"] += any(side.typed for side in draft.sides)
+            self.tally["unknown"] += any(self._unknown in piece for side in sides for piece in side)
             example = self._example(draft, sides)
             if not self._dropped(draft, example):
                 self.lengths.append(
                     tuple(map(len, (example.prompt_ids, example.chosen_ids, example.rejected_ids)))
                 )
                 yield example
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """Return the id of what the vocabulary lacks; None if it lacks nothing or the id ends texts as well."""
+        unknown = self.tokenizer.unk_token_id
+        return None if unknown in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) else unknown
 
     def _example(self, draft: _Draft, sides: list[list[list[int]]]) -> Example:
         """Cut a row to the maximum lengths. A conversation without a rejected side gets an empty one."""
