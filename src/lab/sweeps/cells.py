@@ -7,7 +7,8 @@ gets its values on a copy, with Hydra's own function. A test compares the two wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +16,42 @@ from pathlib import Path
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.runs.records import view_run
+from sgdpo.runs.records import RunView, read_runs
 
 # What says how a sweep is run, not which cell this is.
-HOW = ("sweep", "launcher", "n_jobs", "hydra", "dry_run", "force")
+HOW = ("sweep", "launcher", "n_jobs", "hydra", "dry_run", "force", "label")
+# Swept keys that a run's name holds anyway.
+IN_EVERY_NAME = ("method", "model", "data", "seed", "ratio.chosen", "ratio.rejected")
+LONGEST_LABEL = 60
+
+
+class SweepError(CompactHydraException, ValueError):
+    """Say what is wrong with a sweep, before anything starts. Hydra prints it without a traceback."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Hold one cell: its overrides, its typed run, its identity, and that of its SFT start if it has one."""
+    """Hold one cell: its overrides, its typed run, its identity, and that of its SFT start if it has one.
+
+    before: the run of the experiment that has these settings already, whatever it is called; None if none has.
+    """
 
     overrides: tuple[str, ...]
     run: RunConfig
     identity: Identity
     start: Identity | None
+    before: RunView | None = None
 
     @property
     def name(self) -> str:
         """Return the name of its run, which is its folder's."""
-        return self.identity.name
+        return self.before.name if self.before else self.identity.name
 
     @property
     def folder(self) -> Path:
@@ -47,21 +60,8 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Say whether the record of this very run is finished; reads one file."""
-        run = view_run(self.folder)
-        return run.status == "finished" and run["settings_hash"] == self.identity.settings_hash
-
-    @property
-    def processes(self) -> int:
-        """Return how many processes train it on this machine."""
-        return self.run.engine.num_processes
-
-
-def make_cell(overrides: Sequence[str], config: DictConfig) -> Cell:
-    """Return the cell of a composed and valid config."""
-    run = to_run_config(config)
-    start = run_identity(start_config(run)) if needs_start(run) else None
-    return Cell(tuple(overrides), run, run_identity(run), start)
+        """Say whether this very run was finished when the sweep was composed."""
+        return self.before is not None and self.before.status == "finished"
 
 
 class Composer:
@@ -71,6 +71,7 @@ class Composer:
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create(config_loader=loader)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._runs: dict[Path, Mapping[str, RunView]] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the cell's config without Hydra's own node. Raises Hydra's and OmegaConf's errors."""
@@ -87,16 +88,50 @@ class Composer:
         )
         return config
 
+    def cell(self, overrides: Sequence[str], config: DictConfig | None = None) -> Cell:
+        """Return the cell of a valid config, with the run that has its settings already."""
+        run = to_run_config(self.compose(overrides) if config is None else config)
+        start = run_identity(start_config(run)) if needs_start(run) else None
+        identity = run_identity(run)
+        return Cell(tuple(overrides), run, identity, start, self.runs_of(run).get(identity.settings_hash))
+
+    def runs_of(self, run: RunConfig) -> Mapping[str, RunView]:
+        """Return the experiment's runs by their settings, broken ones by name; each record is read once."""
+        folder = Path(run.outputs) / run.experiment
+        if folder not in self._runs:
+            # Two folders may hold the same settings, a copy for one: a finished run comes last and stays.
+            views = sorted(read_runs(run.outputs, run.experiment), key=lambda view: view.status == "finished")
+            self._runs[folder] = {view["settings_hash"] or view.name: view for view in views}
+        return self._runs[folder]
+
     def _chooses_a_group(self, override: Override) -> bool:
         return self.loader.repository.group_exists(override.key_or_group)
 
 
 def label_cells(batch: Sequence[Sequence[str]]) -> list[str]:
     """Return short names: the overrides in which the cells of one sweep differ, "ratio.chosen=0.6 seed=1"."""
-    everywhere = set.intersection(*(set(overrides) for overrides in batch)) if len(batch) > 1 else set()
     labels = []
+    for own, differing in _own_overrides(batch):
+        labels.append(" ".join(differing) or " ".join(own) or "the run itself")
+    return labels
+
+
+def label_runs(batch: Sequence[Sequence[str]]) -> list[str]:
+    """Return for every cell what its run's name shall hold of the swept keys: "lr1e-4", often nothing."""
+    labels = []
+    for _, differing in _own_overrides(batch):
+        pairs = [override.lstrip("+").split("=", 1) for override in differing]
+        words = [f"{k.rsplit('.', 1)[-1]}{Path(v).name}" for k, v in pairs if k not in IN_EVERY_NAME]
+        labels.append(re.sub(r"[^\w.+-]+", "_", "-".join(words))[:LONGEST_LABEL].strip(".-_"))
+    return labels
+
+
+def _own_overrides(batch: Sequence[Sequence[str]]) -> list[tuple[list[str], list[str]]]:
+    """Return (overrides that say which cell this is, those of them that not every cell has) of each cell."""
+    everywhere = set.intersection(*(set(overrides) for overrides in batch)) if len(batch) > 1 else set()
+    found = []
     for overrides in batch:
         own = [o for o in overrides if o.lstrip("+").split("=")[0].split(".")[0] not in HOW]
         own = [o for o in own if "{" not in o]  # ratio.rejected=${ratio.chosen} says nothing of its own
-        labels.append(" ".join(o for o in own if o not in everywhere) or " ".join(own) or "the run itself")
-    return labels
+        found.append((own, [o for o in own if o not in everywhere] if len(batch) > 1 else []))
+    return found

@@ -10,15 +10,14 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from lab.sweeps.cells import Cell
-from sgdpo.processes import how_it_ended, kill_tree
+from lab.sweeps.cells import Cell, SweepError
+from sgdpo.processes import how_it_ended, kill_tree, start_python
 from sgdpo.runs.records import view_run
 
 OUTPUT = "output.log"
@@ -174,10 +173,56 @@ class Pool:
 
 def _spawn(task: Task, slot: Mapping[str, str]) -> subprocess.Popen:
     """Start a worker in a session of its own: Ctrl-C reaches the launcher, which then kills the workers."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "lab.sweeps.worker", str(task.script), task.function, str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **slot},
-        start_new_session=True,
-    )
+    return start_python(
+        "lab.sweeps.worker", str(task.script), task.function, env={**os.environ, **slot},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def slots_for(cells: Sequence[Cell], n_jobs: int) -> list[dict[str, str]]:
+    """Return the environment of each slot: its share of the cores, its GPUs.
+
+    They depend on n_jobs, not on how many cells are left: a continued sweep computes with the same threads.
+    """
+    gpus = [] if all(cell.run.device == "cpu" for cell in cells) else visible_gpus()
+    processes = max(cell.run.engine.num_processes for cell in cells)
+    slots = [slot | share_of_cores(n_jobs) for slot in gpu_slots(gpus, n_jobs, processes)]
+    return slots[: len(cells)]
+
+
+def share_of_cores(n_jobs: int) -> dict[str, str]:
+    """Return the thread settings of one of n_jobs processes; the user's own settings stay.
+
+    Idle threads soon sleep instead of spinning: beside other busy processes spinning made steps many times slower.
+    """
+    ours = {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // n_jobs)),
+        "GOMP_SPINCOUNT": "20000",
+    }
+    return {key: value for key, value in ours.items() if key not in os.environ}
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def gpu_slots(gpus: Sequence[str], n_jobs: int, processes: int) -> list[dict[str, str]]:
+    """Return the environment of each of n_jobs slots, `processes` GPUs for a cell.
+
+    One job keeps what is visible. Single-process cells may share a GPU when there are fewer GPUs than jobs.
+    Raises SweepError if cells of several processes do not fit.
+    """
+    if not gpus or n_jobs == 1:
+        return [{}] * n_jobs
+    if n_jobs * processes > len(gpus) and processes > 1:
+        raise SweepError(
+            f"error: n_jobs={n_jobs} cells of {processes} processes need {n_jobs * processes} GPUs, "
+            f"{len(gpus)} are visible; use n_jobs={max(1, len(gpus) // processes)}"
+        )
+    first = [slot * processes % len(gpus) for slot in range(n_jobs)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i : i + processes])} for i in first]

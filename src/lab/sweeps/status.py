@@ -1,18 +1,16 @@
-"""How the cells of an experiment stand, from the sweep's plan and the run records; works while it runs."""
+"""How the cells of an experiment stand, from the sweep's roster and the run records; works while it runs."""
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.sweeps.cells import Cell, label_cells
-from lab.sweeps.errors import SweepError
-from lab.sweeps.plan import PLAN, Plan, read_plan
-from lab.sweeps.progress import clock, run_progress
+from lab.sweeps.cells import SweepError
+from lab.sweeps.roster import ROSTER, Roster, read_roster
+from lab.sweeps.screen import clock, run_progress
 from sgdpo.runs.records import RunView, list_experiments, read_runs
 
 STATES = ("done", "running", "failed", "interrupted", "missing", "broken")
@@ -29,9 +27,9 @@ class CellState:
     detail: str = ""
 
 
-def cell_states(plan: Plan, runs: Mapping[str, RunView]) -> list[CellState]:
-    """Return the state of every cell of the plan, in its order."""
-    return [_state(name, entry, runs.get(name)) for name, entry in plan.cells.items()]
+def cell_states(roster: Roster, runs: Mapping[str, RunView]) -> list[CellState]:
+    """Return the state of every cell of the roster, in its order."""
+    return [_state(name, entry, runs.get(name)) for name, entry in roster.cells.items()]
 
 
 def _state(name: str, entry: Mapping[str, Any], run: RunView | None) -> CellState:
@@ -56,16 +54,16 @@ def last_line(text: str | None) -> str:
 def experiment_status(outputs: Path, experiment: str) -> str:
     """Return the status page of one experiment. Raises SweepError if there is no such experiment."""
     runs = {run.name: run for run in read_runs(outputs, experiment)}
-    plan = read_plan(Path(outputs) / experiment)
-    if plan is None and not runs:
+    roster = read_roster(Path(outputs) / experiment)
+    if roster is None and not runs:
         known = ", ".join(_experiments(outputs)) or "none yet; python src/train.py sweep=ratio_grid makes one"
         raise SweepError(f"error: no experiment {experiment!r} under {outputs}. There are: {known}")
-    if plan is None:
-        plan = _plan_of_runs(Path(outputs) / experiment, runs)
-    states = cell_states(plan, runs)
-    beside = [run for name, run in runs.items() if name not in plan.cells]
+    if roster is None:
+        roster = _roster_of_runs(Path(outputs) / experiment, runs)
+    states = cell_states(roster, runs)
+    beside = [run for name, run in runs.items() if name not in roster.cells]
     parts = [f"{experiment}: {_totals(states)}", *render_grid(states), *_details(states), *_beside(beside)]
-    return "\n".join([*parts, _next(plan, states, experiment)])
+    return "\n".join([*parts, _next(roster, states, experiment)])
 
 
 def overview(outputs: Path) -> str:
@@ -79,21 +77,21 @@ def overview(outputs: Path) -> str:
     lines = []
     for experiment in experiments:
         runs = {run.name: run for run in read_runs(outputs, experiment)}
-        plan = read_plan(Path(outputs) / experiment) or _plan_of_runs(Path(outputs) / experiment, runs)
-        running = "  (sweep running)" if plan.command and plan.alive else ""
-        lines.append(f"{experiment:{width}}  {_totals(cell_states(plan, runs))}{running}")
+        roster = read_roster(Path(outputs) / experiment) or _roster_of_runs(Path(outputs) / experiment, runs)
+        running = "  (sweep running)" if roster.command and roster.alive else ""
+        lines.append(f"{experiment:{width}}  {_totals(cell_states(roster, runs))}{running}")
     return "\n".join([*lines, "one of them: make status EXPERIMENT=..."])
 
 
 def _experiments(outputs: Path) -> list[str]:
-    planned = {path.parent.name for path in Path(outputs).glob(f"*/{PLAN}")}
-    return sorted({*list_experiments(outputs), *planned})
+    rostered = {path.parent.name for path in Path(outputs).glob(f"*/{ROSTER}")}
+    return sorted({*list_experiments(outputs), *rostered})
 
 
-def _plan_of_runs(folder: Path, runs: Mapping[str, RunView]) -> Plan:
-    """Stand in for the plan of an experiment that had no sweep: its runs, as they are."""
+def _roster_of_runs(folder: Path, runs: Mapping[str, RunView]) -> Roster:
+    """Stand in for the roster of an experiment that had no sweep: its runs, as they are."""
     entries = {name: {"label": name, "error": None} for name in runs}
-    return Plan(folder, "", 1, entries)
+    return Roster(folder, "", entries, pid=None)
 
 
 def _totals(states: Sequence[CellState]) -> str:
@@ -171,38 +169,14 @@ def _beside(runs: Sequence[RunView]) -> list[str]:
     return lines + [f"  {run.name}  {run_progress(run)}" for run in runs if run.status == "running"]
 
 
-def _next(plan: Plan, states: Sequence[CellState], experiment: str) -> str:
+def _next(roster: Roster, states: Sequence[CellState], experiment: str) -> str:
     left = [state for state in states if state.state != "done"]
-    if plan.command and plan.alive:
-        return f"\nthe sweep is running (process {plan.process['pid']})"
+    if roster.command and roster.alive:
+        return f"\nthe sweep is running (process {roster.pid})"
     if any(state.state == "broken" for state in left):
         return "\nnext: move the broken records away (their errors say why), then run the sweep again"
-    if left and plan.command:
-        return f"\nnext (finished cells are skipped): {plan.command}"
+    if left and roster.command:
+        return f"\nnext (finished cells are skipped): {roster.command}"
     if left:
         return "\nnext: run the same commands again; interrupted runs continue"
-    grid = any("ratio." in state.label for state in states)
-    return "\nnothing is left to run" + (f"; next: python scripts/best.py {experiment}" if grid else "")
-
-
-def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:
-    """Return what a sweep would do, and how long: a guess from runs of the same model and data."""
-    labels = label_cells([cell.overrides for cell in cells])
-    open_names = {cell.name for cell in todo}
-    lines = [
-        f"  {'would run' if cell.name in open_names else 'finished '}  {label}   {cell.name}"
-        for cell, label in zip(cells, labels, strict=True)
-    ]
-    seconds = _usual_seconds(cells[0])
-    jobs = cells[0].run.n_jobs
-    about = (
-        f"about {clock(seconds * len(todo) / jobs)} with n_jobs={jobs}" if seconds else "time not known yet"
-    )
-    return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} would run: {about}; nothing was started"])
-
-
-def _usual_seconds(cell: Cell) -> float | None:
-    wanted = {"model": cell.run.model.name, "dataset": cell.run.data.name, "phase": cell.run.method["phase"]}
-    runs = [run for run in read_runs(Path(cell.run.outputs)) if run.status == "finished"]
-    times = [run["seconds"] for run in runs if all(run[key] == value for key, value in wanted.items())]
-    return statistics.median(times) if times else None
+    return f"\nnothing is left to run; next: make results EXPERIMENT={experiment}"

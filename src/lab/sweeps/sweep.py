@@ -1,11 +1,13 @@
-"""One sweep in order: expand, check every cell, leave out what is finished, launch, say how it went."""
+"""One sweep in order: expand, check every cell, leave out what is finished, launch, say how it went and what came out."""
 
 from __future__ import annotations
 
 import shlex
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
-from lab.sweeps.cells import Cell, Composer
-from lab.sweeps.check import check_cells
-from lab.sweeps.errors import SweepError
-from lab.sweeps.expand import expand
-from lab.sweeps.plan import Plan, open_plan
-from lab.sweeps.status import preview
-from lab.sweeps.summary import summarise_sweep
-from sgdpo.runs.records import view_run
+from lab.sweeps.cells import Cell, Composer, SweepError, label_cells
+from lab.sweeps.grid import check_cells, expand
+from lab.sweeps.pool import OUTPUT
+from lab.sweeps.roster import Roster, open_roster
+from lab.sweeps.screen import clock
+from lab.sweeps.status import last_line
+from sgdpo.config.identity import start_config
+from sgdpo.config.schema import RunConfig
+from sgdpo.runs.records import RunView, find_result, read_runs, view_run
+
+# The record's field `shared`: what a run found made by another one, and what it made itself.
+SHARED = (
+    ("start", "SFT start", "trained"),
+    ("tokens", "tokenised set", "built"),
+    ("reference", "reference cache", "built"),
+)
 
 
 def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
@@ -35,12 +45,13 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     if first.dry_run:
         print(preview(cells, todo))
         return []
-    plan = open_plan(cells, this_command())
-    print(f"{len(cells)} cells are valid; {len(cells) - len(todo)} are finished already", flush=True)
-    began = time.monotonic()
-    results = _launch(sweeper, todo, plan) if todo else []
-    failed = _failures(todo, results, plan)
-    print(summarise_sweep(cells, todo, failed, time.monotonic() - began, plan.command), flush=True)
+    with open_roster(cells, this_command()) as roster:
+        print(f"{len(cells)} cells are valid; {len(cells) - len(todo)} are finished already", flush=True)
+        began = time.monotonic()
+        results = _launch(sweeper, todo, roster) if todo else []
+        failed = _failures(todo, results, roster)
+        print(summarise(cells, todo, failed, time.monotonic() - began, roster.command), flush=True)
+    _show_results(first)
     if failed:
         raise SystemExit(1)
     return [results]
@@ -66,15 +77,15 @@ def _checked(sweeper: Any, arguments: Sequence[str]) -> list[Cell]:
     return check_cells(batch, Composer(loader, sweeper.config))
 
 
-def _launch(sweeper: Any, todo: Sequence[Cell], plan: Plan) -> Sequence[Any]:
+def _launch(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Sequence[Any]:
     try:
         return sweeper.launcher.launch([list(cell.overrides) for cell in todo], initial_job_idx=0)
     except KeyboardInterrupt:
-        print(f"\nstopped; nothing runs any more. The same command continues: {plan.command}", flush=True)
+        print(f"\nstopped; nothing runs any more. The same command continues: {roster.command}", flush=True)
         raise SystemExit(130) from None
 
 
-def _failures(todo: Sequence[Cell], results: Sequence[Any], plan: Plan) -> dict[str, str]:
+def _failures(todo: Sequence[Cell], results: Sequence[Any], roster: Roster) -> dict[str, str]:
     """Return why cells failed, by name: the launcher's word, and the record's where it has none."""
     failed = {}
     for cell, result in zip(todo, results, strict=True):
@@ -84,5 +95,110 @@ def _failures(todo: Sequence[Cell], results: Sequence[Any], plan: Plan) -> dict[
         elif run.status != "finished":
             failed[cell.name] = run.error or f"its record says {run.status}"
     for cell in todo:
-        plan.note(cell.name, failed.get(cell.name))
+        roster.note(cell.name, failed.get(cell.name))
     return failed
+
+
+def summarise(
+    cells: Sequence[Cell], todo: Sequence[Cell], failed: Mapping[str, str], seconds: float, command: str
+) -> str:
+    """Return the closing text of a sweep: what was shared, which cells failed, how to run them again.
+
+    failed: {cell name: why}.
+    """
+    before = f" ({len(cells) - len(todo)} of them before)" if len(todo) < len(cells) else ""
+    done = len(cells) - len(failed)
+    lines = [f"{done} of {len(cells)} cells done{before}, {len(failed)} failed, in {clock(seconds)}"]
+    lines += _shared([cell for cell in todo if cell.name not in failed])
+    lines += ["failed:"] if failed else []
+    for cell in (cell for cell in todo if cell.name in failed):
+        own = [o for o in cell.overrides if not o.startswith(("n_jobs=", "launcher="))]
+        lines += [f"  {cell.name}: {last_line(failed[cell.name])}", f"    output  {cell.folder / OUTPUT}"]
+        lines += [f"    alone   {shlex.join(['python', 'src/train.py', *own, 'hydra.mode=RUN'])}"]
+    lines += [f"run them again (finished cells are skipped): {command}"] if failed else []
+    return "\n".join(lines)
+
+
+def _shared(cells: Sequence[Cell]) -> list[str]:
+    """Count what was made once and used by many; the time that the shared SFT starts saved."""
+    shared = [(cell, view_run(cell.folder)["shared"] or {}) for cell in cells]
+    lines = []
+    for key, words, made in SHARED:
+        counts = Counter(fields[key] for _, fields in shared if fields.get(key))
+        if counts:
+            reused = [cell for cell, fields in shared if fields.get(key) not in (None, made)]
+            starts = [
+                cell.folder.parent / cell.start.name for cell in reused if cell.start and key == "start"
+            ]
+            saved = sum(view_run(folder)["seconds"] or 0.0 for folder in starts)
+            note = f", {clock(saved)} of training saved" if saved else ""
+            lines.append(f"  {words}: {made} {counts[made]}×, reused {len(reused)}×{note}")
+    return ["shared by the cells that ran now:", *lines] if lines else []
+
+
+def _show_results(run: RunConfig) -> None:
+    """End the sweep with what came out of it; a sweep of which nothing is finished has said why."""
+    from lab.sweeps.results import read_results  # scipy
+
+    runs = read_runs(Path(run.outputs), run.experiment)
+    if any(view.status == "finished" for view in runs):
+        results = read_results(runs)
+        print(f"\n{results.table().console()}\nagain: make results EXPERIMENT={run.experiment}", flush=True)
+
+
+def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:
+    """Return what a sweep would do, and how long: from the work of each run and the measured speed of its model."""
+    labels = label_cells([cell.overrides for cell in cells])
+    open_names = {cell.name for cell in todo}
+    lines = [
+        f"  {'would run' if cell.name in open_names else 'finished '}  {label}   {cell.name}"
+        for cell, label in zip(cells, labels, strict=True)
+    ]
+    about = "time not known yet (no finished run of this model tells its speed)"
+    if todo and (seconds := estimate(todo)) is not None:
+        about = f"about {clock(seconds / todo[0].run.n_jobs)} with n_jobs={todo[0].run.n_jobs}"
+    return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} would run: {about}; nothing was started"])
+
+
+def estimate(todo: Sequence[Cell]) -> float | None:
+    """Guess the seconds that cells and the SFT starts they lack take, one after the other; None if nothing tells.
+
+    A run takes its tokens over the tokens a second, and what comes beside training (start-up, evaluation), both
+    as finished runs of the same model and phase had them.
+    """
+    outputs = Path(todo[0].run.outputs)
+    starts = {cell.start.result_hash: start_config(cell.run) for cell in todo if cell.start}
+    runs = [run for key, run in starts.items() if find_result(outputs, key) is None]
+    finished = [run for run in read_runs(outputs) if run.status == "finished"]
+    work: dict[str, int] = {}
+    guesses = [_guess(run, finished, work) for run in [*runs, *(cell.run for cell in todo)]]
+    return None if None in guesses else sum(guesses)
+
+
+def _guess(run: RunConfig, finished: Sequence[RunView], work: dict[str, int]) -> float | None:
+    like = [
+        view
+        for view in finished
+        if (view["model"], view["phase"]) == (run.model.name, run.method["phase"])
+        and ((view["final"] or {}).get("train") or {}).get("tokens_per_second")
+    ]
+    if not like:
+        return None
+    speed = statistics.median(view["final"]["train"]["tokens_per_second"] for view in like)
+    return _tokens(run, work) / speed + statistics.median(_seconds_beside_training(view) for view in like)
+
+
+def _seconds_beside_training(view: RunView) -> float:
+    batch = view["settings"]["optimizer"]["batch_size"]
+    return max(0.0, view["seconds"] - view["steps"] * batch / view["final"]["train"]["pairs_per_second"])
+
+
+def _tokens(run: RunConfig, work: dict[str, int]) -> int:
+    """Return the tokens that a run trains on, counted once for all runs of the same data and batches."""
+    from lab.plan.workload import workload  # transformers
+
+    key = repr((run.data, run.model, run.optimizer, run.method["phase"], run.trainer.layout))
+    if key not in work:
+        whole = workload(run)
+        work[key] = round(whole.tokens / whole.examples * whole.steps * run.optimizer.batch_size)
+    return work[key]

@@ -1,8 +1,8 @@
-"""A worker process of the local launcher: it does one cell after the other, so that torch is imported once.
+"""Do cells: a worker process of the local launcher does one after the other, a job of a queue does one.
 
-It reads one JSON line a cell from stdin, {"config": {...}, "output": path}, sends everything that the cell
-prints to that file, and answers one JSON line, {"ok": bool, "error": text}. Runs in one process after each
-other give the same bits as runs in fresh processes. It dies with the launcher.
+A worker reads one JSON line a cell from stdin, {"config": {...}, "output": path}, sends everything that the cell
+prints to that file, and answers one JSON line, {"error": why or null}. Runs in one process after each other
+give the same bits as runs in fresh processes, and torch is imported once. It dies with the launcher.
 
     python -m lab.sweeps.worker SCRIPT FUNCTION PARENT_PID
 """
@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,23 @@ def main(script: str, function: str, parent: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     task: Callable[[Any], Any] | None = None
     for line in sys.stdin:
-        job = json.loads(line)
-        _send_output_to(Path(job["output"]))
-        environment = dict(os.environ)
-        error = None
+        job, environment, error = json.loads(line), dict(os.environ), None
+        send_output_to(Path(job["output"]))
         try:
-            task = task or _load(script, function)
+            task = task or load_task(script, function)
             task(OmegaConf.create(job["config"]))
-        except SystemExit as ended:
-            error = _reason(ended)
-        except BaseException:
-            error = traceback.format_exc()
+        except BaseException as ended:
+            error = why_it_failed(ended)
         if error:
             print(error, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os.environ.clear()
         os.environ.update(environment)
-        answers.write(json.dumps({"ok": error is None, "error": error}) + "\n")
+        answers.write(json.dumps({"error": error}) + "\n")
 
 
-def _load(script: str, function: str) -> Callable[[Any], Any]:
+def load_task(script: str, function: str) -> Callable[[Any], Any]:
     """Import the application's script by its path; calling its main with a config skips Hydra."""
     spec = importlib.util.spec_from_file_location("sgdpo_sweep_task", script)
     assert spec is not None, f"{script} is not a Python file"
@@ -62,7 +58,8 @@ def _load(script: str, function: str) -> Callable[[Any], Any]:
     return getattr(module, function)
 
 
-def _send_output_to(path: Path) -> None:
+def send_output_to(path: Path) -> None:
+    """Append all that this process prints from now on to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
@@ -70,14 +67,38 @@ def _send_output_to(path: Path) -> None:
     os.close(output)
 
 
-def _reason(ended: SystemExit) -> str | None:
-    """Return why a cell called sys.exit; None for a normal end."""
+def why_it_failed(ended: BaseException) -> str | None:
+    """Return why a cell ended by an exception; None for a normal `sys.exit()`."""
+    if not isinstance(ended, SystemExit):
+        return "".join(traceback.format_exception(ended))
     if ended.code in (None, 0):
         return None
-    errors = getattr(ended, "errors", None) or [
-        ended.code if isinstance(ended.code, str) else f"it ended with exit code {ended.code}"
-    ]
-    return "\n".join(str(error) for error in errors)
+    told = [ended.code if isinstance(ended.code, str) else f"it ended with exit code {ended.code}"]
+    return "\n".join(str(error) for error in getattr(ended, "errors", None) or told)
+
+
+class Job:
+    """Do one cell as a job of a queue; submitit pickles it, and again if the job has to go back into the queue."""
+
+    def __init__(self, script: str, function: str, config: Mapping[str, Any], output: str) -> None:
+        self.script, self.function, self.config, self.output = script, function, dict(config), output
+
+    def __call__(self) -> None:
+        """Train; RuntimeError with what ended it otherwise."""
+        send_output_to(Path(self.output))
+        try:
+            load_task(self.script, self.function)(OmegaConf.create(self.config))
+        except SystemExit as ended:
+            if ended.code == -1:  # submitit has put the job back into the queue
+                raise
+            if (error := why_it_failed(ended)) is not None:
+                raise RuntimeError(error) from None
+
+    def checkpoint(self) -> Any:
+        """Return what goes back into the queue at the time limit: the same; the run finds its own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 if __name__ == "__main__":

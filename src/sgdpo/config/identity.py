@@ -23,6 +23,7 @@ NOT_SETTINGS = (
     "start",
     "n_jobs",
     "extra",
+    "label",
 )
 # Nor does how often it saves or how many processes prepare its rows.
 NOT_TRAINER = ("save_steps", "keep_checkpoints", "keep_finished", "workers", "step0_check")
@@ -50,6 +51,8 @@ def run_identity(config: RunConfig) -> Identity:
     parts = [config.method["name"], config.model.name, config.data.name]
     if config.ratio.chosen is not None:
         parts.append(f"r{config.ratio.chosen}-{config.ratio.rejected}")
+    if config.label:
+        parts.append(config.label)
     parts += [f"s{config.seed}", settings_hash[:8]]
     return Identity("-".join(parts), settings, settings_hash, _hash(weights_only))
 
@@ -73,6 +76,7 @@ def start_config(config: RunConfig) -> RunConfig:
         init="sft",
         reference="cached",
         force=False,
+        label="",
     )
 
 

@@ -166,3 +166,4 @@ class RunConfig:
     device: str = "auto"
     n_jobs: int = 1
     extra: list[str] = field(default_factory=list)
+    label: str = ""

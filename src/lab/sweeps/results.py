@@ -1,0 +1,344 @@
+"""What came out of an experiment: what was swept against the metrics that matter, seeds folded, best first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.report.cells import Cell as Repeats
+from lab.report.cells import Estimate, last_metric, read_metric
+from lab.report.heat import ratio_heat_maps
+from lab.report.paper import load_paper
+from lab.report.selection import paired
+from lab.sweeps.roster import read_roster
+from sgdpo.drawing.table import Entry, Table, number
+from sgdpo.places import CONF
+from sgdpo.runs.records import RunView, flatten, require_runs
+from sgdpo.runs.tracking import choose_mode
+from sgdpo.store.jsonio import write_json, write_whole
+
+NOISE_LEVEL = 0.05
+# The name of a group stands for all that it sets, so it is told first.
+NAMES = {"method.name": "method", "model.name": "model", "data.name": "data"}
+# Seeds are folded; an SFT start has the seed in it.
+NOT_SWEPT = ("seed", "start")
+MAKE = "python src/train.py sweep=ratio_grid experiment={}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold one setting: the values of what was swept, and its runs, one a seed."""
+
+    setting: Mapping[str, Any]
+    runs: Repeats
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """Return mean and standard error of a metric, None if no run has it."""
+        return self.runs.estimate(read_metric(metric))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Hold an experiment's settings and the metrics to show, the rows best first by the first metric.
+
+    keys: what was swept beside the seed, as few as tell the settings apart.
+    """
+
+    keys: Sequence[str]
+    metrics: Mapping[str, str]
+    rows: Sequence[Row]
+
+    def table(self) -> Table:
+        """Return the results as a table that prints, and writes Markdown, LaTeX, CSV and JSON."""
+        digits = {metric: self._digits(metric) for metric in self.metrics}
+        body = []
+        for row in self.rows:
+            found = {metric: row.estimate(metric) for metric in self.metrics}
+            entries = [_entry(found[metric], digits[metric], row) for metric in self.metrics]
+            labels = [Entry(_text(row.setting[key])) for key in self.keys] or [Entry("all runs")]
+            body.append([*labels, *entries, Entry(str(len(row.runs.finished)))])
+        facts = [
+            f"Best first by {next(iter(self.metrics.values()), 'nothing')}. "
+            "± is the standard error: over seeds, or over prompts if there is one seed."
+        ]
+        left = sum(len(row.runs.runs) - len(row.runs.finished) for row in self.rows)
+        facts += [f"{left} runs are not finished and count for nothing."] if left else []
+        header = [*(self.keys or [""]), *self.metrics.values(), "seeds"]
+        return Table("results", header, body, labels=max(1, len(self.keys)), facts=facts)
+
+    def _digits(self, metric: str) -> int:
+        """Return the decimals that show four significant digits of the largest value."""
+        sizes = [abs(found.value) for row in self.rows if (found := row.estimate(metric))]
+        return min(6, max(0, 3 - math.floor(math.log10(max(sizes))))) if any(sizes) else 2
+
+
+def _entry(found: Estimate | None, digits: int, row: Row) -> Entry:
+    if found is None:
+        states = sorted({run.status for run in row.runs.runs})
+        return Entry(status=states[0] if len(states) == 1 and states != ["finished"] else "missing")
+    error = None if found.error is None or math.isnan(found.error) else found.error
+    return number(found.value, digits, error, seeds=found.seeds)
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def experiment_results(outputs: Path, experiment: str, metric: str | None = None) -> Results:
+    """Return the results of an experiment. Raises ValueError without runs, or if none has the metric."""
+    runs = require_runs(outputs, experiment, MAKE.format(experiment))
+    roster = read_roster(Path(outputs) / experiment)
+    # The SFT starts that a sweep trained on its way are no settings of it, unless it swept over them.
+    starts = {run["start"] for run in runs} - set(roster.cells if roster else ())
+    return read_results([run for run in runs if run.name not in starts], metric)
+
+
+def read_results(runs: Sequence[RunView], metric: str | None = None) -> Results:
+    """Fold runs by what differs between them; a metric that is asked for comes first and sorts."""
+    readable = [run for run in runs if run.status != "broken"]
+    metrics = _metrics_to_show(readable)
+    if metric is not None:
+        refuse_unknown(readable, metric)
+        metrics = {metric: metrics.get(metric, metric), **metrics}
+    keys, values = swept_keys(readable)
+    folded: dict[tuple[Any, ...], list[RunView]] = {}
+    for run in readable:
+        folded.setdefault(tuple(values[run.folder].get(key) for key in keys), []).append(run)
+    rows = [
+        Row(dict(zip(keys, setting, strict=True)), Repeats(tuple(own))) for setting, own in folded.items()
+    ]
+    first = next(iter(metrics), None)
+    return Results(keys, metrics, sorted(rows, key=lambda row: _rank(row, first)))
+
+
+def _rank(row: Row, metric: str | None) -> tuple[float, str]:
+    """Order rows best first; equal values by their setting, so that the order of the files decides nothing."""
+    found = row.estimate(metric) if metric else None
+    sign = 1.0 if metric and better(metric) == "lower" else -1.0
+    return (sign * found.value if found else math.inf, str([_text(value) for value in row.setting.values()]))
+
+
+def swept_keys(runs: Sequence[RunView]) -> tuple[list[str], dict[Path, dict[str, Any]]]:
+    """Return the keys, as few as tell the settings of runs apart, and every run's values by its folder."""
+    values = {}
+    for run in runs:
+        flat = flatten(run["settings"] or {})
+        values[run.folder] = {NAMES.get(k, k): v for k, v in flat.items() if k not in NOT_SWEPT}
+    every = dict.fromkeys(key for flat in values.values() for key in flat)
+    first = [*NAMES.values(), *(key for key in every if key.startswith("ratio."))]
+    keys, classes = [], [list(values.values())]
+    for key in dict.fromkeys([*first, *every]):
+        split = [part for members in classes for part in _split(members, key)]
+        if len(split) > len(classes):
+            keys, classes = [*keys, key], split
+    return keys, values
+
+
+def _split(members: Sequence[dict[str, Any]], key: str) -> list[list[dict[str, Any]]]:
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for flat in members:
+        parts.setdefault(repr(flat.get(key)), []).append(flat)
+    return list(parts.values())
+
+
+def known_metrics() -> Mapping[str, Mapping[str, str]]:
+    """Read conf/metrics.yaml: {metric: {"title", "better"}}."""
+    return yaml.safe_load((CONF / "metrics.yaml").read_text(encoding="utf-8"))
+
+
+def better(metric: str) -> str:
+    """Say whether more or less of a metric is better: "higher" unless conf/metrics.yaml says "lower"."""
+    return known_metrics().get(metric, {}).get("better", "higher")
+
+
+def _metrics_to_show(runs: Sequence[RunView]) -> dict[str, str]:
+    """Return {metric: title} of what the runs have: the scores of their evaluations, then the known ones."""
+    results = {key: fields for run in runs for key, fields in (run["eval"] or {}).items()}
+    scores = {f"{key}:{name}": f"{key} {name}" for key, fields in results.items() if (name := _score(fields))}
+    known = {name: facts["title"] for name, facts in known_metrics().items()}
+    return {n: title for n, title in (scores | known).items() if any(_has(run, n) for run in runs)}
+
+
+def _score(fields: Mapping[str, Any]) -> str | None:
+    """Return which field of an evaluation is its score: the one it names, or the first with a standard error."""
+    names = (key.removesuffix("_se") for key in fields if key.endswith("_se"))
+    return fields.get("score") or next((name for name in names if name in fields), None)
+
+
+def metrics_of(runs: Sequence[RunView]) -> list[str]:
+    """Return every metric that one can select by, as it is written on the command line."""
+    names = set()
+    for run in runs:
+        names |= {f"eval/{key}" for key in (run["final"] or {}).get("eval", {})}
+        names |= {f"{key}:{field}" for key, fields in (run["eval"] or {}).items() for field in fields}
+    names -= {"eval/step", "eval/epoch", "eval/split"}
+    return sorted(name for name in names if any(_has(run, name) for run in runs))
+
+
+def _has(run: RunView, name: str) -> bool:
+    try:
+        return last_metric(run, name) is not None
+    except TypeError:  # text, such as the judge's name
+        return False
+
+
+def refuse_unknown(runs: Sequence[RunView], metric: str) -> None:
+    """Raise ValueError if no finished run has the metric; name those that there are."""
+    if not any(_has(run, metric) for run in runs):
+        there = ", ".join(metrics_of(runs)) or "none (no run is finished)"
+        raise ValueError(f"no finished run has the metric {metric!r}; there are: {there}")
+
+
+def find_best(outputs: Path, experiment: str, metric: str, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Select by a metric: for every setting of the other swept keys one finding.
+
+    keys: what is selected; by default all that was swept beside model, data and method, or else the method.
+    A finding ranks the settings that have the keys, says whether the best differs from the runner-up beyond
+    noise, and holds the best against the settings that lack the keys (DPO has no ratios). Raises ValueError if
+    there are no runs, no such keys, or none of the runs has the metric.
+    """
+    results = experiment_results(outputs, experiment, metric)
+    chosen = list(keys) or [key for key in results.keys if key not in NAMES.values()] or ["method"]
+    if unknown := [key for key in chosen if key not in results.keys]:
+        swept = ", ".join(results.keys) or "nothing but seeds"
+        raise ValueError(f"{experiment!r} was not swept over {', '.join(unknown)}; it was over {swept}")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    beside: list[Row] = []
+    for row in results.rows:
+        if all(row.setting[key] is None for key in chosen):
+            beside.append(row)
+        else:
+            where = tuple((key, row.setting[key]) for key in results.keys if key not in chosen)
+            groups.setdefault(where, []).append(row)
+    findings = [_finding(dict(where), chosen, metric, rows, beside) for where, rows in groups.items()]
+    return [finding for finding in findings if finding["ranking"]]
+
+
+def _finding(
+    where: dict[str, Any], keys: Sequence[str], metric: str, rows: Sequence[Row], beside: Sequence[Row]
+) -> dict[str, Any]:
+    ranked = [row for row in rows if row.estimate(metric)]  # the rows come best first
+    best, second = (*ranked, None, None)[:2]
+    shared = {key: value for key, value in where.items() if key != "method"}
+    against = [
+        {**_told(row, metric), **_against(best, row, metric)}
+        for row in beside
+        if best and row.estimate(metric) and shared.items() <= row.setting.items()
+    ]
+    runner_up = {**_told(second, metric), **_against(best, second, metric)} if best and second else None
+    return {
+        "where": where,
+        "keys": list(keys),
+        "metric": metric,
+        "best": _told(best, metric) if best else None,
+        "runner_up": runner_up,
+        "verdict": _verdict(runner_up),
+        "beside": against,
+        "ranking": [_told(row, metric) for row in ranked],
+        "without_metric": [dict(row.setting) for row in rows if row not in ranked],
+    }
+
+
+def _told(row: Row, metric: str) -> dict[str, Any]:
+    found = row.estimate(metric)
+    assert found is not None, "only rows that have the metric are told"
+    return {"setting": dict(row.setting), "mean": found.value, "error": found.error, "seeds": found.seeds}
+
+
+def _against(best: Row, other: Row, metric: str) -> dict[str, Any]:
+    difference, p_value, over = paired(best.runs, other.runs, metric)
+    return {"difference": difference, "p_value": p_value, "paired_over": over}
+
+
+def _verdict(runner_up: Mapping[str, Any] | None) -> str:
+    """Say whether the best differs from the runner-up beyond noise, and by which test."""
+    if runner_up is None:
+        return "only one setting has the metric: there is nothing to compare with"
+    p_value = runner_up["p_value"]
+    if p_value is None:
+        return "one seed and no scores by prompt: noise cannot be told; run more seeds (seed=0,1,2)"
+    says = "differs" if p_value < NOISE_LEVEL else "does not differ"
+    test = f"paired over {runner_up['paired_over']}, p = {p_value:.3g}"
+    return f"the best {says} from the runner-up beyond noise ({test})"
+
+
+def render_best(findings: Sequence[dict[str, Any]]) -> str:
+    """Return the findings as Markdown: for each a ranking, the verdict, what stands beside."""
+    return "\n\n".join("\n".join(_render(finding)) for finding in findings) + "\n"
+
+
+def _render(finding: dict[str, Any]) -> Iterator[str]:
+    where, keys = " ".join(f"{key}={value}" for key, value in finding["where"].items()), finding["keys"]
+    yield f"## {where + ': ' if where else ''}{', '.join(keys)} by {finding['metric']}\n"
+    rows = [(str(rank), row) for rank, row in enumerate(finding["ranking"], 1)]
+    rows += [(str(row["setting"].get("method", "")), row) for row in finding["beside"]]
+    body = [
+        [
+            first,
+            *(_text(row["setting"][key]) for key in keys),
+            _four(row["mean"]),
+            _four(row["error"]),
+            str(row["seeds"]),
+        ]
+        for first, row in rows
+    ]
+    header = ["rank", *keys, "mean", "standard error", "seeds"]
+    yield Table("best", header, body, labels=1 + len(keys)).markdown()
+    best = " ".join(f"{key}={_text(finding['best']['setting'][key])}" for key in keys)
+    yield f"Best: {best}; {finding['verdict']}."
+    for name, other in [
+        ("runner-up", finding["runner_up"]),
+        *((first, row) for first, row in rows if not first.isdigit()),
+    ]:
+        if other and other["difference"] is not None:
+            p_value = other["p_value"]
+            test = "" if p_value is None else f", paired over {other['paired_over']}, p = {p_value:.3g}"
+            yield f"Best less {name}: {_four(other['difference'])}{test}."
+    if finding["beside"]:
+        yield f"The best was chosen among {len(finding['ranking'])}, which flatters its lead."
+    if finding["without_metric"]:
+        lacking = (" ".join(_text(setting[key]) for key in keys) for setting in finding["without_metric"])
+        yield f"Without this metric: {'; '.join(lacking)}."
+
+
+def _four(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def write_best(findings: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write best.json and best.md into the folder, and return their paths."""
+    write_json(folder / "best.json", findings)
+    write_whole(folder / "best.md", render_best(findings))
+    return [folder / "best.json", folder / "best.md"]
+
+
+def draw_experiment(outputs: Path, experiment: str, metric: str) -> list[Path]:
+    """Draw one heat map a model into the experiment's folder, png and svg, DPO's value on the scale.
+
+    Raises ValueError if there are no runs, or none with ratios has the metric.
+    """
+    runs = require_runs(outputs, experiment, MAKE.format(experiment))
+    preference = [run for run in runs if run["phase"] != "sft"]
+    return ratio_heat_maps(preference, metric, load_paper(), Path(outputs) / experiment)
+
+
+def send_pictures(pictures: Sequence[Path], experiment: str, metric: str) -> str:
+    """Log the png pictures as one W&B run of the experiment's group; return the mode it was written in."""
+    mode = choose_mode("auto")
+    if mode == "disabled":
+        return mode
+    import wandb
+
+    settings = wandb.Settings(console="off", silent=True, init_timeout=20.0)
+    run = wandb.init(
+        project="sgdpo", group=experiment, job_type="heatmap", name=f"{experiment}-heatmap",
+        mode=mode, dir=str(pictures[0].parent), reinit="create_new", settings=settings,
+    )  # fmt: skip
+    run.log({f"heatmap/{metric}/{p.stem}": wandb.Image(str(p)) for p in pictures if p.suffix == ".png"})
+    run.finish()
+    return mode

@@ -1,0 +1,153 @@
+"""Run cells as jobs of a Slurm cluster (submitit): the SFT starts first, in an array that the cells depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from omegaconf import OmegaConf
+
+from lab.sweeps.cells import Cell, SweepError
+from lab.sweeps.pool import OUTPUT, Outcome, Task, Watcher
+from lab.sweeps.roster import Roster
+from lab.sweeps.worker import Job
+from sgdpo.config.identity import start_config
+from sgdpo.config.schema import RunConfig
+from sgdpo.runs.records import find_result, view_run
+
+# What says how we wait for the jobs, not what they are.
+OURS = ("submitit_folder", "max_num_timeout", "poll_seconds")
+TICK_SECONDS = 0.5
+
+
+@dataclass
+class SlurmQueue:
+    """Submit cells, wait for them, and cancel them if this process is told to end.
+
+    settings: of conf/launcher/slurm.yaml. roster: keeps the jobs' ids, so that they are not submitted twice.
+    """
+
+    task: Task
+    settings: Mapping[str, Any]
+    watchers: Sequence[Watcher]
+    roster: Roster
+
+    def run(self, cells: Sequence[Cell]) -> list[Outcome]:
+        """Return how every cell ended. Raises SweepError if there is no Slurm, or jobs of an earlier sweep wait."""
+        self._refuse_what_cannot_be(cells[0].run.experiment)
+        poll = float(self.settings["poll_seconds"])
+        submitit.SlurmJob.watcher = submitit.slurm.slurm.SlurmInfoWatcher(delay_s=poll)
+        name, starts = str(self.settings["name"]), missing_starts(cells)
+        try:
+            first = self._submit(f"{name}-start", starts, None) if starts else []
+            jobs = self._submit(name, [(c.run, c.folder) for c in cells], first[0].job_id if first else None)
+            return self._wait(dict(zip(jobs, cells, strict=True)))
+        except BaseException:
+            self._cancel()
+            raise
+        finally:
+            self._note_jobs([])
+
+    def _refuse_what_cannot_be(self, experiment: str) -> None:
+        if missing := [name for name in ("sbatch", "srun", "sacct", "squeue") if shutil.which(name) is None]:
+            raise SweepError(
+                f"error: launcher=slurm needs {', '.join(missing)} on the PATH; use launcher=local"
+            )
+        if waiting := _in_queue(self.roster.jobs):
+            raise SweepError(
+                f"error: jobs of the last sweep of {experiment!r} are in the queue still: {', '.join(waiting)}. "
+                f"Wait for them (make status), or end them: scancel {' '.join(self.roster.jobs)}"
+            )
+
+    def _submit(
+        self, name: str, runs: Sequence[tuple[RunConfig, Path]], after: str | None
+    ) -> list[submitit.Job]:
+        """Submit one array; `after` is a job of the array that has to end first, however it ends."""
+        executor = self._executor()
+        executor.update_parameters(name=name)
+        if after is not None:
+            executor.update_parameters(slurm_dependency=f"afterany:{after.split('_')[0]}")
+        jobs = [
+            Job(str(self.task.script), self.task.function, asdict(run), str((folder / OUTPUT).absolute()))
+            for run, folder in runs
+        ]
+        submitted = executor.submit_array(jobs)
+        self._note_jobs([*self.roster.jobs, submitted[0].job_id.split("_")[0]])
+        return submitted
+
+    def _executor(self) -> submitit.AutoExecutor:
+        executor = submitit.AutoExecutor(
+            folder=self.settings["submitit_folder"],
+            cluster="slurm",
+            slurm_max_num_timeout=self.settings["max_num_timeout"],
+        )
+        shared = OmegaConf.structured(BaseQueueConf).keys()
+        given = {key: value for key, value in self.settings.items() if key not in OURS}
+        executor.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in given.items()})
+        return executor
+
+    def _wait(self, left: dict[submitit.Job, Cell]) -> list[Outcome]:
+        began, running, outcomes = time.monotonic(), {}, []
+        while left:
+            for job, cell in list(left.items()):
+                done = job.done()
+                if cell.name not in running and (done or job.state == "RUNNING"):
+                    running[cell.name] = time.monotonic()
+                    for watcher in self.watchers:
+                        watcher.started(cell)
+                if done:
+                    del left[job]
+                    seconds = time.monotonic() - running.get(cell.name, began)
+                    outcomes.append(Outcome(cell, seconds, _why_it_failed(job, cell)))
+                    for watcher in self.watchers:
+                        watcher.ended(outcomes[-1])
+            for watcher in self.watchers:
+                watcher.tick()
+            time.sleep(TICK_SECONDS)
+        return outcomes
+
+    def _cancel(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.roster.jobs:
+                subprocess.run(["scancel", *self.roster.jobs], check=False, capture_output=True)
+
+    def _note_jobs(self, ids: list[str]) -> None:
+        self.roster.jobs = ids
+        self.roster.write()
+
+
+def missing_starts(cells: Sequence[Cell]) -> list[tuple[RunConfig, Path]]:
+    """Return (run, folder) of every SFT start that cells need and no finished run is, each once."""
+    starts = {}
+    for cell in cells:
+        if cell.start and find_result(Path(cell.run.outputs), cell.start.result_hash) is None:
+            starts[cell.start.result_hash] = (start_config(cell.run), cell.folder.parent / cell.start.name)
+    return list(starts.values())
+
+
+def _in_queue(jobs: Sequence[str]) -> list[str]:
+    """Return which of these jobs, or of their arrays' tasks, wait or run."""
+    if not jobs:
+        return []
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)  # fails if it knows none
+    return listed.stdout.split()
+
+
+def _why_it_failed(job: submitit.Job, cell: Cell) -> str | None:
+    """Judge a job that ended by the record of its run; Slurm's word and the job's last output where it has none."""
+    run = view_run(cell.folder)
+    if run.status == "finished":
+        return None
+    if run.status == "failed" and run.error:
+        return run.error
+    raised = job.exception() if job.paths.result_pickle.exists() else None
+    return str(raised) if raised else f"its job {job.job_id} ended as {job.state} before the run was finished"
