@@ -72,7 +72,7 @@ bench-peers: smollm2 ## The same against TRL's DPOTrainer, in an environment of 
 	$(PY) scripts/bench_peers.py $(BENCH)
 
 # ---- sweeps -------------------------------------------------------------------------------------
-.PHONY: grid status best heatmap
+.PHONY: grid status results best heatmap
 JOBS ?= 1
 METRIC ?= eval/rewards/margins
 grid: setup ## The ratio grid, 25 cells and DPO: JOBS=2 at a time, ARGS="model=tiny_qwen2 seed=0,1,2"
@@ -81,8 +81,11 @@ grid: setup ## The ratio grid, 25 cells and DPO: JOBS=2 at a time, ARGS="model=t
 status: setup ## How the cells stand, all experiments or EXPERIMENT=ratio_grid; works while a sweep runs
 	@$(PY) scripts/status.py $(EXPERIMENT)
 
-best: setup ## Best ratios of EXPERIMENT=ratio_grid by METRIC=eval/rewards/margins
-	@$(PY) scripts/best.py $(or $(EXPERIMENT),ratio_grid) --metric $(METRIC)
+results: setup ## What came out of EXPERIMENT=ratio_grid, best first (METRIC=eval/loss sorts by another)
+	@$(PY) scripts/results.py $(or $(EXPERIMENT),ratio_grid) $(if $(filter command line,$(origin METRIC)),--metric $(METRIC))
+
+best: setup ## Best setting of EXPERIMENT=ratio_grid by METRIC=eval/rewards/margins (KEY=optimizer.lr, or all swept)
+	@$(PY) scripts/best.py $(or $(EXPERIMENT),ratio_grid) --metric $(METRIC) $(if $(KEY),--key $(KEY))
 
 heatmap: setup ## Heat map of EXPERIMENT=ratio_grid by METRIC=eval/rewards/margins
 	@$(PY) scripts/heatmap.py $(or $(EXPERIMENT),ratio_grid) --metric $(METRIC)

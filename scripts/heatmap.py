@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lab.sweeps.heatmap import draw_experiment, send_pictures
+from lab.sweeps.results import draw_experiment, send_pictures
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lab.sweeps.errors import SweepError
+from lab.sweeps.cells import SweepError
 from lab.sweeps.status import experiment_status, overview
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from lab.sweeps.cells import Cell, Composer
-from lab.sweeps.check import check_cells
-from lab.sweeps.expand import expand
+from lab.sweeps.grid import check_cells, expand
 from sgdpo.config.compose import CONF, register_schema
 from sgdpo.runs.records import RunView, read_runs
 

@@ -1,14 +1,25 @@
-"""The selection of table 1: which ratios are best, and whether noise alone could have put them there."""
+"""What came out of a sweep: its results, which setting is best, and whether noise alone could have put it there."""
 
 import json
 
 import pytest
 
-from lab.sweeps.best import best_ratios, metrics_of, render_best, write_best
-from lab.sweeps.heatmap import draw_experiment
+from lab.sweeps.results import (
+    draw_experiment,
+    experiment_results,
+    find_best,
+    metrics_of,
+    render_best,
+    write_best,
+)
 from report_fixtures import write_run
 
 MARGINS = "eval/rewards/margins"
+
+
+def ratio_of(row):
+    """Only what was swept is told: 0.9 is every run's."""
+    return row["setting"]["ratio.chosen"], row["setting"].get("ratio.rejected", 0.9)
 
 
 def write_margins(outputs, ratio, values, method="sgdpo"):
@@ -31,21 +42,23 @@ class TestSelection:
         write_margins(tmp_path, (0.7, 0.9), [1.0, 2.5, 2.5])
         write_margins(tmp_path, (1.0, 1.0), [0.0, 0.0, 0.0])
         write_margins(tmp_path, None, [1.0, 2.0, 3.0], method="dpo")
-        (finding,) = best_ratios(tmp_path, "grid", MARGINS)
-        assert (finding["best"]["chosen"], finding["best"]["rejected"]) == (0.6, 0.9)
+        (finding,) = find_best(tmp_path, "grid", MARGINS)
+        assert ratio_of(finding["best"]) == (0.6, 0.9)
         assert finding["best"]["mean"] == pytest.approx(3.0)
         assert finding["best"]["error"] == pytest.approx(3**-0.5)
-        assert (finding["runner_up"]["chosen"], finding["difference"]) == (0.7, pytest.approx(1.0))
-        assert finding["p_value"] == pytest.approx(0.0742, abs=1e-4)
+        assert ratio_of(finding["runner_up"]) == (0.7, 0.9)
+        assert finding["runner_up"]["difference"] == pytest.approx(1.0)
+        assert finding["runner_up"]["p_value"] == pytest.approx(0.0742, abs=1e-4)
         assert finding["verdict"].startswith("the best does not differ from the runner-up beyond noise")
-        assert finding["best_against_dpo"]["difference"] == pytest.approx(1.0)
+        (dpo,) = finding["beside"]
+        assert (dpo["setting"]["method"], dpo["difference"]) == ("dpo", pytest.approx(1.0))
 
     def test_beyond_noise(self, tmp_path):
         """Differences 1.0, 1.1, 0.9: t = 1 / (0.1 / sqrt(3)) = 17.32; p = 1 - 17.32 / sqrt(300 + 2) = 0.0033."""
         write_margins(tmp_path, (0.6, 0.9), [2.0, 3.1, 3.9])
         write_margins(tmp_path, (0.7, 0.9), [1.0, 2.0, 3.0])
-        (finding,) = best_ratios(tmp_path, "grid", MARGINS)
-        assert finding["p_value"] == pytest.approx(0.0033, abs=1e-4)
+        (finding,) = find_best(tmp_path, "grid", MARGINS)
+        assert finding["runner_up"]["p_value"] == pytest.approx(0.0033, abs=1e-4)
         assert finding["verdict"].startswith(
             "the best differs from the runner-up beyond noise (paired over seeds"
         )
@@ -53,8 +66,8 @@ class TestSelection:
     def test_one_seed_cannot_tell(self, tmp_path):
         write_margins(tmp_path, (0.6, 0.9), [2.0])
         write_margins(tmp_path, (0.7, 0.9), [1.0])
-        (finding,) = best_ratios(tmp_path, "grid", MARGINS)
-        assert finding["p_value"] is None
+        (finding,) = find_best(tmp_path, "grid", MARGINS)
+        assert finding["runner_up"]["p_value"] is None
         assert "run more seeds" in finding["verdict"]
 
     def test_win_rates_are_paired_over_prompts(self, tmp_path):
@@ -64,10 +77,10 @@ class TestSelection:
         """
         write_run(tmp_path, "grid", "sgdpo", ratio=(0.6, 0.9), quality=60.0)
         write_run(tmp_path, "grid", "sgdpo", ratio=(0.7, 0.9), quality=52.0)
-        (finding,) = best_ratios(tmp_path, "grid", "verifiable-checker:win_rate")
-        assert finding["paired_over"] == "prompts"
-        assert finding["difference"] == pytest.approx(8.0)
-        assert finding["p_value"] == pytest.approx(2 * 0.5**32)
+        (finding,) = find_best(tmp_path, "grid", "verifiable-checker:win_rate")
+        assert finding["runner_up"]["paired_over"] == "prompts"
+        assert finding["runner_up"]["difference"] == pytest.approx(8.0)
+        assert finding["runner_up"]["p_value"] == pytest.approx(2 * 0.5**32)
 
     def test_a_loss_is_better_when_lower(self, tmp_path):
         for ratio, loss in (((0.6, 0.9), 0.7), ((0.7, 0.9), 0.5)):
@@ -75,13 +88,15 @@ class TestSelection:
             record = json.loads((folder / "record.json").read_text())
             record["final"]["eval"]["loss"] = loss
             (folder / "record.json").write_text(json.dumps(record))
-        (finding,) = best_ratios(tmp_path, "grid", "eval/loss")
-        assert [row["chosen"] for row in finding["ranking"]] == [0.7, 0.6]
+        (finding,) = find_best(tmp_path, "grid", "eval/loss")
+        assert [ratio_of(row)[0] for row in finding["ranking"]] == [0.7, 0.6]
 
     def test_each_model_is_selected_for_on_its_own(self, tmp_path):
         for model in ("tiny_llama", "tiny_qwen2"):
-            write_run(tmp_path, "grid", "sgdpo", model, ratio=(0.6, 0.9))
-        assert [f["model"] for f in best_ratios(tmp_path, "grid", MARGINS)] == ["tiny_llama", "tiny_qwen2"]
+            for ratio in ((0.6, 0.9), (0.7, 0.9)):
+                write_run(tmp_path, "grid", "sgdpo", model, ratio=ratio)
+        findings = find_best(tmp_path, "grid", MARGINS)
+        assert sorted(f["where"]["model"] for f in findings) == ["tiny_llama", "tiny_qwen2"]
 
 
 class TestOutput:
@@ -90,12 +105,12 @@ class TestOutput:
         write_margins(tmp_path, (0.7, 0.9), [1.0, 1.0])
         write_margins(tmp_path, None, [0.5, 0.5], method="dpo")
         write_run(tmp_path, "grid", "sgdpo", ratio=(0.8, 0.9), status="failed", error="killed")
-        findings = best_ratios(tmp_path, "grid", MARGINS)
+        findings = find_best(tmp_path, "grid", MARGINS)
         text = render_best(findings)
-        assert "| 1 | 0.6 | 0.9 | 2.5 | 0.5 | 2 |" in text
-        assert "| DPO | – | – | 0.5 | 0 | 2 |" in text
-        assert "Best: ratio.chosen=0.6 ratio.rejected=0.9" in text
-        assert "Without this metric: (0.8, 0.9)." in text
+        assert "| 1 | 0.6 | 2.5 | 0.5 | 2 |" in text
+        assert "| dpo | – | 0.5 | 0 | 2 |" in text
+        assert "Best: ratio.chosen=0.6" in text
+        assert "Without this metric: 0.8." in text
         written = write_best(findings, tmp_path / "grid")
         assert [path.name for path in written] == ["best.json", "best.md"]
         assert json.loads(written[0].read_text()) == findings
@@ -115,19 +130,22 @@ class TestBadInput:
         with pytest.raises(
             ValueError, match=r"no runs of experiment 'grid'.*sweep=ratio_grid experiment=grid"
         ):
-            best_ratios(tmp_path, "grid", MARGINS)
+            find_best(tmp_path, "grid", MARGINS)
 
     def test_an_unknown_metric_lists_those_that_exist(self, tmp_path):
         write_run(tmp_path, "grid", "sgdpo", ratio=(0.6, 0.9))
         with pytest.raises(
             ValueError, match=r"has the metric 'eval/margin'; there are: eval/loss, .*:win_rate"
         ):
-            best_ratios(tmp_path, "grid", "eval/margin")
+            find_best(tmp_path, "grid", "eval/margin")
 
-    def test_an_experiment_without_ratios(self, tmp_path):
+    def test_what_was_not_swept_cannot_be_selected(self, tmp_path):
         write_run(tmp_path, "grid", "dpo")
-        with pytest.raises(ValueError, match="has no runs with ratios"):
-            best_ratios(tmp_path, "grid", MARGINS)
+        with pytest.raises(ValueError, match="was not swept over method; it was over nothing but seeds"):
+            find_best(tmp_path, "grid", MARGINS)
+        write_run(tmp_path, "grid", "ipo")
+        with pytest.raises(ValueError, match=r"was not swept over ratio\.chosen; it was over method"):
+            find_best(tmp_path, "grid", MARGINS, ["ratio.chosen"])
 
     def test_metrics_of_leaves_out_text(self, tmp_path):
         from sgdpo.runs.records import read_runs
@@ -136,3 +154,41 @@ class TestBadInput:
         names = metrics_of(read_runs(tmp_path, "grid"))
         assert "verifiable-checker:samples" not in names
         assert {"verifiable-checker:win_rate", MARGINS} <= set(names)
+
+
+class TestResults:
+    def table(self, outputs, metric=None):
+        table = experiment_results(outputs, "grid", metric).table()
+        return table.header, [[entry.text for entry in row] for row in table.rows], table
+
+    def test_any_key_that_was_swept_is_a_column_and_seeds_are_folded(self, tmp_path):
+        """Win rates: DPO's 52 and SGDPO's 58 plus a tenth of the seed above 42: means 52.05 and 58.05, error 0.05."""
+        for method in ("dpo", "sgdpo"):
+            for lr in (1e-5, 2e-5):
+                for seed in (42, 43):
+                    write_run(tmp_path, "grid", method, lr=lr, seed=seed)
+        header, rows, table = self.table(tmp_path)
+        assert header[:3] == ["method", "optimizer.lr", "verifiable-checker win_rate"]
+        assert "held-out margin" in header
+        assert [row[0] for row in rows] == ["sgdpo", "sgdpo", "dpo", "dpo"]
+        assert {row[1] for row in rows} == {"1e-05", "2e-05"}
+        assert rows[0][2] == "58.05 ± 0.05"
+        assert {row[-1] for row in rows} == {"2"}
+        assert [path.suffix for path in table.write(tmp_path)] == [".md", ".tex", ".csv", ".json"]
+
+    def test_the_metric_that_is_asked_for_comes_first_and_sorts_a_loss_upwards(self, tmp_path):
+        for method, loss in (("dpo", 0.7), ("ipo", 0.5), ("nca", 0.6)):
+            folder = write_run(tmp_path, "grid", method)
+            record = json.loads((folder / "record.json").read_text())
+            record["final"]["eval"]["loss"] = loss
+            (folder / "record.json").write_text(json.dumps(record))
+        header, rows, _ = self.table(tmp_path, "eval/loss")
+        assert header[1] == "held-out loss"
+        assert [row[0] for row in rows] == ["ipo", "nca", "dpo"]
+
+    def test_only_seeds_and_runs_that_are_not_finished(self, tmp_path):
+        write_run(tmp_path, "grid", "dpo", seed=42)
+        write_run(tmp_path, "grid", "dpo", seed=43, status="failed", error="killed")
+        _, rows, table = self.table(tmp_path)
+        assert (len(rows), rows[0][0], rows[0][-1]) == (1, "all runs", "1")
+        assert "1 runs are not finished" in " ".join(table.facts)

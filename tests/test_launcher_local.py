@@ -11,9 +11,9 @@ import psutil
 import pytest
 from rich.console import Console
 
-from lab.sweeps.errors import SweepError
-from lab.sweeps.plan import read_plan
-from lab.sweeps.processes import gpu_slots
+from lab.sweeps.cells import SweepError
+from lab.sweeps.pool import gpu_slots
+from lab.sweeps.roster import read_roster
 from lab.sweeps.screen import Screen
 from lab.sweeps.status import experiment_status
 from sgdpo.processes import how_it_ended
@@ -118,7 +118,7 @@ class TestProcesses:
         process, pids = self.hanging(tmp_path)
         code, screen = run_app(tmp_path, *PLAIN, "seed=7,8")
         assert code == 1
-        assert f"process {process.pid} runs a sweep of experiment 'x' already" in screen
+        assert f"another sweep of experiment 'x' is running already (process {process.pid}: python" in screen
         process.terminate()
         process.communicate(timeout=20)
         assert process.returncode == 143
@@ -152,7 +152,7 @@ class TestCommand:
         assert code == 0
         assert "2 cells, 2 would run: time not known yet; nothing was started" in screen
         assert not list(tmp_path.rglob("record.json"))
-        assert read_plan(tmp_path / "outputs" / "seeds") is None
+        assert read_roster(tmp_path / "outputs" / "seeds") is None
 
 
 class TestGpus:

@@ -1,14 +1,13 @@
-"""The status page: every state a cell can be in, from the sweep's plan and the records."""
+"""The status page: every state a cell can be in, from the sweep's roster and the records."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
-from lab.sweeps.errors import SweepError
-from lab.sweeps.plan import PLAN, open_plan, read_plan
-from lab.sweeps.progress import clock
+from lab.sweeps.cells import SweepError
+from lab.sweeps.roster import ROSTER, open_roster, read_roster
+from lab.sweeps.screen import clock
 from lab.sweeps.status import experiment_status, overview
 from sgdpo.runs.records import Record
 from sgdpo.store import write_json
@@ -34,17 +33,14 @@ def page(tmp_path):
     The running one is at step 45 of 150, 32 pairs a step at 64 pairs a second: (150 - 45) * 32 / 64 = 52.5 s left.
     """
     cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")
-    plan = open_plan(cells, "python src/train.py -m the command")
+    with open_roster(cells, "python src/train.py -m the command") as roster:
+        roster.note(cells[4].name, "Traceback ...\nOSError: no room")
     record_of(cells[0]).finish()
     running = record_of(cells[1])
     running.log({"step": 45, "epoch": 0.3, "split": "train", "pairs_per_second": 64.0})
     running.log({"step": 45, "epoch": 0.3, "split": "eval", "loss": 1.0})
     record_of(cells[2]).fail("Traceback ...\nValueError: the loss is NaN at step 7")
     record_of(cells[3]).note(pid=2**22 + 1)
-    plan.note(cells[4].name, "Traceback ...\nOSError: no room")
-    fields = json.loads((tmp_path / "x" / PLAN).read_text())
-    fields["process"]["pid"] = 2**22 + 1  # no process has it: pids end at 2**22
-    write_json(tmp_path / "x" / PLAN, fields)
     return experiment_status(tmp_path, "x")
 
 
@@ -74,11 +70,10 @@ class TestPage:
 
     def test_when_all_is_done_the_next_step_is_the_selection(self, tmp_path):
         cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")
-        plan = open_plan(cells, "")
-        for cell in cells:
-            record_of(cell).finish()
-        assert plan.alive
-        assert "nothing is left to run; next: python scripts/best.py x" in experiment_status(tmp_path, "x")
+        with open_roster(cells, ""):
+            for cell in cells:
+                record_of(cell).finish()
+        assert "nothing is left to run; next: make results EXPERIMENT=x" in experiment_status(tmp_path, "x")
 
 
 class TestCommand:
@@ -106,14 +101,14 @@ class TestCommand:
         assert f"{cell.name}  ✓ done" in experiment_status(tmp_path, "x")
         assert overview(tmp_path).startswith("x  1 cells: 1 done")
 
-    def test_a_plan_of_another_version_is_refused(self, tmp_path):
+    def test_a_roster_of_another_version_is_refused(self, tmp_path):
         (tmp_path / "x").mkdir()
-        write_json(tmp_path / "x" / PLAN, {"format": 7})
-        with pytest.raises(SweepError, match="has format 7, this code reads format 1"):
-            read_plan(tmp_path / "x")
-        (tmp_path / "x" / PLAN).write_text("{")
+        write_json(tmp_path / "x" / ROSTER, {"format": 7})
+        with pytest.raises(SweepError, match="has format 7, this code reads format 2"):
+            read_roster(tmp_path / "x")
+        (tmp_path / "x" / ROSTER).write_text("{")
         with pytest.raises(SweepError, match="delete it and start the sweep again"):
-            read_plan(tmp_path / "x")
+            read_roster(tmp_path / "x")
 
     @pytest.mark.parametrize(("seconds", "text"), [(7, "0:07"), (750, "12:30"), (11100, "3:05:00")])
     def test_durations(self, seconds, text):

@@ -21,6 +21,11 @@ def start_python(module: str, *arguments: str, **popen: Any) -> subprocess.Popen
     return subprocess.Popen([sys.executable, "-m", module, *arguments, str(os.getpid())], **popen)
 
 
+def ask(*command: str) -> str:
+    """Return what a command prints, "" if it fails: some fail when there is nothing to tell."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however it ends (Linux).
 

@@ -20,7 +20,7 @@ from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.places import CONF
 from sgdpo.runs.records import RunView, flatten, require_runs
 from sgdpo.runs.tracking import choose_mode
-from sgdpo.store.jsonio import write_json, write_whole
+from sgdpo.store import write_json, write_whole
 
 NOISE_LEVEL = 0.05
 # The name of a group stands for all that it sets, so it is told first.
@@ -69,7 +69,7 @@ class Results:
         left = sum(len(row.runs.runs) - len(row.runs.finished) for row in self.rows)
         facts += [f"{left} runs are not finished and count for nothing."] if left else []
         header = [*(self.keys or [""]), *self.metrics.values(), "seeds"]
-        return Table("results", header, body, labels=max(1, len(self.keys)), facts=facts)
+        return Table("results", "", header, body, labels=max(1, len(self.keys)), facts=facts)
 
     def _digits(self, metric: str) -> int:
         """Return the decimals that show four significant digits of the largest value."""
@@ -288,7 +288,7 @@ def _render(finding: dict[str, Any]) -> Iterator[str]:
         for first, row in rows
     ]
     header = ["rank", *keys, "mean", "standard error", "seeds"]
-    yield Table("best", header, body, labels=1 + len(keys)).markdown()
+    yield Table("best", "", header, body, labels=1 + len(keys)).markdown()
     best = " ".join(f"{key}={_text(finding['best']['setting'][key])}" for key in keys)
     yield f"Best: {best}; {finding['verdict']}."
     for name, other in [

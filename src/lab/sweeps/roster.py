@@ -8,7 +8,6 @@ process holds a lock as long as it lives, and touches the roster, so that a read
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -17,13 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lab.sweeps.cells import Cell, SweepError, label_cells
-from sgdpo.store.jsonio import write_json
+from sgdpo.store import Lock, read_json, write_json
 
 FORMAT = 2
-ROSTER, LOCK = "sweep.json", ".sweep.lock"
+ROSTER = "sweep.json"
 BEAT_SECONDS = 5.0
 # A sweep that has not touched its roster for so long is gone, wherever it ran.
 SILENT_SECONDS = 30.0
@@ -75,17 +72,14 @@ class Roster:
 def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
     """Hold the roster of a sweep while it runs. Raises SweepError if another one works on the experiment."""
     folder = cells[0].folder.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)  # the operating system's: it ends with its owner
-    except Timeout:
+    lock = Lock(folder / ".sweep", "the sweep")  # the operating system's: it ends with its owner
+    if not lock.try_for(0.0):
         other = read_roster(folder)
-        who = f"process {other.pid}, {other.command}" if other else "its roster is not written yet"
+        who = f"process {other.pid}: {other.command}" if other else "it begins just now"
         raise SweepError(
             f"error: another sweep of experiment {folder.name!r} is running already ({who}). "
             "Wait for it or end it, or use another experiment=..."
-        ) from None
+        )
     before = read_roster(folder)
     entries = {
         cell.name: {
@@ -111,17 +105,16 @@ def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
 def read_roster(folder: Path) -> Roster | None:
     """Read an experiment's last sweep, None if it had none. Raises SweepError for another version."""
     path = Path(folder) / ROSTER
+    advice = "delete it and start the sweep again"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        version = fields.pop("format")
+        fields = read_json(path, default=None, kind=dict, advice=advice)
+        if fields is None:
+            return None
+        version = fields.pop("format", None)
         if version == FORMAT:
             return Roster(Path(folder), **fields)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise SweepError(
-            f"error: {path} is not a sweep's roster ({error!r}); delete it and start the sweep again"
-        ) from None
+    except (ValueError, TypeError) as error:
+        raise SweepError(f"error: {path} is not a sweep's roster ({error}); {advice}") from None
     raise SweepError(
         f"error: {path} has format {version!r}, this code reads format {FORMAT}; move {folder} away, "
         "or use the code that wrote it"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from lab.sweeps.roster import Roster
 from lab.sweeps.worker import Job
 from sgdpo.config.identity import start_config
 from sgdpo.config.schema import RunConfig
+from sgdpo.processes import ask
 from sgdpo.runs.records import find_result, view_run
 
 # What says how we wait for the jobs, not what they are.
@@ -117,7 +117,7 @@ class SlurmQueue:
     def _cancel(self) -> None:
         with contextlib.suppress(OSError):
             if self.roster.jobs:
-                subprocess.run(["scancel", *self.roster.jobs], check=False, capture_output=True)
+                ask("scancel", *self.roster.jobs)
 
     def _note_jobs(self, ids: list[str]) -> None:
         self.roster.jobs = ids
@@ -137,9 +137,7 @@ def _in_queue(jobs: Sequence[str]) -> list[str]:
     """Return which of these jobs, or of their arrays' tasks, wait or run."""
     if not jobs:
         return []
-    command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False)  # fails if it knows none
-    return listed.stdout.split()
+    return ask("squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}").split()
 
 
 def _why_it_failed(job: submitit.Job, cell: Cell) -> str | None:

@@ -1,4 +1,4 @@
-"""One sweep in order: expand, check every cell, leave out what is finished, launch, say how it went and what came out."""
+"""One sweep in order: expand, check every cell, leave out the finished, launch, say how it went and what came out."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:
         f"  {'would run' if cell.name in open_names else 'finished '}  {label}   {cell.name}"
         for cell, label in zip(cells, labels, strict=True)
     ]
-    about = "time not known yet (no finished run of this model tells its speed)"
+    about = "time not known yet"
     if todo and (seconds := estimate(todo)) is not None:
         about = f"about {clock(seconds / todo[0].run.n_jobs)} with n_jobs={todo[0].run.n_jobs}"
     return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} would run: {about}; nothing was started"])

@@ -8,10 +8,10 @@ SLURM_NODEID.
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 
 from sgdpo.config.schema import EngineConfig
+from sgdpo.processes import ask
 
 DEFAULT_PORT = 29500
 # Jobs of one machine get different ports: 20000 + job number modulo 20000.
@@ -53,8 +53,9 @@ def this_node(engine: EngineConfig) -> Node:
 
 
 def _first_slurm_host() -> str:
-    hosts = os.environ["SLURM_JOB_NODELIST"]
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
-    )
-    return listed.stdout.split()[0]
+    hosts = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    if not hosts:
+        raise ValueError(
+            "`scontrol show hostnames` names no host of this job; set MASTER_ADDR and NODE_RANK instead"
+        )
+    return hosts[0]

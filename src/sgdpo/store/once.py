@@ -117,9 +117,9 @@ class Lock:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 beat()
-                self._say()
                 if time.monotonic() >= until:
                     return False
+                self._say()
                 time.sleep(LOOK_SECONDS)
             else:
                 with suppress(OSError):
