@@ -1,5 +1,5 @@
 """Serve the local judge by hand, until standard input closes: python scripts/judge.py [FILE.gguf] [--port 8080]"""
 
-from lab.judging.local_server import main
+from lab.serving.local_server import main
 
 main()

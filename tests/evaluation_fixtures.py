@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lab.judging.endpoint import EndpointSettings
+from lab.answers.elsewhere import OpenAIGenerator
+from lab.judging.judges import OpenAIJudge
+from lab.serving.endpoint import EndpointSettings
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.records import Record
@@ -130,10 +132,36 @@ def slow(seconds: float, answer: Any) -> Any:
     return answer
 
 
-def endpoint_settings(server: ChatServer, **changes: Any) -> EndpointSettings:
+def asked(server: ChatServer, **changes: Any) -> dict[str, Any]:
     """Return settings for a scripted server: no waiting between tries."""
-    defaults = {"base_url": server.base_url, "model": "judge", "timeout": 5.0, "retries": 3, "backoff": 0.0}
-    return EndpointSettings(**{**defaults, **changes})
+    return {
+        "base_url": server.base_url,
+        "model": "judge",
+        "timeout": 5.0,
+        "retries": 3,
+        "backoff": 0.0,
+        **changes,
+    }
+
+
+def endpoint_settings(server: ChatServer, **changes: Any) -> EndpointSettings:
+    return EndpointSettings(**asked(server, **changes))
+
+
+def opened(kind: type, server: ChatServer, cache: Path, **changes: Any) -> Any:
+    """Return a judge or a generator that asks a scripted server, ready to answer."""
+    made = kind(**asked(server, **changes))
+    made.cache = cache
+    made.open(ExitStack())
+    return made
+
+
+def http_judge_at(server: ChatServer, cache: Path, **changes: Any) -> OpenAIJudge:
+    return opened(OpenAIJudge, server, cache, **changes)
+
+
+def http_generator_at(server: ChatServer, cache: Path, **changes: Any) -> OpenAIGenerator:
+    return opened(OpenAIGenerator, server, cache, **changes)
 
 
 def finished_run(folder: Path, *, start: str | None = None, seed: int = 0, prompts: int = 6) -> Path:

@@ -26,8 +26,8 @@ from lab.benchmarks.alpaca_eval import (
 )
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation
-from lab.judging.endpoint import EndpointError
-from lab.judging.requests import Reply
+from lab.serving.endpoint import EndpointError
+from lab.serving.reply import Reply
 from sgdpo.store import hash_text, read_jsonl
 
 
@@ -188,7 +188,8 @@ def test_more_than_five_per_cent_without_a_verdict_are_refused_and_kept(setup, t
         pytest.raises(ValueError, match="10 of 20 judgments name no verdict"),
     ):
         evaluate(compose_evaluation([*words, *http_judge(server)]))
-    assert len(read_jsonl(next((tmp_path / "outputs/cache/judgments").glob("*.jsonl")))) == 10
+    kept = read_jsonl(next((tmp_path / "outputs/cache/served").glob("*.jsonl")))
+    assert [row["event"] for row in kept].count("answer") == 10
     assert len(read_jsonl(run / "eval" / "alpaca_eval-m1" / "judgments.jsonl")) == 20
 
 

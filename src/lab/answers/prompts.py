@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,8 @@ class Sampling:
 class Sample:
     """Hold one answer: text, length in the model's own tokens (None where unknown), whether it was cut.
 
-    prompt_cut: the prompt was too long for the model, and its beginning was left out.
+    prompt_cut: the prompt was too long for the model, and its beginning was left out. problem: why a server's
+    answer cannot be used; it counts as an empty one.
     """
 
     prompt_id: str
@@ -64,10 +66,22 @@ class Sample:
     tokens: int | None
     truncated: bool
     prompt_cut: bool = False
+    problem: str = ""
 
     def row(self) -> dict[str, Any]:
         """Return the sample as it is written to a file."""
         return asdict(self)
+
+
+def prompt_key(seed: int, prompt_id: str) -> int:
+    """Return a signed 64-bit key of (seed, prompt id), the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def prompt_seed(seed: int, prompt_id: str) -> int:
+    """Return a seed of its own for each prompt, 31 bits: what servers take."""
+    return prompt_key(seed, prompt_id) & 0x7FFFFFFF
 
 
 def check_prompts(prompts: Sequence[Prompt]) -> None:

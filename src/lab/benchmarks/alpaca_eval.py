@@ -25,13 +25,16 @@ from lab.benchmarks.length_control import length_controlled
 from lab.benchmarks.statistics import win_rate
 from lab.judging.guard import Guarded, fill, guard, markers_of
 from lab.judging.judges import Judge, ask_all
-from lab.judging.requests import JudgeRequest, Reply
+from lab.judging.requests import JudgeRequest
+from lab.serving.asking import MOST_UNUSABLE
+from lab.serving.reply import Reply
 from sgdpo.store import hash_text
 
 TEMPLATE = Path(__file__).parent / "data" / "alpaca_eval_clf.txt"
 FIRST, SECOND = "m", "M"
+# The form of a reply, for judges that can be held to one; a small model would not keep to it by itself.
+GRAMMAR = f'root ::= "{FIRST}" | "{SECOND}"'
 TOP_LOGPROBS = 5
-MOST_UNPARSABLE = 0.05
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 
 
@@ -73,7 +76,7 @@ def judge_request(
         temperature=1.0 if top_logprobs else 0.0,
         top_logprobs=top_logprobs,
         repeat=repeat,
-        verdict="label",
+        grammar=GRAMMAR,
     )
     return request, (theirs, ours)
 
@@ -108,7 +111,7 @@ class Verdicts:
 
 
 def judge_duels(
-    judge: Judge, duels: Sequence[Duel], cache: Path, *, top_logprobs: int = TOP_LOGPROBS, repeat: int = 0
+    judge: Judge, duels: Sequence[Duel], *, top_logprobs: int = TOP_LOGPROBS, repeat: int = 0
 ) -> Verdicts:
     """Judge every duel; equal answers are a tie and are not paid for. Raises what ask_all raises.
 
@@ -117,9 +120,7 @@ def judge_duels(
     template = TEMPLATE.read_text("utf-8")
     asked = [judge_request(duel, template, top_logprobs=top_logprobs, repeat=repeat) for duel in duels]
     differs = [duel.baseline != duel.ours for duel in duels]
-    answered = iter(
-        ask_all(judge, [request for (request, _), d in zip(asked, differs, strict=True) if d], cache)
-    )
+    answered = iter(ask_all(judge, [request for (request, _), d in zip(asked, differs, strict=True) if d]))
     replies = [next(answered) if d else None for d in differs]
     values = [
         1.5 if reply is None else preference(reply, duel.switched)
@@ -183,9 +184,9 @@ def summarise_annotations(
 
 def refuse_unparsable(unparsable: int, total: int) -> None:
     """Raise ValueError if more than 5 % of the judgments say nothing: their mean would mislead."""
-    if unparsable > MOST_UNPARSABLE * total:
+    if unparsable > MOST_UNUSABLE * total:
         raise ValueError(
-            f"{unparsable} of {total} judgments name no verdict, over {MOST_UNPARSABLE:.0%}: this judge does "
+            f"{unparsable} of {total} judgments name no verdict, over {MOST_UNUSABLE:.0%}: this judge does "
             "not follow the prompt. All replies are kept; look at them, or take another judge"
         )
 

@@ -14,6 +14,7 @@ from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.alpaca_eval import (
     ANNOTATOR,
     TEMPLATE,
+    TOP_LOGPROBS,
     Duel,
     Verdicts,
     annotation_rows,
@@ -24,27 +25,24 @@ from lab.benchmarks.alpaca_eval import (
 from lab.benchmarks.alpaca_files import match, read_difficulties, read_gamed
 from lab.benchmarks.settings import BenchmarkConfig, sampling_of
 from lab.judging.judges import Judge
-from lab.judging.settings import JudgeConfig
 from sgdpo.store import hash_text, write_jsonl
 
 
 def evaluate_alpaca(
     generator: Generator,
-    judge: Judge | None,
+    judge: Judge,
     benchmark: BenchmarkConfig,
-    judge_config: JudgeConfig,
     *,
     name: str,
     folder: Path,
     cache: Path,
 ) -> dict[str, Any]:
-    """Evaluate a run on AlpacaEval and return the result. judge None: annotations come from judge.file."""
+    """Evaluate a run on AlpacaEval and return the result. a judge that is not asked: annotations come from its file."""
     duels, samples, baseline_name = duel_all(generator, benchmark, cache)
-    if judge is None:
-        verdicts = cached_verdicts(duels, str(judge_config.file))
+    if not judge.asks:
+        verdicts = cached_verdicts(duels, str(judge.judgments))
     else:
-        top = judge_config.top_logprobs if benchmark.weighted else 0
-        verdicts = judge_duels(judge, duels, cache, top_logprobs=top)
+        verdicts = judge_duels(judge, duels, top_logprobs=TOP_LOGPROBS if benchmark.weighted else 0)
     rows = annotation_rows(
         duels,
         verdicts,
@@ -52,7 +50,7 @@ def evaluate_alpaca(
         our_name=name,
         annotator=ANNOTATOR if benchmark.weighted else "alpaca_eval_clf",
     )
-    _write(folder, name, duels, samples, rows, judge_config.label)
+    _write(folder, name, duels, samples, rows, judge.label)
     result = summarise_annotations(rows, **_difficulty(benchmark, len(rows)), seed=benchmark.seed)
     tokens = [sample.tokens for sample in samples]
     return {

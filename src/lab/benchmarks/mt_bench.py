@@ -23,7 +23,8 @@ from lab.benchmarks.mt_files import PROMPT_NAMES, Bench, Question
 from lab.benchmarks.statistics import RESAMPLES
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.judges import Judge, ask_all
-from lab.judging.requests import JudgeRequest, Reply
+from lab.judging.requests import JudgeRequest
+from lab.serving.reply import Reply
 
 # FastChat's temperature_config; categories that are not named get 0.7.
 TEMPERATURES = {
@@ -38,6 +39,8 @@ TEMPERATURES = {
 }
 OTHER_TEMPERATURE = 0.7
 JUDGE_TOKENS = 2048
+# The form of a reply, for judges that can be held to one; a small model would not keep to it by itself.
+GRAMMAR = 'root ::= "Rating: [[" ("10" | [1-9]) "]]"'
 _VERDICT = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _BACKUP = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*\]")
 
@@ -106,9 +109,7 @@ def _grading(bench: Bench, question: Question, answers: tuple[str, str], turn: i
         {"role": "system", "content": prompt["system_prompt"]},
         {"role": "user", "content": fill(prompt["prompt_template"], values)},
     )
-    request = JudgeRequest(
-        messages, max_tokens=JUDGE_TOKENS, temperature=0.0, repeat=repeat, verdict="rating"
-    )
+    request = JudgeRequest(messages, max_tokens=JUDGE_TOKENS, temperature=0.0, repeat=repeat, grammar=GRAMMAR)
     # Each answer is counted once, where it is the one being graded.
     return Grading(question, turn, name, request, guarded[-1].marked, guarded[-1].demands)
 
@@ -135,9 +136,9 @@ def score(judgment: str) -> float | None:
     return value if 1 <= value <= 10 else None
 
 
-def grade(judge: Judge, asked: Sequence[Grading], cache: Path) -> tuple[list[float | None], list[Reply]]:
+def grade(judge: Judge, asked: Sequence[Grading]) -> tuple[list[float | None], list[Reply]]:
     """Judge every grading; return the scores (None where unparsable) and the replies."""
-    replies = ask_all(judge, [grading.request for grading in asked], cache)
+    replies = ask_all(judge, [grading.request for grading in asked])
     return [score(reply.text) for reply in replies], replies
 
 

@@ -20,22 +20,20 @@ from lab.benchmarks.mt_bench import (
 from lab.benchmarks.mt_files import answer_rows, load_bench
 from lab.benchmarks.settings import BenchmarkConfig, sampling_of
 from lab.judging.judges import Judge
-from lab.judging.requests import Reply
-from lab.judging.settings import JudgeConfig
+from lab.serving.reply import Reply
 from sgdpo.store import read_jsonl, write_jsonl
 
 
 def evaluate_mt_bench(
     generator: Generator,
-    judge: Judge | None,
+    judge: Judge,
     benchmark: BenchmarkConfig,
-    judge_config: JudgeConfig,
     *,
     name: str,
     folder: Path,
     cache: Path,
 ) -> dict[str, Any]:
-    """Evaluate a run on MT-Bench and return the result. judge None: judgments come from judge.file."""
+    """Evaluate a run on MT-Bench and return the result. a judge that is not asked: judgments come from its file."""
     source = Path(benchmark.folder) if benchmark.folder else None
     bench = load_bench(source, benchmark.reference_model, benchmark.limit)
     samples = answer_questions(generator, bench.questions, sampling_of(benchmark), cache)
@@ -43,11 +41,11 @@ def evaluate_mt_bench(
     asked = gradings(bench, answers)
     write_jsonl(folder / "answers.jsonl", answer_rows(bench.questions, answers, name))
     write_jsonl(folder / "samples.jsonl", [sample.row() for both in samples for sample in both])
-    if judge is None:
-        scores, replies = cached_scores(asked, Path(str(judge_config.file)))
+    if not judge.asks:
+        scores, replies = cached_scores(asked, judge.judgments)
     else:
-        scores, replies = grade(judge, asked, cache)
-    rows = judgment_rows(asked, scores, replies, model=name, judge=judge_config.label)
+        scores, replies = grade(judge, asked)
+    rows = judgment_rows(asked, scores, replies, model=name, judge=judge.label)
     write_jsonl(
         folder / "judgments.jsonl", [{"prompt_id": f"{r['question_id']}-{r['turn']}", **r} for r in rows]
     )

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lab.answers.generate import Generator, TransformersGenerator, generate
+from lab.answers.generate import Generator, generate
+from lab.answers.own_model import TransformersGenerator
 from lab.answers.prompts import Prompt, Sample, Sampling
 from lab.benchmarks.length_control import length_controlled
 from lab.benchmarks.statistics import mean_error, preferences, win_rate

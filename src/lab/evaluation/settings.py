@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.settings import BENCHMARKS, BenchmarkConfig, sampling_of
-from lab.judging.settings import GeneratorConfig, JudgeConfig, generator_errors, judge_errors
+from lab.judging.judges import judge_errors
 from sgdpo.config.compose import CONF
+from sgdpo.contract import load
 
 
 @dataclass
 class EvaluateConfig:
     runs: list[str] = field(default_factory=list)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    judge: dict[str, Any] = field(default_factory=dict)
+    generator: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
     cache: str = "outputs/cache"
     device: str = "auto"
@@ -52,9 +55,11 @@ def compose_evaluation(overrides: list[str]) -> EvaluateConfig:
 
 def evaluation_errors(config: EvaluateConfig) -> list[str]:
     """List everything wrong with an evaluation, as sentences with advice; loads nothing heavy."""
-    errors = _run_errors(config) + _name_errors(config) + sampling_of(config.benchmark).errors()
-    errors += _match_errors(config)
-    errors += judge_errors(config.judge) + generator_errors(config.generator)
+    errors = judge_errors(config.judge)
+    unanswered = generator_errors(config.generator)
+    own = not unanswered and load(GENERATOR, config.generator).of_run
+    errors += unanswered + _name_errors(config) + sampling_of(config.benchmark).errors()
+    errors += _run_errors(config, own) + _match_errors(config)
     if config.benchmark.limit is not None and config.benchmark.limit < 1:
         errors.append(f"benchmark.limit must be 1 or more, or null for all, not {config.benchmark.limit}")
     return errors
@@ -65,7 +70,7 @@ def _name_errors(config: EvaluateConfig) -> list[str]:
     return [] if name in BENCHMARKS else [f"benchmark={name!r} is not one of {list(BENCHMARKS)}"]
 
 
-def _run_errors(config: EvaluateConfig) -> list[str]:
+def _run_errors(config: EvaluateConfig, own: bool) -> list[str]:
     if not config.runs:
         return [
             "name at least one run: scripts/evaluate.py outputs/<experiment>/<run> [...] benchmark=verifiable"
@@ -74,10 +79,7 @@ def _run_errors(config: EvaluateConfig) -> list[str]:
     for run in map(Path, config.runs):
         if not (run / "record.json").is_file():
             errors.append(f"{run} is not a run: it holds no record.json; give outputs/<experiment>/<run>")
-        elif (
-            config.generator.name in ("transformers", "vllm")
-            and not (run / "model" / "config.json").is_file()
-        ):
+        elif own and not (run / "model" / "config.json").is_file():
             errors.append(f"{run} holds no model; it is not finished: train it first")
     if len({Path(run).resolve() for run in config.runs}) != len(config.runs):
         errors.append("a run is named more than once")
@@ -85,7 +87,7 @@ def _run_errors(config: EvaluateConfig) -> list[str]:
 
 
 def _match_errors(config: EvaluateConfig) -> list[str]:
-    benchmark, judge = config.benchmark.name, config.judge.name
+    benchmark, judge = config.benchmark.name, config.judge.get("name")
     errors = []
     if benchmark == "verifiable" and judge != "checker":
         errors.append(f"benchmark=verifiable is judged by its checker: leave judge={judge} out")
@@ -97,6 +99,6 @@ def _match_errors(config: EvaluateConfig) -> list[str]:
         errors.append("benchmark=alpaca_eval needs benchmark.baseline: the baseline's model_outputs.json")
     if benchmark == "lm_eval" and not config.benchmark.tasks:
         errors.append("benchmark=lm_eval needs benchmark.tasks, e.g. benchmark.tasks=[gsm8k]")
-    if benchmark == "lm_eval" and config.generator.name != "transformers":
+    if benchmark == "lm_eval" and config.generator.get("name") != "transformers":
         errors.append("benchmark=lm_eval scores with the model itself: leave generator out")
     return errors

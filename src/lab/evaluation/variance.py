@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from lab.answers.generate import Generator
-from lab.benchmarks.alpaca_eval import judge_duels, refuse_unparsable
+from lab.answers.generate import Generator, open_generator
+from lab.benchmarks.alpaca_eval import TOP_LOGPROBS, judge_duels, refuse_unparsable
 from lab.benchmarks.alpaca_flow import duel_all
 from lab.benchmarks.mt_bench import answer_questions, grade, gradings
 from lab.benchmarks.mt_files import load_bench
 from lab.benchmarks.settings import sampling_of
 from lab.benchmarks.verifiable import answer_tasks
-from lab.evaluation.evaluate import make_generator, open_judge, open_served, read_config
+from lab.evaluation.evaluate import make_generator, read_config
 from lab.evaluation.settings import EvaluateConfig, evaluation_errors
-from lab.judging.judges import Judge
+from lab.judging.judges import Judge, open_judge
 from sgdpo.store import write_json
 from sgdpo.world.checker import check
 
@@ -96,15 +96,15 @@ def measure(config: EvaluateConfig, repeats: int) -> Spread:
         raise ValueError("\n".join(errors))
     if config.benchmark.name == "lm_eval":
         raise ValueError("judge variance needs a judge: benchmark=alpaca_eval, mt_bench or verifiable")
-    if config.judge.name == "cached":
-        raise ValueError(
-            "a file of judgments answers the same each time; give the files with --files instead"
-        )
     columns: list[list[float | None]] = [[] for _ in range(repeats)]
-    served = open_served(config.generator)
-    with open_judge(config.judge) as judge:
+    cache = Path(config.cache)
+    with open_generator(config.generator, cache) as opened, open_judge(config.judge, cache) as judge:
+        if judge.judgments:
+            raise ValueError(
+                "a file of judgments answers the same each time; give the files with --files instead"
+            )
         for run in map(Path, config.runs):
-            generator = make_generator(config, run, read_config(run), served)
+            generator = make_generator(config, run, read_config(run), opened)
             judged = _judge_repeatedly(config, run, generator, judge, repeats)
             for column, scores in zip(columns, judged, strict=True):
                 column += scores
@@ -112,7 +112,7 @@ def measure(config: EvaluateConfig, repeats: int) -> Spread:
 
 
 def _judge_repeatedly(
-    config: EvaluateConfig, run: Path, generator: Generator, judge: Judge | None, repeats: int
+    config: EvaluateConfig, run: Path, generator: Generator, judge: Judge, repeats: int
 ) -> list[list[float | None]]:
     benchmark, cache = config.benchmark, Path(config.cache)
     if benchmark.name == "verifiable":
@@ -125,16 +125,14 @@ def _judge_repeatedly(
         ]
     if benchmark.name == "alpaca_eval":
         duels, _, _ = duel_all(generator, benchmark, cache)
-        top = config.judge.top_logprobs if benchmark.weighted else 0
-        judged = [
-            judge_duels(judge, duels, cache, top_logprobs=top, repeat=n).preferences for n in range(repeats)
-        ]
+        top = TOP_LOGPROBS if benchmark.weighted else 0
+        judged = [judge_duels(judge, duels, top_logprobs=top, repeat=n).preferences for n in range(repeats)]
         return [[None if value is None else value - 1 for value in values] for values in judged]
     folder = Path(benchmark.folder) if benchmark.folder else None
     bench = load_bench(folder, benchmark.reference_model, benchmark.limit)
     samples = answer_questions(generator, bench.questions, sampling_of(benchmark), cache)
     answers = [(first.text, second.text) for first, second in samples]
-    return [grade(judge, gradings(bench, answers, repeat=n), cache)[0] for n in range(repeats)]
+    return [grade(judge, gradings(bench, answers, repeat=n))[0] for n in range(repeats)]
 
 
 def keep(path: Path, key: str, found: Spread) -> None:

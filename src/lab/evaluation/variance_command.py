@@ -36,7 +36,7 @@ def measure_all(
         _require(words, repeats)
         configs = [compose_evaluation(runs_first([f"benchmark={name}", *words])) for name in benchmarks]
         for config in configs:
-            key = f"{config.benchmark.name}-{config.judge.label}"
+            key = f"{config.benchmark.name}-{config.judge['label']}"
             spreads[key] = measure(config, repeats)
             keep(output, key, spreads[key])
     return show(spreads)

@@ -1,166 +1,214 @@
-"""Ask a judge many questions: in parallel, each paid for once, and none lost when it is interrupted.
+"""What a judge is, the judges there are, and asking one many questions at once.
 
-A judge answers a JudgeRequest with a Reply. Replies are kept under a key of the judge, the messages (which
-hold the prompt and both answers) and the settings, so a finished judgment is never asked again, by any later
-evaluation. Reading a preference or a score out of a reply is the benchmark's business, and costs nothing to
-repeat.
+A judge is a class and a YAML in conf/judge that names it. It answers a JudgeRequest with a Reply; reading a
+preference or a score out of the reply is the benchmark's business.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, cast
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from lab.judging.budget import BudgetError
-from lab.judging.endpoint import Endpoint, EndpointError
-from lab.judging.requests import JudgeRequest, Reply
-from sgdpo.store import cut_jsonl, line
+from lab.judging.requests import JudgeRequest
+from lab.serving.asking import ask_each
+from lab.serving.endpoint import Endpoint, EndpointSettings
+from lab.serving.local_server import default_model, local_server, server_errors
+from lab.serving.reply import Reply
+from sgdpo.contract import Kind, binding_errors, build, settings_of
+from sgdpo.store import hash_file, hash_json
+from sgdpo.values import Range
 
-FORMAT = 1
-
-
-# What a reply may be, for llama.cpp servers (judge.grammar): a small model would else not keep to the form.
-GRAMMARS = {
-    "label": 'root ::= "m" | "M"',
-    "rating": 'root ::= "Rating: [[" ("10" | [1-9]) "]]"',
-}
+JUDGE = Kind("judge", key="class", required=("label",), parts=("ask",))
+SEEDS = 2**31  # what servers take
 
 
-class Judge(Protocol):
-    """Answer judge requests; `identity` holds all that an answer depends on beside the request."""
+class Judge:
+    """Answer judge requests. Derive from it: `ask` is all that a judge must have.
 
-    concurrency: int
+    asks: whether benchmarks put questions to it. judgments: the file of its verdicts, if they were given before.
+    unusable: as in conf/judge/openai.yaml.
+    """
 
-    def identity(self) -> dict[str, Any]:
-        """Return a JSON-able description of the judge."""
-        ...
+    asks = True
+    judgments = None
+    concurrency = 1
+    unusable = "count"
+    # Set by open_judge: the YAML's label and settings, and where replies are kept.
+    label = ""
+    settings = cast("Mapping[str, Any]", {})
+    cache = Path()
+
+    def errors(self) -> list[str]:
+        """List what is wrong with the settings together, as sentences with advice."""
+        return []
+
+    def open(self, stack: ExitStack) -> None:
+        """Make ready to answer; what must be closed in the end goes onto the stack."""
 
     def ask(self, request: JudgeRequest) -> Reply:
-        """Return the judge's reply."""
-        ...
-
-    def cost(self) -> dict[str, Any]:
-        """Return requests, tokens and dollars of this process."""
-        ...
-
-
-class EndpointJudge:
-    """Judge with an OpenAI-compatible endpoint."""
-
-    def __init__(
-        self, endpoint: Endpoint, identity: Mapping[str, Any] | None = None, *, grammar: bool = False
-    ):
-        self.endpoint, self.grammar = endpoint, grammar
-        self.concurrency = endpoint.settings.concurrency
-        settings = endpoint.settings
-        self._identity = dict(identity or {"base_url": settings.base_url, "model": settings.model})
+        """Answer one request; called from several threads if `concurrency` says so."""
+        raise AssertionError(f"{type(self).__name__} answers no request")
 
     def identity(self) -> dict[str, Any]:
-        """Return who judges: an address and a model, or what the caller said (a local file's hash)."""
-        return {**self._identity, "grammar": self.grammar}
+        """Return all that a reply depends on beside the request."""
+        return {"judge": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
+
+    def cost(self) -> dict[str, Any]:
+        """Return requests, tokens and dollars of this process; nothing for a judge that costs nothing."""
+        return {}
+
+
+class Checker(Judge):
+    """Stand for the checker of a benchmark that needs no judge."""
+
+    asks = False
+
+
+@dataclass(kw_only=True)
+class CachedJudge(Judge):
+    """Stand for judgments that were made elsewhere; the benchmark reads its own format."""
+
+    file: str | None = None
+    asks = False
+
+    def errors(self) -> list[str]:
+        """Say that there is no file."""
+        if self.file and Path(self.file).is_file():
+            return []
+        return [f"file={self.file} is none; judge=cached reads judgments from a file"]
+
+    @property
+    def judgments(self) -> Path:
+        """Return the file."""
+        return Path(str(self.file))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the hash of the judgments."""
+        return {"judgments": hash_file(self.judgments)[:16]}
+
+
+@dataclass(kw_only=True)
+class EndpointJudge(Judge):
+    """Judge with a served model; temperature and seed None: as the benchmark asks."""
+
+    temperature: Annotated[float, Range("[0, 2]")] | None = None
+    seed: Annotated[int, Range("[0, 2147483647]")] | None = None
+    top_logprobs: Annotated[int, Range("[1, 1000]")] = 5
+    grammar: bool = False
+    unusable: Literal["count", "again", "error"] = "count"
+    endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
 
     def ask(self, request: JudgeRequest) -> Reply:
         """Ask the endpoint; a repeat changes the sampling seed, where the server takes one."""
+        seeded = self.seed is not None or request.repeat
         return self.endpoint.chat(
             request.messages,
             max_tokens=request.max_tokens,
-            temperature=request.temperature,
+            temperature=request.temperature if self.temperature is None else self.temperature,
             top_p=request.top_p,
-            seed=request.repeat or None,
-            top_logprobs=request.top_logprobs,
-            extra_body={"grammar": GRAMMARS[request.verdict]} if self.grammar else None,
+            seed=((self.seed or 0) + request.repeat) % SEEDS if seeded else None,
+            top_logprobs=self.top_logprobs if request.top_logprobs else 0,
+            grammar=request.grammar if self.grammar else "",
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Return who is asked, and how."""
+        how = {name: getattr(self, name) for name in ("grammar", "temperature", "seed", "top_logprobs")}
+        return {**self.endpoint.identity, **how}
+
     def cost(self) -> dict[str, Any]:
-        """Return what the endpoint's ledger holds."""
+        """Return what the endpoint's ledger counted."""
         return self.endpoint.ledger.report()
 
 
-class JudgmentStore:
-    """Keep replies by key in an append-only file, one line each; a torn last line is asked again."""
+@dataclass(kw_only=True)
+class OpenAIJudge(EndpointJudge, EndpointSettings):
+    """Judge with an OpenAI-compatible endpoint."""
 
-    def __init__(self, cache: Path, judge: Judge):
-        name = hashlib.sha256(json.dumps(judge.identity(), sort_keys=True).encode()).hexdigest()[:16]
-        self.path = cache / "judgments" / f"{name}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file_lock, self._lock = FileLock(f"{self.path}.lock"), threading.Lock()
-        with self._file_lock:
-            rows = cut_jsonl(self.path)
-        self._replies = {row["key"]: _reply(row["reply"]) for row in rows if row["format"] == FORMAT}
+    def errors(self) -> list[str]:
+        """List what is wrong with the endpoint's settings."""
+        return EndpointSettings.errors(self)
 
-    def find(self, request: JudgeRequest) -> Reply | None:
-        """Return the reply to exactly this request, or None."""
-        return self._replies.get(request_key(request))
-
-    def keep(self, request: JudgeRequest, reply: Reply) -> None:
-        """Append a reply; other threads and processes may append too."""
-        key = request_key(request)
-        row = {"format": FORMAT, "key": key, "reply": asdict(reply)}
-        with self._lock, self._file_lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(line(row))
-            self._replies[key] = reply
+    def open(self, stack: ExitStack) -> None:
+        """Read the key and the ledger."""
+        self.endpoint = Endpoint(self, self.cache)
 
 
-def ask_all(judge: Judge, requests: Sequence[JudgeRequest], cache: Path) -> list[Reply]:
-    """Return a reply to each request, in order; ask only what the cache does not hold.
+@dataclass(kw_only=True)
+class LocalJudge(EndpointJudge):
+    """Judge with a small model that is served on loopback while the evaluation lasts."""
 
-    Raises EndpointError or BudgetError after what is under way has been kept: the same command goes on from
-    there.
+    model_file: str | None = None
+    context: Annotated[int, Range("[256, 1048576]")] = 8192
+    timeout: Annotated[float, Range("(0, 86400]")] = 600.0
+    retries: Annotated[int, Range("[0, 100]")] = 1
+    backoff: Annotated[float, Range("[0, 60]")] = 1.0
+
+    def errors(self) -> list[str]:
+        """Say what keeps the server from starting."""
+        return server_errors(Path(self.model_file) if self.model_file else None)
+
+    def open(self, stack: ExitStack) -> None:
+        """Start the server; its replies are the model's, whichever port it has."""
+        model = Path(self.model_file) if self.model_file else default_model()
+        url = stack.enter_context(local_server(model, context=self.context))
+        settings = EndpointSettings(
+            url,
+            model.stem,
+            timeout=self.timeout,
+            retries=self.retries,
+            backoff=self.backoff,
+            concurrency=1,
+            unusable=self.unusable,
+        )
+        identity = {"local": model.name, "sha256": hash_file(model, self.cache / "hashes")[:16]}
+        self.endpoint = Endpoint(settings, self.cache, {**identity, "context": self.context})
+
+
+def judge_errors(settings: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
+    """List everything wrong with a judge's YAML and settings, as sentences with advice; nothing is started."""
+    if errors := binding_errors(JUDGE, settings, extra):
+        return errors
+    return [f"judge.{error}" for error in build(JUDGE, settings, extra).errors()]
+
+
+@contextmanager
+def open_judge(settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()) -> Iterator[Judge]:
+    """Give the judge of a YAML for the length of a block. Raise ValueError with every error at once."""
+    if errors := judge_errors(settings, extra):
+        raise ValueError("\n".join(errors))
+    judge = build(JUDGE, settings, extra)
+    judge.label, judge.settings, judge.cache = settings["label"], settings_of(JUDGE, settings), cache
+    with ExitStack() as stack:
+        judge.open(stack)
+        yield judge
+
+
+def ask_all(judge: Judge, requests: Sequence[JudgeRequest]) -> list[Reply]:
+    """Return a reply to each request, in order; equal requests are asked once.
+
+    A reply that cannot be used comes back with its problem. Raises EndpointError if more than MOST_UNUSABLE are
+    such, EndpointError or BudgetError if none comes, after what is under way has been kept: the same command
+    goes on from there.
     """
-    store = JudgmentStore(cache, judge)
-    missing = {request_key(request): request for request in requests if store.find(request) is None}
-    done = len(requests) - len(missing)
-    bar = tqdm(total=len(requests), initial=done, desc="judgments", unit="judgment")
-    with bar, ThreadPoolExecutor(judge.concurrency) as pool:
-        _ask_missing(judge, list(missing.values()), store, pool, bar)
-    return [store.find(request) for request in requests]
-
-
-def _ask_missing(
-    judge: Judge, requests: list[JudgeRequest], store: JudgmentStore, pool: ThreadPoolExecutor, bar: tqdm
-) -> None:
-    stop = threading.Event()
-
-    def ask(request: JudgeRequest) -> None:
-        if stop.is_set():
-            return
-        try:
-            store.keep(request, judge.ask(request))
-        except BaseException:
-            stop.set()
-            raise
-        bar.update()
-
-    futures: list[Future] = [pool.submit(ask, request) for request in requests]
-    try:
-        wait(futures)
-    finally:
-        # An interruption (or a failure, above) sends nothing more; what is under way is kept.
-        stop.set()
-    failed = [future.exception() for future in futures if future.exception()]
-    if not failed:
-        return
-    kept = sum(store.find(request) is not None for request in requests)
-    left = f"{kept} of {len(requests)} new judgments are kept; the same command goes on from there"
-    if isinstance(failed[0], BudgetError | EndpointError):
-        raise type(failed[0])(f"{failed[0]}. {left}") from None
-    raise failed[0]
-
-
-def request_key(request: JudgeRequest) -> str:
-    """Return the key of a request: its messages and every setting."""
-    return hashlib.sha256(json.dumps(request.keyed(), sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _reply(row: dict[str, Any]) -> Reply:
-    top = row["top_logprobs"]
-    return Reply(**{**row, "top_logprobs": None if top is None else tuple((t, p) for t, p in top)})
+    keys = [hash_json(request.keyed()) for request in requests]
+    different = dict(zip(keys, requests, strict=True))
+    bar = tqdm(total=len(different), desc="judgments", unit="judgment")
+    with bar:
+        replies = ask_each(
+            lambda key: judge.ask(different[key]),
+            list(different),
+            workers=judge.concurrency,
+            strict=judge.unusable == "error",
+            what="judgments",
+        )
+        found = {}
+        for key, reply in replies:
+            found[key] = reply
+            bar.update()
+    return [found[key] for key in keys]

@@ -1,0 +1,117 @@
+"""Read what a chat endpoint sent: an answer of the API, one that cannot be used and why, or no answer at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# A log-prob may pass 0 by rounding.
+MOST_LOGPROB = 1e-3
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Hold a count of prompt and answer tokens."""
+
+    prompt: int
+    new: int
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt + other.prompt, self.new + other.new)
+
+    def __sub__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt - other.prompt, self.new - other.new)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Hold one answer: its text, the first token's top log-probs if asked for, and what it used.
+
+    problem: why the answer cannot be used; it has no text and no log-probs then.
+    """
+
+    text: str
+    top_logprobs: tuple[tuple[str, float], ...] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish: str = "stop"
+    problem: str = ""
+
+
+def read_reply(text: str, top_logprobs: int) -> Reply:
+    """Read an answer that `what_is_wrong` finds nothing wrong with.
+
+    top_logprobs: how many were asked for; an answer whose first token has none of them is unusable.
+    """
+    answer = json.loads(text)
+    choice, used = answer["choices"][0], read_usage(answer) or Tokens(0, 0)
+    message, finish = choice["message"], choice.get("finish_reason")
+    content = message.get("refusal") if message.get("content") is None else message["content"]
+    problem, top = "", None
+    if finish == "content_filter":
+        problem = "the server's content filter took the answer"
+    elif not isinstance(content, str | None):
+        problem = f"the content of the answer is a {type(content).__name__}, not a text"
+    elif top_logprobs:
+        top, problem = _top_logprobs(choice, answer.get("model"))
+    if problem:
+        content, top = "", None
+    finish = finish if isinstance(finish, str) and finish else "stop"
+    return Reply(content or "", top, used.prompt, used.new, finish, problem)
+
+
+def _top_logprobs(choice: Mapping[str, Any], model: Any) -> tuple[tuple[tuple[str, float], ...] | None, str]:
+    try:
+        entries = [
+            (entry["token"], entry["logprob"]) for entry in choice["logprobs"]["content"][0]["top_logprobs"]
+        ]
+    except (KeyError, IndexError, TypeError):
+        entries = []
+    for token, value in entries:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(token, str) or not number or not -math.inf < value <= MOST_LOGPROB:
+            return None, f"the log-prob of {str(token)[:20]!r} is {str(value)[:40]!r}, which is none"
+    if not entries:
+        return None, (
+            f"model {model!r} answered without log-probs, which the weighted judge reads its preference from. Use a "
+            "server that returns top_logprobs, or benchmark.weighted=false"
+        )
+    return tuple((token, float(value)) for token, value in entries), ""
+
+
+def read_usage(answer: Mapping[str, Any]) -> Tokens | None:
+    """Return the server's own count of prompt and answer tokens; None if there is none that is a count."""
+    usage = answer.get("usage")
+    counts = (
+        [usage.get(key) for key in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    )
+    whole = [isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts]
+    return Tokens(*counts) if whole == [True, True] else None
+
+
+def what_is_wrong(status: int, text: str) -> str:
+    """Say why a response is no answer of the chat API, or nothing."""
+    if not 200 <= status < 300:
+        return f"status {status}: {_words(text)}"
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return f"an answer that is not the API's JSON ({_words(text)[:60]!r}), or cut off"
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(first, dict) or not isinstance(first.get("message"), dict):
+        return "an answer without choices: this is not an OpenAI-compatible chat endpoint, or it is broken"
+    return ""
+
+
+def _words(text: str) -> str:
+    """Return what a server says of an error: its message, or the beginning of whatever it sent."""
+    try:
+        said = json.loads(text)["error"]
+        text = str(said["message"] if isinstance(said, dict) else said)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return " ".join(text.split())[:300]
