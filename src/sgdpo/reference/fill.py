@@ -1,55 +1,41 @@
-"""Compute reference log-probs once for a whole sweep: one run works, the others wait, a dead one is replaced.
+"""Compute the reference log-probs that a run will look up and that no run before it has left in the cache.
 
-The lock is the operating system's: it is free the moment its owner dies, and what the dead one left half
-written is thrown away. Every rank of a run computes its share; rank 0 merges.
+One run works, the others wait for it and go on with what is still missing; a dead one is replaced. Every rank of a
+run computes its share, rank 0 keeps it, stretch by stretch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
-import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.batching import RowSampler
-from sgdpo.data.example import Example
 from sgdpo.data.packing import RowCollator, model_inputs
-from sgdpo.models.load import load_model, weights_folder, weights_hash
+from sgdpo.models.load import load_config, load_model, weights_folder, weights_hash
 from sgdpo.models.threads import threads_for
-from sgdpo.reference.store import (
-    FORMAT,
-    ReferenceTable,
-    TornTableError,
-    key_hash,
-    open_table,
-    write_table,
-)
+from sgdpo.reference.table import ExampleSet, ReferenceTable, Table
+from sgdpo.store import Lock, beat, hash_folder, hash_json, hash_tokenizer
 
 log = logging.getLogger(__name__)
 
-
-class ExampleSet(Protocol):
-    """Name what a table needs of a data set: `ids` int64[n], `lengths` int64[n, 3], `fingerprint`."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    fingerprint: str
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Example: ...
+# A killed pass loses about this much work of every rank.
+STRETCH_SECONDS = 5.0
+# How long rank 0 tries for the lock before it tells the other ranks, which wait in a collective, to wait on.
+TRY_SECONDS = 5.0
+# What a model's config says that changes no log-prob.
+NOT_IN_KEY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -68,6 +54,21 @@ class Work:
     world: int = 1
     progress: bool = True
 
+    def agree(self, ask: Callable[[], Any]) -> Any:
+        """Return rank 0's answer on every rank; an error of rank 0 is raised on all of them."""
+        if self.world == 1:
+            return ask()
+        answer: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                answer = [ask()]
+            except (ValueError, OSError) as error:
+                answer = [error]
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
 
 def reference_key(
     model: ModelConfig,
@@ -77,182 +78,153 @@ def reference_key(
     precision: str,
     max_length: int,
     max_prompt_length: int,
+    memory: Path | None = None,
 ) -> dict[str, Any]:
-    """Return the explicit list of what reference log-probs depend on, beside the examples themselves."""
-    folder = weights_folder(model, weights)
-    words = json.dumps([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())])
+    """Return the explicit list of what reference log-probs depend on, beside the examples themselves.
+
+    memory: where hashes of weights are remembered, as in `hash_file`.
+    """
+    folder, config = weights_folder(model, weights), load_config(model, weights).to_dict()
     return {
         # Random weights have no folder: they are what the seed makes them.
-        "weights": weights_hash(folder if folder is not None else load_model(model, seed=seed)),
+        "weights": hash_folder(folder, ("*.safetensors",), memory)
+        if folder is not None
+        else weights_hash(load_model(model, seed=seed)),
+        # Norms, rotations and windows are no weights.
+        "config": hash_json({name: value for name, value in config.items() if name not in NOT_IN_KEY}),
         "dtype": precision,
-        "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16],
+        "tokenizer": hash_tokenizer(tokenizer),
         "max_length": max_length,
         "max_prompt_length": max_prompt_length,
     }
 
 
 def reference_table(
-    sets: Sequence[ExampleSet],
+    sets: Sequence[tuple[ExampleSet, np.ndarray]],
     *,
     model_factory: Callable[[], PreTrainedModel],
     key: dict[str, Any],
     cache: Path,
     work: Work,
 ) -> ReferenceTable:
-    """Return the per-token reference log-probs of the data sets, from the cache or computed now.
+    """Return the per-token reference log-probs of data sets, from the cache or computed now.
 
-    model_factory: returns the reference, taught to give log-probs (`models/logprobs.py`); called only on a
-    miss. key: from `reference_key`. cache: the run's cache folder. Raise ValueError if a table was made for
-    another key.
+    sets: each with the positions of the examples that will be looked up; only these are computed. model_factory:
+    returns the reference, taught to give log-probs (`models/logprobs.py`); called only if something is missing.
+    key: from `reference_key`. cache: the run's cache folder. Raise ValueError if a table was made for another key.
     """
-    parts, forward_tokens, model = [], 0, None
-    for examples in sets:
-        full_key = {"format": FORMAT, **key, "examples": _examples_hash(examples)}
-        folder = Path(cache) / "reference" / key_hash(full_key)
-        with _owned(folder, work) as present:
-            if not present(full_key):
-                if model is None:
-                    model = _placed(model_factory(), work)
-                forward_tokens += _fill(folder, full_key, examples, model, work)
-        part = open_table(folder, full_key)
-        assert part is not None, folder
-        parts.append(part)
-    return ReferenceTable(parts, forward_tokens)
+    pass_ = _Pass(model_factory, work)
+    tables = [pass_.over(Table(cache, key, examples), examples, wanted) for examples, wanted in sets]
+    return ReferenceTable(tables, pass_.forward_tokens, pass_.computed, pass_.reused)
 
 
-def _examples_hash(examples: ExampleSet) -> str:
-    digest = hashlib.sha256(examples.fingerprint.encode())
-    for array in (examples.ids, examples.lengths):
-        digest.update(np.ascontiguousarray(array, dtype="<i8").data)
-    return digest.hexdigest()[:16]
+class _Pass:
+    """Fill tables with one model, which loads at the first example that is missing."""
+
+    def __init__(self, model_factory: Callable[[], PreTrainedModel], work: Work) -> None:
+        self._factory, self.work = model_factory, work
+        self._model: PreTrainedModel | None = None
+        self.forward_tokens = self.computed = self.reused = 0
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = self._factory().to(self.work.device).requires_grad_(False).eval()
+        return self._model
+
+    def over(self, table: Table, examples: ExampleSet, wanted: np.ndarray) -> Table:
+        with _owned(table.folder, self.work):
+            self.work.agree(table.check)
+            if self.work.rank > 0:
+                table.read()
+            rows = missing_rows(examples.lengths, wanted, table.present, self.work)
+            missing = sum(map(len, rows))
+            self.computed, self.reused = self.computed + missing, self.reused + len(wanted) - missing
+            if rows:
+                log.info(
+                    "reference log-probs: %d of %d examples are in the cache, %d are computed now",
+                    len(wanted) - missing, len(wanted), missing,
+                )  # fmt: skip
+                self._fill(table, examples, rows)
+            self.work.agree(lambda: None)  # nobody reads on before the last stretch is kept
+            table.read()
+        return table
+
+    def _fill(self, table: Table, examples: ExampleSet, rows: list[list[int]]) -> None:
+        """Compute rows in stretches of some seconds; each rank computes every world-th row of a stretch."""
+        world, done, size = self.work.world, 0, 1
+        quiet = not self.work.progress or self.work.rank > 0
+        collate = RowCollator(self.work.layout)
+        with tqdm(
+            total=len(rows), desc="reference log-probs", unit="row", disable=quiet, mininterval=2
+        ) as bar:
+            while done < len(rows):
+                stretch, began = rows[done : done + size * world], time.monotonic()
+                values: dict[int, np.ndarray] = {}
+                tokens = 0
+                for indices in stretch[self.work.rank :: world]:
+                    found, count = self._log_probs(collate, indices, examples)
+                    values, tokens = values | found, tokens + count
+                    beat()
+                    bar.update(min(world, len(rows) - bar.n))
+                slowest = self._keep(table, values, tokens, time.monotonic() - began)
+                done += len(stretch)
+                # The same on all ranks: the slowest rank's time is.
+                size = max(1, min(4 * size, int(size * STRETCH_SECONDS / max(slowest, 1e-3))))
+
+    def _keep(self, table: Table, values: dict[int, np.ndarray], tokens: int, seconds: float) -> float:
+        """Bring the ranks' shares together and keep them; return the slowest rank's seconds."""
+        shares: list[Any] = [(values, tokens, seconds)]
+        if self.work.world > 1:
+            shares = [None] * self.work.world
+            dist.all_gather_object(shares, (values, tokens, seconds))
+        merged = {index: found for share, _, _ in shares for index, found in share.items()}
+        self.work.agree(lambda: table.add(merged))
+        self.forward_tokens += sum(count for _, count, _ in shares)
+        return max(slow for _, _, slow in shares)
+
+    @torch.no_grad()
+    def _log_probs(
+        self, collate: RowCollator, indices: list[int], examples: ExampleSet
+    ) -> tuple[dict[int, np.ndarray], int]:
+        """Return the log-probs of a row's examples, chosen then rejected, and the tokens it took."""
+        row = {
+            name: value.to(self.work.device)
+            for name, value in collate([examples[i] for i in indices]).items()
+        }
+        device_type, autocast = torch.device(self.work.device).type, self.work.autocast
+        with (
+            torch.autocast(device_type, dtype=autocast, enabled=autocast is not None),
+            threads_for(self.model),
+        ):
+            logp_L = self.model(**model_inputs(row)).float().cpu().numpy()
+        # All chosen sides come first, then all rejected ones.
+        sides = np.asarray(examples.lengths)[indices, 1:].T
+        pieces = np.split(logp_L, np.cumsum(sides.ravel())[:-1])
+        both = zip(indices, pieces[: len(indices)], pieces[len(indices) :], strict=True)
+        return {index: np.concatenate(pair) for index, *pair in both}, row["input_ids"].numel()
 
 
-@contextlib.contextmanager
-def _owned(folder: Path, work: Work) -> Iterator[Callable[[dict[str, Any]], bool]]:
-    """Hold the table's lock on rank 0; yield a question that all ranks answer alike: is the table there?"""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    if work.rank == 0:
-        _acquire(lock, folder)
+def missing_rows(lengths: np.ndarray, wanted: np.ndarray, present: np.ndarray, work: Work) -> list[list[int]]:
+    """Return the rows of the wanted examples that are not there yet, without the examples that are.
+
+    The rows depend on what is wanted alone: a pass that was killed goes on with the rows it had, so that its values
+    are those of one that was not (an example's log-probs depend on its row's company by rounding).
+    """
+    if present[wanted].all():
+        return []
+    rows = RowSampler(lengths[wanted], work.max_tokens, 1, work.layout)
+    left = ([int(wanted[i]) for i in row if not present[wanted[i]]] for row in rows)
+    return [row for row in left if row]
+
+
+@contextmanager
+def _owned(folder: Path, work: Work) -> Iterator[None]:
+    """Hold the table's lock on rank 0, while all ranks are in the block."""
+    lock = Lock(folder, "the reference log-probs")
     try:
-        yield lambda key: _agree(work, lambda: _is_whole(folder, key))
-        _agree(work, lambda: True)
+        while not work.agree(lambda: lock.try_for(TRY_SECONDS)):
+            beat()
+        yield
     finally:
         lock.release()
-
-
-def _acquire(lock: FileLock, folder: Path) -> None:
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        log.info("another run computes the reference log-probs %s; waiting for it", folder.name)
-        lock.acquire()
-
-
-def _agree(work: Work, ask: Callable[[], bool]) -> bool:
-    """Return rank 0's answer on every rank; an error of rank 0 is raised on all of them."""
-    if work.world == 1:
-        return ask()
-    answer: list[Any] = [None]
-    if work.rank == 0:
-        try:
-            answer = [ask()]
-        except ValueError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], ValueError):
-        raise answer[0]
-    return answer[0]
-
-
-def _is_whole(folder: Path, key: dict[str, Any]) -> bool:
-    try:
-        return open_table(folder, key) is not None
-    except TornTableError as error:
-        log.warning("the reference cache is damaged (%s); computing it again", error)
-        return False
-
-
-def _placed(model: PreTrainedModel, work: Work) -> PreTrainedModel:
-    return model.to(work.device).requires_grad_(False).eval()
-
-
-def _fill(folder: Path, key: dict[str, Any], examples: ExampleSet, model: PreTrainedModel, work: Work) -> int:
-    """Compute the table, each rank its share of the rows; return the tokens run forward by all ranks."""
-    starts = np.concatenate([[0], np.cumsum(np.asarray(examples.lengths)[:, 1:].sum(1))])
-    values = np.full(int(starts[-1]), np.nan, dtype=np.float32)
-    rows = list(RowSampler(examples.lengths, work.max_tokens, work.world, work.layout))
-    tokens = _run_rows(rows[work.rank :: work.world], examples, model, work, starts, values)
-    if work.world > 1:
-        values, tokens = _merge(values, tokens, work)
-    error = _agree(work, lambda: _write(folder, key, examples, values, tokens))
-    if error:
-        raise ValueError(error)
-    return tokens
-
-
-def _write(folder: Path, key: dict[str, Any], examples: ExampleSet, values: np.ndarray, tokens: int) -> str:
-    counts = {"rows": len(examples), "tokens": len(values), "forward_tokens": tokens, "pid": os.getpid()}
-    try:
-        write_table(
-            folder, key, np.asarray(examples.ids), np.asarray(examples.lengths)[:, 1:], values, counts
-        )
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-@torch.no_grad()
-def _run_rows(
-    rows: Sequence[list[int]],
-    examples: ExampleSet,
-    model: PreTrainedModel,
-    work: Work,
-    starts: np.ndarray,
-    values: np.ndarray,
-) -> int:
-    """Fill `values` for the rows' examples, in place; return how many tokens went through the model."""
-    collate, forward_tokens = RowCollator(work.layout), 0
-    bar = tqdm(
-        rows,
-        desc="reference log-probs",
-        unit="row",
-        disable=not work.progress or work.rank > 0,
-        mininterval=2,
-    )
-    for indices in bar:
-        row = {name: value.to(work.device) for name, value in collate([examples[i] for i in indices]).items()}
-        device_type = torch.device(work.device).type
-        autocast = torch.autocast(device_type, dtype=work.autocast, enabled=work.autocast is not None)
-        with autocast, threads_for(model):
-            logp_L = model(**model_inputs(row)).float().cpu().numpy()
-        _scatter(logp_L, indices, examples.lengths, starts, values)
-        forward_tokens += row["input_ids"].numel()
-    return forward_tokens
-
-
-def _scatter(
-    logp_L: np.ndarray, indices: Sequence[int], lengths: np.ndarray, starts: np.ndarray, values: np.ndarray
-) -> None:
-    """Put a row's log-probs (all chosen sides first, then all rejected ones) where its examples begin."""
-    taken = 0
-    for side in (1, 2):
-        for index in indices:
-            count = int(lengths[index][side])
-            start = int(starts[index]) + (int(lengths[index][1]) if side == 2 else 0)
-            values[start : start + count] = logp_L[taken : taken + count]
-            taken += count
-    assert taken == len(logp_L), "a reference row trains every completion token"
-
-
-def _merge(values: np.ndarray, tokens: int, work: Work) -> tuple[np.ndarray, int]:
-    """Sum the ranks' shares: each value is filled by exactly one rank."""
-    filled = torch.from_numpy((~np.isnan(values)).astype(np.int64))
-    total = torch.cat([torch.from_numpy(np.nan_to_num(values)).double(), torch.tensor([float(tokens)])])
-    if dist.get_backend() == "nccl":
-        filled, total = filled.cuda(), total.cuda()
-    dist.all_reduce(filled)
-    dist.all_reduce(total)
-    merged = total[:-1].float().cpu().numpy()
-    merged[filled.cpu().numpy() != 1] = np.nan
-    return merged, int(total[-1])

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sgdpo.config.schema import RunConfig
-from sgdpo.data.batching import RowSampler, StepSampler, rows_per_step
+from sgdpo.data.batching import RowSampler, StepSampler, planned_examples, rows_per_step
+from sgdpo.data.example import Examples
 from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import Prepared
 from sgdpo.method import Method
@@ -22,6 +24,7 @@ from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.reference import ReferenceTable, Work, reference_key, reference_table
 from sgdpo.training.arguments import total_steps, training_arguments
 from sgdpo.training.progress import Progress
+from sgdpo.training.token_rewards import PAIRS_SHOWN
 from sgdpo.training.trainer import PairTrainer
 
 
@@ -81,7 +84,7 @@ def plan_steps(parts: Parts) -> Schedule:
     return Schedule(total_steps(config, len(train)), rows)
 
 
-def find_reference(parts: Parts) -> Reference:
+def find_reference(parts: Parts, schedule: Schedule) -> Reference:
     """Return the reference's per-token log-probs: from the cache, computed once, or a frozen model.
 
     Call it before TrainingArguments exist: under ZeRO-3 every model loaded after them is partitioned.
@@ -95,10 +98,6 @@ def find_reference(parts: Parts) -> Reference:
 
     if config.reference == "live":
         return Reference(live=factory())
-    key = reference_key(
-        config.model, parts.start, config.seed, parts.tokenizer, config.precision.name,
-        config.data.max_length, config.data.max_prompt_length,
-    )  # fmt: skip
     work = Work(
         layout=config.trainer.layout,
         max_tokens=config.trainer.max_tokens_per_row,
@@ -107,9 +106,27 @@ def find_reference(parts: Parts) -> Reference:
         rank=state.process_index,
         world=state.num_processes,
     )
-    sets = [parts.prepared.train] + ([parts.prepared.test] if parts.prepared.test is not None else [])
-    table = reference_table(sets, model_factory=factory, key=key, cache=Path(config.cache), work=work)
+    cache = Path(config.cache)
+    key = work.agree(
+        lambda: reference_key(
+            config.model, parts.start, config.seed, parts.tokenizer, config.precision.name,
+            config.data.max_length, config.data.max_prompt_length, cache / "hashes",
+        )
+    )  # fmt: skip
+    sets = _looked_up(parts, schedule)
+    table = reference_table(sets, model_factory=factory, key=key, cache=cache, work=work)
     return Reference(table=table)
+
+
+def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndarray]]:
+    """Return each data set with the positions of the examples whose reference the run will ask for."""
+    train, test = parts.prepared.train, parts.prepared.test
+    config = parts.config
+    steps = planned_examples(len(train), config.optimizer.batch_size, config.seed, schedule.steps)
+    if test is not None:
+        return [(train, steps), (test, np.arange(len(test)))]
+    shown = np.arange(min(PAIRS_SHOWN, len(train)))
+    return [(train, np.union1d(steps, shown))]
 
 
 def policy(config: RunConfig, start: Path | None) -> PreTrainedModel:

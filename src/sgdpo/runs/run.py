@@ -69,7 +69,7 @@ def run(config: RunConfig) -> Path:
         schedule = plan_steps(parts)
         if record is not None:
             print(describe(prepared.counts), flush=True)
-        reference = find_reference(parts)
+        reference = find_reference(parts, schedule)
         if record is not None:
             _note_plan(record, parts, schedule, reference)
         trainer = build_trainer(parts, reference, schedule, _writer(record, tracker))
@@ -161,6 +161,10 @@ def _note_plan(record: Record, parts: Parts, schedule: Schedule, reference: Refe
     if reference.table is not None:
         shared["reference"] = "built" if reference.table.forward_tokens else "hit"
         shared["reference_forward_tokens"] = reference.table.forward_tokens
+        shared["reference_examples"] = {
+            "computed": reference.table.computed,
+            "reused": reference.table.reused,
+        }
     record.note(
         data={"fingerprint": parts.prepared.fingerprint, "counts": parts.prepared.counts},
         start=parts.start.parent.name if parts.start else None,

@@ -83,28 +83,35 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_whole(path, "".join(map(line, rows)))
 
 
-def read_jsonl(path: Path, *, torn_end: bool = False, advice: str = "") -> list[dict[str, Any]]:
+def read_jsonl(
+    path: Path, *, torn_end: bool = False, damaged: Callable[[str], None] | None = None, advice: str = ""
+) -> list[dict[str, Any]]:
     """Read JSON lines; empty lines count for the numbers and are left out.
 
-    torn_end: a last line that a killed writer left half is left out, and a missing file has no rows. Raise
-    DamagedError with the line's number for any other line that is not a JSON object.
+    torn_end: a last line that a killed writer left half is left out, and a missing file has no rows. damaged: is
+    told of every other line that is no JSON object, which is then left out; without it such a line raises
+    DamagedError with its number.
     """
     if torn_end and not os.path.lexists(path):
         return []
-    lines = _read_text(path, advice, "replace" if torn_end else "strict").split("\n")
+    lines = _read_text(path, advice, "replace" if torn_end or damaged else "strict").split("\n")
     rows = []
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            row = _parse(text, f"{path}, line {number}", advice)
-        except DamagedError:
+            row = _parse(text, where, advice)
+            if not isinstance(row, dict):
+                raise _damaged(where, f"a JSON object is expected, not {_name(row)}", advice)
+        except DamagedError as error:
             if torn_end and number == len(lines):  # a whole line ends with a newline
                 break
-            raise
-        if not isinstance(row, dict):
-            raise _damaged(f"{path}, line {number}", f"a JSON object is expected, not {_name(row)}", advice)
-        rows.append(row)
+            if damaged is None:
+                raise
+            damaged(str(error))
+        else:
+            rows.append(row)
     return rows
 
 

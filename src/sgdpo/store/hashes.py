@@ -65,12 +65,12 @@ def hash_file(path: Path, memory: Path | None = None) -> str:
     return digest
 
 
-def hash_folder(folder: Path, patterns: Iterable[str] = ("*",), memory: Path | None = None) -> str:
+def hash_folder(folder: Path, patterns: Iterable[str] = ("**/*",), memory: Path | None = None) -> str:
     """Return the hash of a folder's files, their names within it and their bytes, 16 hex digits.
 
-    patterns: of the names that count. Raise ValueError if no file matches.
+    patterns: of the files that count, as `Path.glob` reads them. Raise ValueError if no file matches.
     """
-    found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
+    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     if not found:
         raise ValueError(f"{folder} holds no {' or '.join(patterns)} to take a hash of")
     return hash_json({file.relative_to(folder).as_posix(): hash_file(file, memory) for file in found})
