@@ -171,10 +171,6 @@ def test_whatever_is_damaged_is_noticed_and_computed_again(examples, tmp_path, c
     """Three files, five damages: either a word and the right values, or one clear error; never wrong values."""
     before = everything(table(examples, tmp_path), examples)
     DAMAGES[damage](folder_of(tmp_path) / name)
-    if (name, damage) == (HEAD, "bit flipped"):  # as if it were another key's
-        with pytest.raises(ValueError, match="delete it with"):
-            table(examples, tmp_path)
-        return
     with caplog.at_level(logging.WARNING):
         again = table(examples, tmp_path)
     assert again.forward_tokens > 0
