@@ -147,7 +147,8 @@ def test_two_methods_share_one_start_and_one_tokenised_set_and_one_reference(tmp
     assert len({view["start"] for name, view in views.items() if name != "sft"}) == 1
     assert views["dpo"]["shared"] == {**views["dpo"]["shared"], "start": "trained", "reference": "built"}
     assert views["bco"]["shared"] == {"start": "found", "tokens": "hit", "reference": "hit",
-                                      "reference_forward_tokens": 0}  # fmt: skip
+                                      "reference_forward_tokens": 0,
+                                      "reference_examples": {"computed": 0, "reused": 56}}  # fmt: skip
 
 
 def test_the_reference_cached_or_live_gives_one_curve(tmp_path: Path) -> None:
