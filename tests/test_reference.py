@@ -19,8 +19,9 @@ from sgdpo.data.packing import RowCollator, model_inputs, pair_of
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.reference import Work, reference_key, reference_table
-from sgdpo.reference.table import FILLED, HEAD, VALUES, Table
+from sgdpo.reference.table import Table
 from sgdpo.store import read_jsonl
+from sgdpo.store.stretches import ABOUT, FILLED, VALUES
 
 KEY = {"weights": "w", "dtype": "float32", "tokenizer": "t", "max_length": 64, "max_prompt_length": 32}
 WORK = Work(max_tokens=64, progress=False)
@@ -166,7 +167,7 @@ def flipped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", [HEAD, VALUES, FILLED])
+@pytest.mark.parametrize("name", [ABOUT, VALUES, FILLED])
 def test_whatever_is_damaged_is_noticed_and_computed_again(examples, tmp_path, caplog, name, damage) -> None:
     """Three files, five damages: either a word and the right values, or one clear error; never wrong values."""
     before = everything(table(examples, tmp_path), examples)
@@ -182,7 +183,7 @@ def test_whatever_is_damaged_is_noticed_and_computed_again(examples, tmp_path, c
 
 def test_a_table_of_other_weights_in_this_ones_place_is_an_error(examples, tmp_path) -> None:
     table(examples, tmp_path)
-    head = folder_of(tmp_path) / "table.json"
+    head = folder_of(tmp_path) / ABOUT
     content = json.loads(head.read_text())
     content["key"]["weights"] = "others"
     head.write_text(json.dumps(content))
@@ -197,7 +198,7 @@ def test_an_example_that_the_table_does_not_hold_is_an_error(examples, tmp_path)
 
 def test_a_value_that_is_not_finite_is_refused_and_nothing_is_kept(examples, tmp_path) -> None:
     made = Table(tmp_path, KEY, examples)
-    made.check()
+    made.open()
     broken = np.full(10, np.nan, np.float32)
     with pytest.raises(ValueError, match=r"1 examples are not finite, the first of example 1000"):
         made.add({0: broken})
@@ -268,7 +269,7 @@ def test_a_killed_pass_goes_on_where_it_was_and_ends_with_the_same_values(tmp_pa
         time.sleep(0.005)
     killed.kill()
     killed.wait()
-    kept = sum(len(stretch["examples"]) for stretch in stretches(tmp_path))
+    kept = sum(len(stretch["spans"]) for stretch in stretches(tmp_path))
     assert 0 < kept < len(examples)
     work = Work(max_tokens=16, progress=False)
     last, whole = table(examples, tmp_path, work=work), table(examples, tmp_path / "whole", work=work)

@@ -25,7 +25,7 @@ from sgdpo.data.batching import RowSampler
 from sgdpo.data.packing import RowCollator, model_inputs
 from sgdpo.models.load import load_config, load_model, weights_folder, weights_hash
 from sgdpo.models.threads import threads_for
-from sgdpo.reference.table import ExampleSet, ReferenceTable, Table
+from sgdpo.reference.table import WHAT, ExampleSet, ReferenceTable, Table
 from sgdpo.store import Lock, beat, hash_folder, hash_json, hash_tokenizer
 
 log = logging.getLogger(__name__)
@@ -134,9 +134,8 @@ class _Pass:
 
     def over(self, table: Table, examples: ExampleSet, wanted: np.ndarray) -> Table:
         with _owned(table.folder, self.work):
-            self.work.agree(table.check)
-            if self.work.rank > 0:
-                table.read()
+            self.work.agree(table.open)
+            table.read()
             rows = missing_rows(examples.lengths, wanted, table.present, self.work)
             missing = sum(map(len, rows))
             self.computed, self.reused = self.computed + missing, self.reused + len(wanted) - missing
@@ -221,7 +220,7 @@ def missing_rows(lengths: np.ndarray, wanted: np.ndarray, present: np.ndarray, w
 @contextmanager
 def _owned(folder: Path, work: Work) -> Iterator[None]:
     """Hold the table's lock on rank 0, while all ranks are in the block."""
-    lock = Lock(folder, "the reference log-probs")
+    lock = Lock(folder, WHAT)
     try:
         while not work.agree(lambda: lock.try_for(TRY_SECONDS)):
             beat()

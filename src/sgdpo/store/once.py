@@ -43,16 +43,16 @@ def build_once(
             return _manifest(place), False
         if place.exists():
             log.warning("%s in %s is damaged (%s) and is built again", what, place, wrong)
-        _build(place, build)
+        _build(place, build, what)
     return _manifest(place), True
 
 
-def _build(place: Path, build: Callable[[Path], dict[str, Any] | None]) -> None:
+def _build(place: Path, build: Callable[[Path], dict[str, Any] | None], what: str) -> None:
     beside = partial(place)
     remove(beside)  # what a killed owner left
     beside.mkdir(parents=True)
     try:
-        seal(beside, **(build(beside) or {}))
+        seal(beside, what=what, **(build(beside) or {}))
         open_to_others(beside)
         remove(place)
         beside.rename(place)
