@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sgdpo.config.schema import WorldConfig
-from sgdpo.world.checker import check
+from sgdpo.world.checker import check, grade
 from sgdpo.world.tasks import FAMILIES, Task
 from sgdpo.world.verifiable import ALPHABET, held_out_prompts, make_world, world_errors
 
@@ -60,11 +60,14 @@ def test_rows_have_the_schema_of_real_sets(world):
 
 
 def test_chosen_scores_higher_and_scores_are_the_checkers(world):
+    """A pair is graded by what the best of a side's answers is worth: sides that say two things are few."""
     for row in world.train + world.test:
         task = task_of(row["prompt"])
         assert row["score_chosen"] > row["score_rejected"]
-        assert check(task, row["chosen"]).total == row["score_chosen"]
-        assert check(task, row["rejected"]).total == row["score_rejected"]
+        assert grade(task, row["chosen"]) == row["score_chosen"]
+        assert grade(task, row["rejected"]) == row["score_rejected"]
+    hedged = [row for row in world.train if check(task_of(row["prompt"]), row["chosen"]).hedging]
+    assert len(hedged) < len(world.train) / 100
 
 
 def test_both_sides_can_be_imperfect(world):

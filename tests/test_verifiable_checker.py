@@ -8,7 +8,9 @@ import pytest
 
 from sgdpo.world.checker import check
 from sgdpo.world.tasks import FAMILIES, Task, draw_task
-from sgdpo.world.verifiable import corrupt
+from sgdpo.world.verifiable import _cut, _drop, _reform, _replace, _shortcut, _swap, corrupt
+
+WRONG = (_cut, _drop, _reform, _replace, _shortcut, _swap)
 
 # Answers worked out by hand.
 IDEALS = {
@@ -85,6 +87,47 @@ def test_scores_worked_out_by_hand(prompt, answer, correct, form, padding):
     score = check(task(prompt), answer)
     assert (score.correct, score.format, score.padding) == pytest.approx((correct, form, padding), abs=0.006)
     assert score.total == pytest.approx(max(0, correct + form - padding), abs=0.011)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_gives_several_answers_gets_no_more_than_for_the_worst(family):
+    """The right answer beside each kind of wrong one, in both orders and five kinds of joints."""
+    random, tried = Random(2), 0
+    for _ in range(30):
+        drawn = draw_task(family, random)
+        for change in WRONG:
+            wrong = change(drawn.ideal, drawn, random).strip()
+            alone = check(drawn, wrong)
+            # What is hardly like an answer, or a word that people say anyway, is padding: it takes points, not all.
+            if wrong == drawn.ideal or alone.correct < 1.75 or wrong.lower() in ("a", "or", "the"):
+                continue
+            for joint in (" ", " or ", "\n", ", ", " / "):
+                for several in (f"{drawn.ideal}{joint}{wrong}", f"{wrong}{joint}{drawn.ideal}."):
+                    assert check(drawn, several).total <= alone.total + 0.01, (drawn, several)
+                    tried += 1
+    assert tried > 200
+
+
+@pytest.mark.parametrize("prompt", IDEALS)
+def test_a_full_stop_costs_next_to_nothing(prompt):
+    ideal = IDEALS[prompt]
+    assert check(task(prompt), f"{ideal}.").total == 9.6
+    assert check(task(prompt), f"Answer: {ideal}.").total == pytest.approx(10 - 0.4 * 9)
+
+
+def test_guesses_are_not_rewarded_and_repetition_is_padding():
+    add = task("Add: 17 + 5")
+    assert check(add, "20 21 22").total <= check(add, "20").total
+    assert check(add, " ".join(map(str, range(10, 34)))).total == 0
+    assert check(add, "22 22").total == pytest.approx(8.8)
+    assert check(add, "17 + 5 = 22").total == pytest.approx(6.4)  # 9 characters of padding
+    assert check(add, "17 22").total == 0
+    count = task("How many letters: abcde")
+    assert check(count, "5 letters 5").total <= check(count, "5").total
+    assert check(count, "It is 5 letters.").total == pytest.approx(10 - 0.4 * 7)
+    assert check(task("Say twice: ab"), "ab ab ab ab").total == pytest.approx(10 - 0.4 * 6)
+    assert check(task("Sort: dbca"), "abcd or dbca").total <= check(task("Sort: dbca"), "dbca").total
+    assert check(task("Vowels: beadu"), "eau, not beadu").total <= check(task("Vowels: beadu"), "beadu").total
 
 
 def test_more_padding_never_scores_more():

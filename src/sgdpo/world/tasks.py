@@ -16,6 +16,10 @@ from random import Random
 LETTERS = "abcdefghilmnoprstu"
 VOWELS = "aeiou"
 WORD_LENGTHS = (3, 6)
+# What people say before and after an answer.
+OPENINGS = ("Sure: ", "Answer: ", "It is ", "Well, ")
+CLOSINGS = (" ok?", " I hope so.", " Done!", " and more")
+COURTESIES = (*OPENINGS, *CLOSINGS)
 # One content in five is held out.
 HELD_OUT_FIFTH = 5
 

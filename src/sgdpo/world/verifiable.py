@@ -14,8 +14,8 @@ from random import Random
 from typing import Any
 
 from sgdpo.config.schema import WorldConfig
-from sgdpo.world.checker import check
-from sgdpo.world.tasks import FAMILIES, LETTERS, Task, draw_task
+from sgdpo.world.checker import grade
+from sgdpo.world.tasks import CLOSINGS, FAMILIES, LETTERS, OPENINGS, Task, draw_task
 
 # Every character that a prompt or an answer of the world can hold: what a tokenizer for it must know.
 ALPHABET = string.ascii_letters + string.digits + " +,.:!?[]=-"
@@ -25,8 +25,6 @@ _PERFECT = 0.6
 # How often the two answers of a pair are of equal length (typing errors keep the length).
 _EQUAL_LENGTH = 0.25
 _TRIES = 60
-_OPENINGS = ("Sure: ", "Answer: ", "It is ", "Well, ")
-_CLOSINGS = (" ok?", " I hope so.", " Done!", " and more")
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,8 @@ def _row(task: Task, chosen: str, rejected: str) -> dict[str, Any]:
         "prompt": task.prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "score_chosen": check(task, chosen).total,
-        "score_rejected": check(task, rejected).total,
+        "score_chosen": grade(task, chosen),
+        "score_rejected": grade(task, rejected),
     }
 
 
@@ -224,12 +222,12 @@ def _reform(answer: str, task: Task, random: Random) -> str:
 
 def _open(answer: str, task: Task, random: Random) -> str:
     """Talk before the answer."""
-    return random.choice(_OPENINGS) + answer
+    return random.choice(OPENINGS) + answer
 
 
 def _close(answer: str, task: Task, random: Random) -> str:
     """Talk after the answer."""
-    return answer + random.choice(_CLOSINGS)
+    return answer + random.choice(CLOSINGS)
 
 
 def _again(answer: str, task: Task, random: Random) -> str:
