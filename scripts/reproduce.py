@@ -8,19 +8,23 @@ from lab.reproduce import Options, reproduce
 def main() -> None:
     """Read the command line and do every step; the exit code says whether all of them succeeded."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", help="table1 ... figure3, mtbench-table, balance, learning_rate or paper")
+    parser.add_argument("target", help="a file of conf/report: table1, figure2, ...; or paper for all")
     parser.add_argument("--scale", default="tiny", help="tiny, smollm2 or paper")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 42 on")
     parser.add_argument("--n-jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--dry-run", action="store_true", help="print what would run and how long")
     parser.add_argument("--models", default="", help="other models than the scale's, with commas")
-    parser.add_argument("--benchmark", default="", help="verifiable, alpaca_eval or mt_bench")
-    parser.add_argument("--judge", default="", help="checker, openai, local or cached")
+    parser.add_argument("--benchmark", default="", help="a file of conf/benchmark")
+    parser.add_argument("--judge", default="", help="a file of conf/judge")
     parser.add_argument("--evaluation", default="", help="which judge's results a table shows")
     parser.add_argument("--train-rows", default="", help="a file of preference rows instead of the hub's")
     parser.add_argument("--test-rows", default="", help="a file of held-out rows")
     parser.add_argument("--outputs", default="outputs", help="where records are")
-    parser.add_argument("arguments", nargs="*", help="further overrides of the training runs")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        help="further overrides: of the training runs, judge.budget_dollars=20",
+    )
     read = vars(parser.parse_intermixed_args())
     models = tuple(filter(None, read.pop("models").split(",")))
     try:

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.report.beyond import balance_figure, learning_rate_figure
-from lab.report.cells import Cell, group
-from lab.report.claim import check_claim, write_claims
-from lab.report.figures import figure1, figure2, figure3, six_ratios
-from lab.report.heat import ratio_heat_maps
+from lab.report.cells import Repeats, group
+from lab.report.claim import check_claim, claim_table
+from lab.report.figures import balance, figure1, figure2, figure3, learning_rates, ratio_grid, six_ratios
 from lab.report.panels import band
-from lab.report.paper import load_paper
 from report_fixtures import grid_runs, table3_runs, write_run
-from sgdpo.drawing.curves import draw_method_curves, draw_reward_curves, series
-from sgdpo.drawing.style import smooth
+from sgdpo.drawing.curves import draw_reward_curves, method_curves, series
+from sgdpo.drawing.style import Picture, save, smooth
 from sgdpo.runs.records import read_runs
 
-PAPER = load_paper()
+
+def written(pictures, folder) -> list:
+    """Write pictures, a list or one; return the paths of each one's png and svg, tables left out."""
+    pictures = pictures if isinstance(pictures, list) else [pictures]
+    return [path for found in pictures if isinstance(found, Picture) for path in found.write(folder)[:2]]
 
 
 def words(path) -> str:
@@ -38,7 +39,7 @@ def is_drawn(path) -> bool:
 
 def test_figure2_has_six_panels_and_says_why_one_is_empty(tmp_path):
     table3_runs(tmp_path)
-    png, svg, *other = figure2(read_runs(tmp_path, "table3"), PAPER, tmp_path / "out")
+    png, svg, *other = written(figure2(read_runs(tmp_path, "table3")), tmp_path / "out")
     text = words(svg)
     assert all(title in text for title in ("DPO", "SGDPO", "NCA", "BCO", "IPO", "SamPO"))
     assert "not run" in text
@@ -51,10 +52,10 @@ def test_figure2_has_six_panels_and_says_why_one_is_empty(tmp_path):
 
 def test_figure3_shows_the_diagonal_and_dpo(tmp_path):
     grid_runs(tmp_path, (0.6, 0.7, 0.8, 0.9, 1.0), seeds=(42,))
-    _, svg = figure3(read_runs(tmp_path, "table1"), PAPER, tmp_path / "out")
+    _, svg = written(figure3(read_runs(tmp_path, "table1")), tmp_path / "out")
     text = words(svg)
-    assert "r1 0.6, r2 0.6" in text
-    assert "r1 1, r2 1" in text
+    assert "SGDPO, r1 0.6, r2 0.6" in text
+    assert "r1 1.0, r2 1.0" in text
     assert "DPO" in text
 
 
@@ -69,11 +70,19 @@ def test_five_ratios_are_chosen_from_any_grid():
 def test_the_heat_map_marks_dpo_on_its_scale(tmp_path):
     grid_runs(tmp_path)
     metric = "verifiable-checker:win_rate"
-    png, svg = ratio_heat_maps(read_runs(tmp_path, "table1"), metric, PAPER, tmp_path / "out")
-    assert "DPO 52" in words(svg)
+    png, svg = written(ratio_grid(read_runs(tmp_path, "table1"), metric=metric), tmp_path / "out")
+    text = words(svg)
+    for part in (
+        "DPO 52",
+        "56.0 ± 0.05",
+        "1.0",
+        "mean ± standard error over seeds 42, 43",
+        "commit 012345678",
+    ):
+        assert part in text, part
     assert is_drawn(png)
     with pytest.raises(ValueError, match="eval/typo"):
-        ratio_heat_maps(read_runs(tmp_path, "table1"), "eval/typo", PAPER, tmp_path / "out")
+        ratio_grid(read_runs(tmp_path, "table1"), metric="eval/typo")
 
 
 def test_balance_and_learning_rate_are_drawn_with_their_references(tmp_path):
@@ -85,30 +94,46 @@ def test_balance_and_learning_rate_are_drawn_with_their_references(tmp_path):
     for run in read_runs(tmp_path, "lr"):
         (run.folder / "record.json").write_text(json.dumps({**run.record, "start": start.name}))
     write_run(tmp_path, "table1", "sgdpo", ratio=(0.6, 0.9))
-    _, svg = learning_rate_figure(read_runs(tmp_path, "lr"), "verifiable-checker:score_mean", PAPER, tmp_path)
+    _, svg = written(
+        learning_rates(read_runs(tmp_path, "lr"), methods=("dpo", "sgdpo"), field="score_mean"), tmp_path
+    )
     assert {"SGDPO", "DPO"} <= set(words(svg).split())
     assert "SFT start" in words(svg)
-    _, svg = balance_figure(read_runs(tmp_path, "table1"), PAPER, tmp_path)
+    _, svg = written(balance(read_runs(tmp_path, "table1")), tmp_path)
     assert "DPO (f = 1)" in words(svg)
     with pytest.raises(ValueError, match="pilot/log_balance"):
-        balance_figure([run for run in read_runs(tmp_path, "lr") if run["method"] == "dpo"], PAPER, tmp_path)
+        balance([run for run in read_runs(tmp_path, "lr") if run["method"] == "dpo"])
 
 
 def test_figure1_tells_the_two_benchmarks_apart(tmp_path):
     data = tmp_path / "judge_variance.json"
     found = {
         "mt_bench-judge": {"differences": [0, 0, 0, 1, -1], "correlation": 0.9, "flips": None},
-        "alpaca_eval-judge": {"differences": [0.5, -0.5, 0.1, 0.0], "correlation": 0.5, "flips": 0.25},
+        "alpaca_eval-judge": {
+            "differences": [0.5, -0.5, 0.1, 0.0],
+            "correlation": 0.5,
+            "flips": 0.25,
+            "judge": "gpt",
+            "temperature": 0.7,
+        },
     }
     data.write_text(json.dumps(found))
-    _, svg = figure1(data, tmp_path)
+    scales = {"mt_bench": 9.0, "alpaca_eval": 1.0, "other": 1.0}
+    _, svg = written(figure1([], data=str(data), benchmarks=scales), tmp_path)
     assert "correlation 0.90" in words(svg)
     assert "flipped 25 %" in words(svg)
+    assert "not judged twice yet" in words(svg), "a benchmark that the figure needs and has not"
+    assert "judge gpt, temperature 0.7" in words(svg)
+    assert "this judge cannot vary" not in words(svg)
+    found["mt_bench-judge"]["differences"] = [0.0, 0.0]
+    data.write_text(json.dumps(found))
+    _, svg = written(figure1([], data=str(data), benchmarks=scales), tmp_path)
+    assert "this judge cannot vary" in words(svg)
     with pytest.raises(ValueError, match=r"scripts/judge_variance\.py"):
-        figure1(tmp_path / "none.json", tmp_path)
+        figure1([], data=str(tmp_path / "none.json"), benchmarks=scales)
     data.write_text("{}")
     with pytest.raises(ValueError, match="no differences"):
-        figure1(data, tmp_path)
+        figure1([], data=str(data), benchmarks=scales)
 
 
 def test_the_claim_is_a_slope_with_its_interval(tmp_path):
@@ -123,9 +148,9 @@ def test_the_claim_is_a_slope_with_its_interval(tmp_path):
     assert [slope.value for slope in claim.single] == pytest.approx(
         [-0.195, -0.195, -0.4875, -0.4875], abs=2e-3
     )
-    paths = write_claims([claim], tmp_path / "out")
-    assert json.loads(paths[0].read_text())[0]["verdict"] == "held"
-    assert "−1.365" in paths[1].read_text()
+    text = claim_table([claim]).markdown()
+    assert "tiny Llama: held." in text
+    assert "−1.365" in text
 
 
 def test_the_claim_cannot_be_said_where_ratios_do_not_matter(tmp_path):
@@ -155,7 +180,7 @@ def test_a_band_spans_the_seeds(tmp_path):
     assert found.seeds == 3
     assert (found.low <= found.mean).all()
     assert (found.mean <= found.high).all()
-    assert band(Cell(), "rewards/chosen") is None
+    assert band(Repeats(), "rewards/chosen") is None
 
 
 def test_smoothing_keeps_a_constant_and_leaves_gaps_out():
@@ -171,7 +196,7 @@ def test_a_run_is_drawn_with_rewards_or_its_loss_or_nothing(tmp_path):
     for number, rows in enumerate((dpo.metrics(), sft.metrics(), [])):
         draw_reward_curves(rows, tmp_path / f"{number}.png", "a run")
         assert is_drawn(tmp_path / f"{number}.png")
-    draw_method_curves({"DPO": dpo.metrics(), "again": dpo.metrics()}, tmp_path / "two.png")
+    save(method_curves({"DPO": dpo.metrics(), "again": dpo.metrics()}), tmp_path / "two.png")
     assert is_drawn(tmp_path / "two.png")
 
 
@@ -187,5 +212,9 @@ def test_a_metric_that_some_rows_lack_is_read_where_it_is():
 def test_the_same_records_give_the_same_file(tmp_path):
     grid_runs(tmp_path, seeds=(42,))
     runs, metric = read_runs(tmp_path, "table1"), "eval/rewards/margins"
-    first = [path.read_bytes() for path in ratio_heat_maps(runs, metric, PAPER, tmp_path / "a")]
-    assert first == [path.read_bytes() for path in ratio_heat_maps(runs, metric, PAPER, tmp_path / "b")]
+    first, again = (
+        [path.read_bytes() for path in ratio_grid(runs, metric=metric)[0].write(tmp_path / name)]
+        for name in "ab"
+    )
+    assert first == again
+    assert len(first) == 4, "png, svg, pdf, and what they show as JSON"

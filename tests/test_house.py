@@ -116,3 +116,41 @@ def test_the_top_level_holds_what_the_readme_says() -> None:
     allowed = {"conf", "src", "scripts", "tests", "outputs", "Makefile", "requirements.txt", "README.md"}
     allowed |= {"pyproject.toml", "LICENSE", "CITATION.cff", "requirements.lock"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def calls(path: Path, *names: str) -> list[str]:
+    """Return the names that a file imports or calls among those given."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in names if name in found]
+
+
+# Not yet on the one Table: each goes from here when its room is.
+TABLES_LEFT = {
+    "src/lab/sweeps/screen.py",  # stays: a live screen that is drawn again and again, with progress bars in it
+    "src/lab/evaluation/command.py",
+    "src/lab/evaluation/comparison.py",
+    "src/lab/evaluation/variance.py",
+    "src/lab/evaluation/variance_command.py",
+    "src/sgdpo/runs/summary.py",
+    "src/lab/bench/peers.py",
+    "src/lab/bench/profiling.py",
+    "src/lab/bench/rounds.py",
+}
+
+
+def test_tables_have_one_writer() -> None:
+    """Markdown, LaTeX, CSV and tables on the screen are written by sgdpo/drawing/table.py, and read back by nobody."""
+    row = re.compile(r"""---+:?\s*\||["'] \| ["']\.join|["']\| .* \|["']|toprule""")
+    home = SRC / "sgdpo" / "drawing" / "table.py"
+    assert row.search(home.read_text()), "the pattern finds what it looks for"
+    writers = {
+        str(path.relative_to(ROOT))
+        for path in python_files("src", "scripts")
+        if calls(path, "rich.table.Table", "csv") or row.search(path.read_text())
+    }
+    assert writers <= {str(home.relative_to(ROOT)), *TABLES_LEFT}

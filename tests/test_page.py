@@ -6,14 +6,14 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lab.report.markdown import parse_table
-from lab.report.page import POINTS, TEXT_BUDGET, describe, script_json, tables_of, thin, write_page
-from lab.report.paper import load_paper
+from lab.report.exhibit import standing
+from lab.report.page import POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
 from lab.report.tables import table3
 from report_fixtures import grid_runs, table3_runs, write_run
 from sgdpo.runs.records import read_runs, view_run
@@ -39,7 +39,7 @@ def outputs(tmp_path):
     write_run(tmp_path, "hostile", "dpo", status="failed", error=ATTACK)
     (tmp_path / "hostile" / "torn").mkdir()
     (tmp_path / "hostile" / "torn" / "record.json").write_text("{")
-    table3(read_runs(tmp_path, "table3"), load_paper()).write(tmp_path / "table3")
+    table3(read_runs(tmp_path, "table3")).write(tmp_path / "table3")
     return tmp_path
 
 
@@ -87,21 +87,67 @@ def test_json_in_a_script_element_cannot_end_it():
     assert json.loads(text) == {"a": "</script><!-- & \u2028", "b": None}
 
 
-def test_tables_are_read_back_as_they_were_written(outputs):
-    table = table3(read_runs(outputs, "table3"), load_paper())
-    read = parse_table(table.markdown())
-    assert read["header"] == list(table.header)
-    assert [[cell["text"] for cell in row] for row in read["rows"]] == [
-        [entry.text + entry.mark for entry in row] for row in table.rows
-    ]
-    assert [note["text"] for note in read["notes"] if note["number"]] == table.footnotes()
-    assert parse_table("# a README\n") is None
-
-
-def test_published_copies_are_not_shown_twice(outputs):
+def test_a_table_is_shown_as_it_was_written_and_published_copies_not_twice(outputs):
     (outputs / "published").mkdir()
-    shutil.copy(outputs / "table3" / "table3.md", outputs / "published" / "table3.md")
-    assert [table["title"] for table in tables_of(outputs)] == ["Table 3: verifiable-checker"]
+    for path in (outputs / "table3").glob("table3.*"):
+        shutil.copy(path, outputs / "published")
+    table = table3(read_runs(outputs, "table3"))
+    (found,), damaged = standing(outputs)
+    assert (found[1].markdown(), damaged) == (table.markdown(), [])
+    page = write_page(outputs).read_text()
+    assert page.count("<h3>Table 3: verifiable-checker</h3>") == 1
+    assert all(f"<sup>{n}</sup>" in page for n in range(1, len(table.footnotes()) + 1))
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 1])
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_text(""),
+    "torn": torn,
+    "not text": lambda path: path.write_bytes(b"\xff\xfe\x00" * 9),
+    "a list": lambda path: path.write_text("[1]\n[2]\n"),
+    "a word": lambda path: path.write_text('"word"\n"word"\n'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name", ["record.json", "metrics.jsonl", "pairs.json", "eval/verifiable-checker/samples.jsonl"]
+)
+def test_a_damaged_file_of_a_run_is_named_and_everything_else_is_shown(outputs, name, damage):
+    folder = next((outputs / "hostile").glob("sgdpo-*"))
+    DAMAGES[damage](folder / name)
+    runs = {(run["experiment"], run["name"]): run for run in data_of(write_page(outputs).read_text())["runs"]}
+    # A killed writer leaves half a last line of its metrics; nobody's else.
+    harmless = name == "metrics.jsonl" and damage in ("empty", "torn", "not text")
+    harmless |= damage == "empty" and name.endswith("samples.jsonl")
+    assert (runs["hostile", folder.name]["error"] is not None) != harmless
+    assert len(runs) == len(read_runs(outputs))
+    other = runs["table3", "dpo-tiny_llama-verifiable-lr2e-05-s42"]
+    assert (other["error"], len(other["curves"])) == (None, 5)
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "not text"])
+def test_a_damaged_table_is_named_and_everything_else_is_shown(outputs, damage):
+    DAMAGES[damage](outputs / "table3" / "table3.json")
+    page = write_page(outputs).read_text()
+    assert "Left out:" in page
+    assert str(outputs / "table3" / "table3.json") in page
+    assert len(data_of(page)["runs"]) == len(read_runs(outputs))
+
+
+def test_a_run_shows_its_held_out_rewards_its_title_and_when_it_started(outputs):
+    """The fixtures' held-out row at step 20 differs from no training row; the last training one is dropped here."""
+    folder = outputs / "table3" / "dpo-tiny_llama-verifiable-lr2e-05-s42"
+    record = json.loads((folder / "record.json").read_text())
+    record["final"]["train"]["rewards/chosen"] = 99.0
+    record["settings"]["method"]["title"] = "DPO of theirs"
+    (folder / "record.json").write_text(json.dumps(record))
+    run = describe(view_run(folder), [TEXT_BUDGET])
+    assert run["final"]["rewards/chosen"] == record["final"]["eval"]["rewards/chosen"] != 99.0
+    assert (run["title"], run["started"]) == ("DPO of theirs", "2025-01-01 00:00")
 
 
 def test_a_long_curve_is_thinned_by_means_and_gaps_stay_gaps():

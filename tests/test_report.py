@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.report.build import FIGURES, TABLES, Request, build
+from lab.report.exhibit import exhibit_names, find_exhibit, make
 from lab.report.publish import publish, refresh
 from lab.reproduce import (
     Options,
-    load_targets,
+    judge_command,
     make_commands,
     option_errors,
     reproduce,
@@ -25,11 +25,15 @@ from lab.reproduce import (
 from report_fixtures import grid_runs, table3_runs, write_run
 
 ROOT = Path(__file__).parents[1]
-TARGETS = load_targets()["targets"]
+EXHIBITS = exhibit_names()
+
+
+def build(name: str, outputs: Path, experiment: str | None = None, *settings: str) -> tuple[list[Path], str]:
+    return make(find_exhibit(name, settings), outputs, experiment)
 
 
 def make_targets() -> list[str]:
-    return re.findall(r"^([a-zA-Z0-9_-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+    return re.findall(r"^([a-zA-Z0-9_-]+):.*## ", (ROOT / "Makefile").read_text(), re.M) + exhibit_names()
 
 
 def make_dry(*arguments: str) -> str:
@@ -47,7 +51,7 @@ def test_make_can_plan_every_target(target):
 
 
 def test_every_target_of_the_reproduction_is_a_target_of_make():
-    assert set(TARGETS) | {"paper", "report", "publish", "sync", "wandb-views"} <= set(make_targets())
+    assert {*EXHIBITS, "paper", "report", "publish", "sync", "wandb-views"} <= set(make_targets())
 
 
 def test_make_hands_its_variables_on():
@@ -58,33 +62,45 @@ def test_make_hands_its_variables_on():
         assert part in planned
 
 
-def test_every_sweep_and_script_of_a_target_exists():
-    for target in TARGETS.values():
-        if "sweep" in target:
-            assert (ROOT / "conf" / "sweep" / f"{target['sweep']}.yaml").is_file()
-        assert set(target["makes"]) <= {*TABLES, *FIGURES}
-        assert all((ROOT / script).is_file() for script in target.get("before", []))
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_every_exhibit_binds_and_names_what_there_is(name):
+    exhibit = find_exhibit(name)
+    assert exhibit.caption or "lab.report" in exhibit.config["function"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("metrik=x", "metrik is not a setting"),
+        ("metric=[1]", "metric=[1] does not fit"),
+        ("sweep=mine", "no setting of table1"),
+        ("metric", "give key=value"),
+    ],
+)
+def test_a_wrong_setting_of_an_exhibit_is_one_error_with_what_there_is(change, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        find_exhibit("table1", [change])
 
 
 def test_the_sweep_command_names_models_seeds_and_experiment():
     """Table 4 times one model, one cell at a time, whatever N_JOBS says."""
     options = Options("table3", seeds=3, n_jobs=2, arguments=("optimizer.lr=1e-5",))
-    command = train_command(TARGETS["table3"], options)
+    command = train_command(find_exhibit("table3"), options)
     assert command[:2] == ["src/train.py", "sweep=table3"]
     for part in ("model=tiny_llama,tiny_qwen2", "seed=42,43,44", "n_jobs=2", "optimizer.lr=1e-5"):
         assert part in command
-    timed = train_command(TARGETS["table4"], Options("table4", n_jobs=2))
+    timed = train_command(find_exhibit("table4"), Options("table4", n_jobs=2))
     assert "n_jobs=1" in timed
     assert "model=tiny_llama" in timed
 
 
 def test_other_scales_keep_their_own_experiments_and_rows():
     options = Options("table3", scale="smollm2", train_rows="rows.parquet")
-    command = train_command(TARGETS["table3"], options)
+    command = train_command(find_exhibit("table3"), options)
     assert "experiment=table3-smollm2" in command
     assert {"data=local", "data.train=rows.parquet", "precision=bf16"} <= set(command)
     assert "data=ultrafeedback" not in command
-    assert "table3-smollm2" in make_commands(TARGETS["table3"], options)[0]
+    assert "table3-smollm2" in make_commands(find_exhibit("table3"), options)[0]
 
 
 def test_a_reproduction_trains_judges_and_makes_in_this_order(tmp_path):
@@ -92,7 +108,7 @@ def test_a_reproduction_trains_judges_and_makes_in_this_order(tmp_path):
     write_run(tmp_path, "table3", "nca", evaluated=False)
     ran = []
     assert reproduce(Options("table3", outputs=str(tmp_path)), lambda command: ran.append(command) or 0) == 0
-    assert [command[0] for command in ran] == ["src/train.py", "scripts/evaluate.py", "scripts/tables.py"]
+    assert [command[0] for command in ran] == ["src/train.py", "scripts/evaluate.py", "scripts/exhibit.py"]
     judged = [part for part in ran[1] if str(tmp_path) in part and "=" not in part]
     assert judged == [str(tmp_path / "table3" / "nca-tiny_llama-verifiable-lr2e-05-s42")], (
         "only what is missing"
@@ -104,7 +120,7 @@ def test_a_failed_cell_does_not_keep_the_table_from_being_made(tmp_path):
     ran = []
     code = reproduce(Options("table3", outputs=str(tmp_path)), lambda command: ran.append(command[0]) or 1)
     assert code == 1
-    assert ran[-1] == "scripts/tables.py"
+    assert ran[-1] == "scripts/exhibit.py"
 
 
 def test_a_dry_run_trains_nothing_and_says_what_would_follow(tmp_path, capsys):
@@ -116,7 +132,7 @@ def test_a_dry_run_trains_nothing_and_says_what_would_follow(tmp_path, capsys):
     assert "dry_run=true" in ran[0]
     said = capsys.readouterr().out
     assert "then: python scripts/evaluate.py RUN..." in said
-    assert "figures.py ratio_grid" in said
+    assert "exhibit.py ratio_grid" in said
 
 
 def test_sft_runs_are_judged_first_as_the_others_are_compared_with_them(tmp_path):
@@ -124,7 +140,7 @@ def test_sft_runs_are_judged_first_as_the_others_are_compared_with_them(tmp_path
         write_run(tmp_path, "table3", method, evaluated=False)
     order = [
         Path(run).name.split("-")[0]
-        for run in runs_to_judge(TARGETS["table3"], Options("t", outputs=str(tmp_path)))
+        for run in runs_to_judge(find_exhibit("table3"), Options("t", outputs=str(tmp_path)))
     ]
     assert order == ["sft", "bco", "dpo"]
 
@@ -133,7 +149,7 @@ def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     write_run(tmp_path, "table3", "dpo")
     ran = []
     options = Options("figure1", outputs=str(tmp_path))
-    with pytest.raises(ValueError, match="finished SGDPO run of table3"):
+    with pytest.raises(ValueError, match="finished run with ratios of table3"):
         reproduce(options, lambda command: ran.append(command) or 0)
     folder = write_run(tmp_path, "table3", "sgdpo", ratio=(0.6, 0.9))
     reproduce(options, lambda command: ran.append(command) or 0)
@@ -141,7 +157,8 @@ def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     assert twice[:3] == ["scripts/judge_variance.py", str(folder), "judge=local"]
     assert "benchmark.limit=20" in twice
     assert twice[-1] == f"{tmp_path}/figure1/judge_variance.json"
-    assert drawn[:2] == ["scripts/figures.py", "figure1"]
+    assert drawn[:2] == ["scripts/exhibit.py", "figure1"]
+    assert drawn[-1] == f"data={tmp_path}/figure1/judge_variance.json"
 
 
 def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
@@ -177,6 +194,39 @@ def wait_until(holds, seconds: float = 30) -> None:
 def test_wrong_options_are_named_together():
     errors = option_errors(Options("tabel3", scale="huge", seeds=0))
     assert len(errors) == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "said"),
+    [
+        ("table3", {"judge": "nope", "benchmark": "mt_bench"}, "judge=nope"),
+        ("table3", {"benchmark": "nope"}, "benchmark=nope"),
+        ("figure1", {"judge": "nope"}, "judge=nope"),
+        ("table3", {"arguments": ("benchmark.limit=0",)}, "benchmark.limit"),
+        ("table3", {"arguments": ("benchmark.limit_=1",)}, "limit_"),
+    ],
+)
+def test_a_wrong_judge_is_found_before_anything_is_trained_in_a_dry_run_too(tmp_path, target, changes, said):
+    """The class: whatever the judging would refuse later is refused first."""
+    ran = []
+    for dry_run in (True, False):
+        options = Options(target, outputs=str(tmp_path), dry_run=dry_run, **changes)
+        with pytest.raises(ValueError, match=said):
+            reproduce(options, lambda command: ran.append(command) or 0)
+    assert ran == []
+
+
+def test_settings_of_the_judge_reach_the_judge_and_the_others_the_training():
+    arguments = ("optimizer.lr=1e-5", "judge.budget_dollars=20", "judge.price_prompt=10")
+    options = Options("table3", judge="openai", benchmark="mt_bench", arguments=arguments)
+    table3 = find_exhibit("table3")
+    train, judge = train_command(table3, options), judge_command(table3, options, ["RUN"])
+    assert [part in train for part in arguments] == [True, False, False]
+    assert [part in judge for part in arguments] == [False, True, True]
+
+
+def test_an_unknown_target_and_scale_list_what_there_is():
+    errors = option_errors(Options("tabel3", scale="huge", seeds=0))
     assert "table3" in errors[0]
     assert "smollm2" in errors[1]
 
@@ -186,7 +236,7 @@ def test_every_table_and_figure_is_made_by_name(name, tmp_path):
     table3_runs(tmp_path)
     grid_runs(tmp_path, seeds=(42,))
     experiment = "table3" if name == "table4" else None
-    paths, said = build(Request(name, tmp_path, experiment, tmp_path / "out"))
+    paths, said = build(name, tmp_path, experiment)
     assert paths
     assert all(path.is_file() for path in paths)
     assert said
@@ -194,22 +244,38 @@ def test_every_table_and_figure_is_made_by_name(name, tmp_path):
 
 def test_publishing_gathers_what_stands_with_its_command(tmp_path):
     grid_runs(tmp_path)
-    build(Request("table1", tmp_path))
-    build(Request("ratio_grid", tmp_path))
-    (tmp_path / "figure3").mkdir()
-    (tmp_path / "figure3" / "figure3.png").write_bytes(b"picture")
-    (tmp_path / "figure3" / "claim.md").write_text("Claim: held.\n")
+    build("table1", tmp_path)
+    build("ratio_grid", tmp_path)
+    build("figure3", tmp_path)
     names = {path.name for path in publish(tmp_path)}
-    assert names == {"table1.md", "table1.csv", "ratio_grid.png", "figure3.png", "RESULTS.md"}
+    pictures = {f"{name}{form}" for name in ("ratio_grid", "figure3") for form in (".json", ".png", ".pdf")}
+    tables = {f"{name}{form}" for name in ("table1", "figure3-claim") for form in (".md", ".csv", ".json")}
+    assert names == {*pictures, *tables, "RESULTS.md"}
     text = (tmp_path / "published" / "RESULTS.md").read_text()
     for part in (
         "`make table1 SEEDS=2`",
         "### Table 1",
-        "![ratio_grid](ratio_grid.png)",
-        "Claim: held.",
+        "](ratio_grid.png)",
+        "tiny Llama: held.",
         "CPU cores",
+        "All runs are of one commit",
     ):
         assert part in text
+    assert text.index("make table1") < text.index("make ratio_grid") < text.index("make figure3")
+
+
+def test_results_of_several_commits_are_refused_or_said(tmp_path):
+    grid_runs(tmp_path)
+    build("table1", tmp_path)
+    for path in tmp_path.glob("table1/*/record.json"):
+        path.write_text(path.read_text().replace("0123456789abcdef", "fedcba9876543210"))
+    build("ratio_grid", tmp_path)
+    mixture = r"012345678 \(table1\); fedcba987 \(ratio_grid\)"
+    with pytest.raises(ValueError, match=f"rest on several commits: {mixture}"):
+        publish(tmp_path)
+    assert not (tmp_path / "published").exists()
+    publish(tmp_path, mixed=True)
+    assert re.search(f"of several commits: {mixture}", (tmp_path / "published" / "RESULTS.md").read_text())
 
 
 def test_a_published_table_goes_between_its_marks_in_the_readme(tmp_path):
@@ -235,7 +301,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_no_records_yet_names_the_command_and_the_exit_code_is_not_0(tmp_path):
-    done = script("tables.py", "table3", "--outputs", str(tmp_path))
+    done = script("exhibit.py", "table3", "--outputs", str(tmp_path))
     assert done.returncode == 1
     assert "make table3" in done.stderr
     assert "Traceback" not in done.stderr
@@ -243,7 +309,7 @@ def test_no_records_yet_names_the_command_and_the_exit_code_is_not_0(tmp_path):
 
 def test_an_experiment_that_does_not_exist_lists_those_that_do(tmp_path):
     write_run(tmp_path, "mine", "dpo")
-    done = script("figures.py", "figure2", "--outputs", str(tmp_path), "--experiment", "mein")
+    done = script("exhibit.py", "figure2", "--outputs", str(tmp_path), "--experiment", "mein")
     assert done.returncode == 1
     assert "'mein'" in done.stderr
     assert "there: mine" in done.stderr
@@ -252,7 +318,7 @@ def test_an_experiment_that_does_not_exist_lists_those_that_do(tmp_path):
 def test_a_metric_that_no_run_has_is_an_error_and_one_that_some_lack_is_a_dash(tmp_path):
     grid_runs(tmp_path, seeds=(42,))
     with pytest.raises(ValueError, match="eval/rewards/typo"):
-        build(Request("ratio_grid", tmp_path, metric="eval/rewards/typo"))
+        build("ratio_grid", tmp_path, None, "metric=eval/rewards/typo")
     write_run(tmp_path, "table1", "sgdpo", "tiny_qwen2", ratio=(0.6, 0.9), evaluated=False)
-    _, said = build(Request("table1", tmp_path))
+    _, said = build("table1", tmp_path)
     assert "no finished run has verifiable-checker:win_rate" in said

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lab.report.cells import group
-from lab.report.paper import load_paper
+from lab.report.exhibit import find_exhibit
+from lab.report.names import load_paper
 from lab.report.selection import select_ratio
 from lab.report.tables import mtbench, table1, table2, table3
 from lab.report.timing import overhead, step_seconds, table4
@@ -46,20 +47,20 @@ def outputs(tmp_path):
 
 
 def test_table3(outputs):
-    golden(table3(read_runs(outputs, "table3"), PAPER))
+    golden(table3(read_runs(outputs, "table3")))
 
 
 def test_table1(tmp_path):
     grid_runs(tmp_path)
-    golden(table1(read_runs(tmp_path, "table1"), PAPER))
+    golden(table1(read_runs(tmp_path, "table1")))
 
 
 def test_table2():
-    golden(table2(PAPER))
+    golden(table2([], **find_exhibit("table2").settings))
 
 
 def test_table4(outputs):
-    golden(table4(read_runs(outputs, "table3"), PAPER))
+    golden(table4(read_runs(outputs, "table3")))
 
 
 def test_mtbench(tmp_path):
@@ -71,25 +72,25 @@ def test_mtbench(tmp_path):
             score = overall + (seed - 42) / 10
             turns = {"turn1": score + 0.5, "turn1_se": 0.1, "turn2": score - 0.5, "turn2_se": 0.1}
             set_eval(folder, {"mt_bench-gpt4": {"overall": score, "overall_se": 0.1, **turns}})
-    golden(mtbench(read_runs(tmp_path, "mt"), PAPER))
+    golden(mtbench(read_runs(tmp_path, "mt")))
 
 
 def test_a_mean_and_its_error_are_over_seeds(outputs):
     """DPO's win rates are 52.0 and 52.1: mean 52.05, standard error 0.1 / 2 = 0.05."""
-    found = entry(table3(read_runs(outputs, "table3"), PAPER), "tiny Llama", "DPO", column="win rate, %")
+    found = entry(table3(read_runs(outputs, "table3")), "tiny Llama", "DPO", column="win rate, %")
     assert (found.value, found.seeds) == (pytest.approx(52.05), 2)
     assert found.error == pytest.approx(0.05)
 
 
 def test_one_seed_carries_the_error_over_prompts_and_says_so(tmp_path):
     write_run(tmp_path, "table3", "dpo")
-    table = table3(read_runs(tmp_path, "table3"), PAPER)
+    table = table3(read_runs(tmp_path, "table3"))
     assert entry(table, "tiny Llama", "DPO", column="win rate, %").text == "52.00 ± 1.50"
     assert "over prompts (one seed)" in table.markdown()
 
 
 def test_no_cell_without_a_number_prints_a_number(outputs):
-    table = table3(read_runs(outputs, "table3"), PAPER)
+    table = table3(read_runs(outputs, "table3"))
     assert entry(table, "tiny Llama", "NCA", column="win rate, %").text == "–"
     assert entry(table, "tiny Llama", "BCO", column="win rate, %").text == "failed"
     rows = list(csv.DictReader(io.StringIO(table.csv())))
@@ -100,7 +101,7 @@ def test_no_cell_without_a_number_prints_a_number(outputs):
 
 def test_a_run_that_is_not_evaluated_is_a_dash_that_says_so(outputs):
     write_run(outputs, "table3", "nca", evaluated=False)
-    table = table3(read_runs(outputs, "table3"), PAPER)
+    table = table3(read_runs(outputs, "table3"))
     found = entry(table, "tiny Llama", "NCA", column="win rate, %")
     assert (found.text, found.note) == ("–", "no verifiable-checker: these runs are not evaluated")
 
@@ -108,12 +109,12 @@ def test_a_run_that_is_not_evaluated_is_a_dash_that_says_so(outputs):
 def test_a_broken_record_is_named_below_the_table(outputs):
     (outputs / "table3" / "torn").mkdir()
     (outputs / "table3" / "torn" / "record.json").write_text("{")
-    assert "unreadable record: table3/torn" in table3(read_runs(outputs, "table3"), PAPER).markdown()
+    assert "unreadable record: table3/torn" in table3(read_runs(outputs, "table3")).markdown()
 
 
 def test_significance_is_marked_against_dpo_with_holm(outputs):
     """SGDPO wins 32 prompts and DPO 8 of them, so 24 differ, all for SGDPO: p = 2 / 2**24, times 4."""
-    table = table3(read_runs(outputs, "table3"), PAPER)
+    table = table3(read_runs(outputs, "table3"))
     assert entry(table, "tiny Llama", "SGDPO", column="win rate, %").mark == "**"
     assert entry(table, "tiny Llama", "DPO", column="win rate, %").mark == ""
     assert entry(table, "tiny Llama", "SamPO", column="win rate, %").mark == ""
@@ -122,13 +123,13 @@ def test_significance_is_marked_against_dpo_with_holm(outputs):
 def test_runs_of_different_versions_are_refused_with_the_difference(outputs):
     write_run(outputs, "table3", "nca", versions={"python": "3.11.0", "torch": "2.9.0"})
     with pytest.raises(ValueError, match=r"package versions.*torch is 2\.13\.0 there, 2\.9\.0 here"):
-        table3(read_runs(outputs, "table3"), PAPER)
+        table3(read_runs(outputs, "table3"))
 
 
 def test_runs_of_different_data_are_refused_with_the_difference(outputs):
     write_run(outputs, "table3", "nca", fingerprint="beef")
     with pytest.raises(ValueError, match=r"different data in one table.*fingerprint is f00d-.*beef-"):
-        table3(read_runs(outputs, "table3"), PAPER)
+        table3(read_runs(outputs, "table3"))
 
 
 def test_results_of_fewer_prompts_are_refused_beside_the_others(outputs):
@@ -137,19 +138,19 @@ def test_results_of_fewer_prompts_are_refused_beside_the_others(outputs):
     fewer["verifiable-checker"]["n"] = 10
     set_eval(folder, fewer)
     with pytest.raises(ValueError, match=r"settings of verifiable-checker.*n is 200 there, 10 here"):
-        table3(read_runs(outputs, "table3"), PAPER)
+        table3(read_runs(outputs, "table3"))
 
 
 def test_two_runs_for_one_cell_are_refused_with_the_setting_that_differs(outputs):
     write_run(outputs, "table3", "dpo", lr=1e-4)
     with pytest.raises(ValueError, match=r"optimizer\.lr is"):
-        table3(read_runs(outputs, "table3"), PAPER)
+        table3(read_runs(outputs, "table3"))
 
 
 def test_runs_without_evaluation_name_the_command(tmp_path):
     write_run(tmp_path, "table3", "dpo", evaluated=False)
     with pytest.raises(ValueError, match=r"python scripts/evaluate\.py .*benchmark=alpaca_eval"):
-        table3(read_runs(tmp_path, "table3"), PAPER)
+        table3(read_runs(tmp_path, "table3"))
 
 
 def test_the_best_ratio_is_selected_with_its_runner_up(tmp_path):
@@ -160,7 +161,7 @@ def test_the_best_ratio_is_selected_with_its_runner_up(tmp_path):
         lambda run: (run["ratio"]["chosen"], run["ratio"]["rejected"]),
     )
     found = select_ratio(cells, "verifiable-checker:win_rate")
-    assert (found.best, found.second, found.paired_over) == ((0.6, 0.8), (0.6, 0.6), "prompts")
+    assert (found.best, found.second, found.paired_over) == ((0.6, 0.8), (0.6, 0.6), "seeds and prompts")
     assert found.best_estimate.value == pytest.approx(56.05)
     margins = select_ratio(cells, "eval/rewards/margins")
     assert (margins.best, margins.paired_over) == ((0.6, 0.6), "seeds")
@@ -188,7 +189,7 @@ def test_the_paper_numbers_are_those_of_the_paper():
 
 
 def test_the_three_forms_are_written_and_latex_is_balanced(outputs, tmp_path):
-    paths = table3(read_runs(outputs, "table3"), PAPER).write(tmp_path / "out")
+    paths = table3(read_runs(outputs, "table3")).write(tmp_path / "out")
     assert [path.name for path in paths] == ["table3.md", "table3.tex", "table3.csv", "table3.json"]
     latex = paths[1].read_text()
     assert latex.count("{") == latex.count("}")
@@ -209,7 +210,7 @@ def set_eval(folder: Path, value: dict) -> None:
 
 
 def test_a_table_is_read_back_from_its_json_and_damage_names_the_file(outputs, tmp_path):
-    table = table3(read_runs(outputs, "table3"), PAPER)
+    table = table3(read_runs(outputs, "table3"))
     path = table.write(tmp_path / "out")[-1]
     again = Table.read(path)
     assert (again.markdown(), again.latex(), again.csv()) == (table.markdown(), table.latex(), table.csv())

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import theorems
-from lab.report.theorems import newest_run, report, run_values
+from lab.report.exhibit import find_exhibit, make
+from lab.report.theorems import newest_run, run_values
+from sgdpo.drawing.table import Table
+from sgdpo.runs.records import read_runs
 
 # At step 2 log p = 0.5, log q = 0.7 and log u = 1.5: rewards are beta log X, pilots beta log Y.
 ROWS = [
@@ -54,57 +56,59 @@ def test_a_runs_values_are_its_training_rows(tmp_path: Path) -> None:
     assert values.log_balance.tolist() == [0.25, 0.5]
 
 
+def made(outputs: Path, *settings: str) -> tuple[dict[str, Table], str]:
+    """Make the exhibit; return its tables by name and its picture."""
+    paths, _ = make(find_exhibit("theorems", settings), outputs, into=outputs / "out")
+    tables = [
+        Table.read(path) for path in paths if path.suffix == ".json" and path.with_suffix(".md").is_file()
+    ]
+    return {table.name: table for table in tables}, (outputs / "out" / "theorems.svg").read_text()
+
+
+def values(table: Table) -> dict[str, str]:
+    return {name.text: value.text for name, value in table.rows}
+
+
 def test_the_newest_finished_run_with_pilots_is_taken(tmp_path: Path) -> None:
-    assert newest_run(tmp_path) is None
+    assert newest_run(read_runs(tmp_path)) is None
     write_run(tmp_path / "a" / "old", started="2026-01-01")
     newest = write_run(tmp_path / "b" / "new", started="2026-02-01")
     write_run(tmp_path / "a" / "dpo", method="dpo", started="2026-03-01")
     write_run(tmp_path / "a" / "failed", started="2026-04-01", status="failed")
-    assert newest_run(tmp_path) == newest
+    assert newest_run(read_runs(tmp_path)) == newest
+    tables, _ = made(tmp_path, "count=10")
+    assert tables["theorems-run"].title == "Values of the run new (mean rewards of 2 training steps)"
 
 
-def test_the_report_states_errors_monotonicity_and_the_three_cases(tmp_path: Path) -> None:
-    text = report(tmp_path / "out", write_run(tmp_path / "a" / "one"), count=200, seed=0)
-    assert text == (tmp_path / "out" / "theorems.md").read_text()
-    errors = [float(number) for number in re.findall(r"\| (\d\.\de[-+]\d+) \|", text)]
+def test_the_tables_state_errors_monotonicity_and_the_three_cases(tmp_path: Path) -> None:
+    tables, _ = made(tmp_path, f"run={write_run(tmp_path / 'a' / 'one')}", "count=200")
+    run = values(tables["theorems-run"])
+    shown = [*values(tables["theorems-errors"]).values(), *run.values()]
+    errors = [float(text) for text in shown if re.fullmatch(r"\d\.\de[-+]\d+", text)]
     assert len(errors) == 10
     assert max(errors) < 1e-11
-    assert text.count("800 of 800") == 2
-    above, below = (re.search(rf"\| p q {sign} 1 .*\| (\d+) of (\d+) \|", text).groups() for sign in "><")
-    assert above[0] == above[1]
-    assert below[0] == below[1]
-    assert int(above[1]) + int(below[1]) == 200
-    assert "| logged log f: first, last | 0.2500, 0.5000 |" in text
-    assert "| steps with p q > 1, p q < 1 | 1, 0 |" in text
+    assert list(values(tables["theorems-monotone"]).values()) == ["800 of 800"] * 2
+    above, below, flat = values(tables["theorems-cases"]).values()
+    counts = [text.split(" of ") for text in (above, below)]
+    assert all(held == count for held, count in counts)
+    assert sum(int(count) for _, count in counts) == 200
+    assert float(flat.rsplit(" ", 1)[1]) < 1e-12
+    assert run["logged log f: first, last"] == "0.2500, 0.5000"
+    assert run["steps with p q > 1, p q < 1"] == "1, 0"
 
 
 def test_the_picture_is_drawn_with_and_without_a_run(tmp_path: Path) -> None:
-    for run in (None, write_run(tmp_path / "a" / "one")):
-        report(tmp_path / "out", run, count=10, seed=0)
-        svg = (tmp_path / "out" / "theorems.svg").read_text()
-        assert "p q = 4: grows" in svg
-        assert ("mean log f" in svg) == (run is not None)
-        assert (tmp_path / "out" / "theorems.png").read_bytes().startswith(b"\x89PNG")
+    assert "p q = 4: grows" in made(tmp_path, "count=10")[1]
+    assert "mean log f" not in made(tmp_path, "count=10")[1]
+    write_run(tmp_path / "a" / "one")
+    assert "mean log f" in made(tmp_path, "count=10")[1]
+    assert (tmp_path / "out" / "theorems.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_without_pilots_is_one_clear_error_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_folder_without_pilots_is_one_clear_error(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a" / "dpo", method="dpo")
-    monkeypatch.setattr("sys.argv", ["theorems.py", "--run", str(folder), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as exited:
-        theorems.main()
-    assert exited.value.code == 2
-    assert f"{folder} has no metrics.jsonl with pilots; give a run of method=sgdpo" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"dpo has no metrics\.jsonl with pilots; give a run of method=sgdpo"
+    ):
+        made(tmp_path, f"run={folder}")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_script_takes_the_newest_run_and_names_its_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    write_run(tmp_path / "a" / "newest-one")
-    monkeypatch.setattr("sys.argv", ["theorems.py", "--outputs", str(tmp_path), "--count", "10"])
-    theorems.main()
-    printed = capsys.readouterr().out
-    assert "## Values of the run newest-one (mean rewards of 2 training steps)" in printed
-    assert f"picture: {tmp_path / 'theorems' / 'theorems.png'}" in printed

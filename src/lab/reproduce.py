@@ -11,28 +11,33 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lab.report.build import FIGURES, JUDGE_VARIANCE
-from sgdpo.config.compose import CONF
+from lab.evaluation.settings import compose_evaluation, evaluation_errors
+from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
+from sgdpo.places import ROOT
 from sgdpo.processes import die_with_parent
-from sgdpo.runs.records import read_runs
+from sgdpo.runs.records import RunView, read_runs
 
 Command = list[str]
 FIRST_SEED = 42
+EVERYTHING = "paper"
+# Settings of the judging, among the arguments; the others are of the training.
+JUDGING = ("judge.", "benchmark.", "generator.", "generator=")
 
 
 @dataclass(frozen=True)
 class Options:
     """Hold what is asked for; an empty value takes the scale's own.
 
-    seeds: how many, from 42 on. arguments: further overrides of the training runs ("optimizer.max_steps=50").
+    target: a table or figure (conf/report), or "paper" for all. seeds: how many, from 42 on. arguments: further
+    overrides of the training ("optimizer.max_steps=50") and of the judging ("judge.budget_dollars=20").
     evaluation: which judge's results a table shows, if the runs have several.
     """
 
@@ -52,45 +57,72 @@ class Options:
 
     @property
     def suffix(self) -> str:
-        """Return what keeps the experiments of other scales apart."""
+        """Give what keeps the experiments of other scales apart."""
         return "" if self.scale == "tiny" else f"-{self.scale}"
 
+    @property
+    def of_scale(self) -> dict[str, Any]:
+        """Give what the scale says."""
+        return load_scales()[self.scale]
 
-def load_targets() -> dict[str, Any]:
-    """Read conf/report/reproduction.yaml."""
-    return yaml.safe_load((CONF / "report" / "reproduction.yaml").read_text("utf-8"))
+    @property
+    def judging(self) -> list[str]:
+        """List the arguments that are of the judging."""
+        return [argument for argument in self.arguments if argument.startswith(JUDGING)]
+
+
+@cache
+def load_scales() -> dict[str, Any]:
+    """Read conf/report/scales.yaml."""
+    return yaml.safe_load((FOLDER / "scales.yaml").read_text("utf-8"))
 
 
 def option_errors(options: Options) -> list[str]:
-    """List everything wrong with the options."""
-    known = load_targets()
+    """List everything wrong with the options, the judge's and the benchmark's settings included."""
     errors = []
-    if options.target not in (*known["targets"], "paper"):
-        errors.append(f"unknown target {options.target!r}; there are: {', '.join(known['targets'])}, paper")
-    if options.scale not in known["scales"]:
-        errors.append(f"SCALE is {options.scale!r}; it is one of {', '.join(known['scales'])}")
+    if options.target not in (*exhibit_names(), EVERYTHING):
+        there = ", ".join([*exhibit_names(), EVERYTHING])
+        errors.append(f"unknown table or figure {options.target!r}; there are: {there}")
+    if options.scale not in load_scales():
+        errors.append(f"SCALE is {options.scale!r}; it is one of {', '.join(load_scales())}")
     if options.seeds < 1 or options.n_jobs < 1:
         errors.append(f"SEEDS ({options.seeds}) and N_JOBS ({options.n_jobs}) must be 1 or more")
-    return errors
+    if errors or options.target == EVERYTHING:
+        return errors
+    exhibit = find_exhibit(options.target)
+    pairs = [
+        (name, options.judge or options.of_scale["judge"]) for name in twice_judged(options) if exhibit.twice
+    ]
+    pairs += [judged_by(exhibit, options)] if exhibit.judged else []
+    return [error for benchmark, judge in pairs for error in _judging_errors(benchmark, judge, options)]
 
 
-def train_command(target: Mapping[str, Any], options: Options) -> Command | None:
-    """Return the sweep that trains the target's runs, None if it needs none."""
-    if "sweep" not in target:
+def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
+    more = [*options.judging, f"outputs={options.outputs}"]
+    try:
+        return evaluation_errors(
+            compose_evaluation([f"benchmark={benchmark}", f"judge={judge}", *more]), runs=False
+        )
+    except Exception as error:  # Hydra's own errors: an unknown benchmark, judge or key
+        return [f"benchmark={benchmark} judge={judge}: {str(error).splitlines()[0]}"]
+
+
+def train_command(exhibit: Exhibit, options: Options) -> Command | None:
+    """Give the sweep that trains the exhibit's runs, None if it needs none."""
+    if not exhibit.sweep:
         return None
-    scale = load_targets()["scales"][options.scale]
-    models = options.models or tuple(scale["models"])
-    models = models[:1] if target["models"] == "first" else models
+    models = options.models or tuple(options.of_scale["models"])
+    models = models[:1] if exhibit.models == "first" else models
     return [
         "src/train.py",
-        f"sweep={target['sweep']}",
-        f"experiment={target['experiment']}{options.suffix}",
+        f"sweep={exhibit.sweep}",
+        f"experiment={exhibit.experiment}{options.suffix}",
         f"model={','.join(models)}",
         f"seed={','.join(str(FIRST_SEED + k) for k in range(options.seeds))}",
-        f"n_jobs={target.get('n_jobs', options.n_jobs)}",
+        f"n_jobs={exhibit.n_jobs or options.n_jobs}",
         f"outputs={options.outputs}",
-        *_data(scale["settings"], options),
-        *options.arguments,
+        *_data(options.of_scale["settings"], options),
+        *(argument for argument in options.arguments if argument not in options.judging),
         *(["dry_run=true"] if options.dry_run else []),
     ]
 
@@ -103,127 +135,134 @@ def _data(settings: Sequence[str], options: Options) -> list[str]:
     return rows + [setting for setting in settings if not setting.startswith("data=")]
 
 
-def judge_command(target: Mapping[str, Any], options: Options, runs: Sequence[str]) -> Command:
-    """Return the command that judges these runs by the target's benchmark."""
-    benchmark, judge = judged_by(target, options)
+def judged_by(exhibit: Exhibit, options: Options) -> tuple[str, str]:
+    """Give (benchmark, judge) of an exhibit: its own, what was asked for, or the scale's."""
+    own = exhibit.judged if isinstance(exhibit.judged, str) else ""
+    benchmark = own or options.benchmark or options.of_scale["benchmark"]
+    judge = options.of_scale["judges"].get(benchmark) or options.judge or options.of_scale["judge"]
+    return benchmark, judge
+
+
+def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Command:
+    """Give the command that judges these runs by the exhibit's benchmark."""
+    benchmark, judge = judged_by(exhibit, options)
+    where = [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
     return [
         "scripts/evaluate.py",
         *runs,
         f"benchmark={benchmark}",
         f"judge={judge}",
-        f"outputs={options.outputs}",
-        f"cache={options.outputs}/cache",
+        *options.judging,
+        *where,
     ]
 
 
-def judged_by(target: Mapping[str, Any], options: Options) -> tuple[str, str]:
-    """Return (benchmark, judge) of a target: what was asked for, its own, or the scale's."""
-    scale = load_targets()["scales"][options.scale]
-    own = target["judged"] if isinstance(target["judged"], str) else ""
-    benchmark = own or options.benchmark or scale["benchmark"]
-    return benchmark, "checker" if benchmark == "verifiable" else options.judge or scale["judge"]
+def twice_judged(options: Options) -> list[str]:
+    """List the benchmarks whose judge is asked twice."""
+    return [options.benchmark] if options.benchmark else list(options.of_scale["variance"])
 
 
-def variance_command(options: Options, run: str) -> Command:
-    """Return the command that judges one run's answers twice."""
-    scale = load_targets()["scales"][options.scale]
-    command = ["scripts/judge_variance.py", run, f"judge={options.judge or scale['judge']}"]
+def variance_command(exhibit: Exhibit, options: Options, run: str) -> Command:
+    """Give the command that judges one run's answers twice."""
+    command = ["scripts/judge_variance.py", run, f"judge={options.judge or options.of_scale['judge']}"]
     command += [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
-    command += scale.get("variance_settings", [])
-    command += ["--benchmarks", *([options.benchmark] if options.benchmark else scale["variance"])]
-    return [*command, "--output", f"{options.outputs}/figure1{options.suffix}/{JUDGE_VARIANCE}"]
+    command += [*options.of_scale.get("variance_settings", []), *options.judging]
+    return [*command, "--benchmarks", *twice_judged(options), "--output", variance_file(exhibit, options)]
 
 
-def run_to_judge_twice(target: Mapping[str, Any], options: Options) -> str:
-    """Return the finished run whose answers figure 1 has judged twice: SGDPO's first seed.
+def variance_file(exhibit: Exhibit, options: Options) -> str:
+    """Say where an exhibit's judgments are kept, those of another scale in a folder of their own."""
+    return f"{options.outputs}/{exhibit.name}{options.suffix}/judge_variance.json"
+
+
+def finished_runs(exhibit: Exhibit, options: Options) -> list[RunView]:
+    """List the finished runs of the exhibit's experiment, SFT runs first: the others are compared with them."""
+    runs = read_runs(Path(options.outputs), f"{exhibit.experiment}{options.suffix}")
+    return sorted(
+        (r for r in runs if r.status == "finished"), key=lambda run: (run["phase"] != "sft", run.name)
+    )
+
+
+def run_to_judge_twice(exhibit: Exhibit, options: Options) -> str:
+    """Choose the run whose answers are judged twice: the first seed of the first method with ratios.
 
     Raises ValueError if there is none.
     """
-    runs = read_runs(Path(options.outputs), f"{target['experiment']}{options.suffix}")
-    found = [run for run in runs if run.status == "finished" and run["ratio"]]
+    found = [run for run in finished_runs(exhibit, options) if run["ratio"]]
     if not found:
-        raise ValueError(f"figure 1 needs a finished SGDPO run of {target['experiment']}{options.suffix}")
+        raise ValueError(
+            f"{exhibit.name} needs a finished run with ratios of {exhibit.experiment}{options.suffix}"
+        )
     return str(min(found, key=lambda run: (run["model"], run["seed"])).folder)
 
 
-def runs_to_judge(target: Mapping[str, Any], options: Options) -> list[str]:
-    """Return the finished runs to judge, SFT runs first: the others are compared with them.
+def runs_to_judge(exhibit: Exhibit, options: Options) -> list[str]:
+    """List the runs to judge.
 
-    The checker's results are skipped where they stand; other judges' come from the caches of the evaluation,
-    which know the judge's settings.
+    A judge's results come from the caches of the evaluation, which know its settings; the checker's, which need
+    none, are skipped where they stand.
     """
-    benchmark, judge = judged_by(target, options)
-    experiment = f"{target['experiment']}{options.suffix}"
-    runs = [run for run in read_runs(Path(options.outputs), experiment) if run.status == "finished"]
-    if judge == "checker":
-        runs = [run for run in runs if f"{benchmark}-{judge}" not in (run["eval"] or {})]
-    return [str(run.folder) for run in sorted(runs, key=lambda run: (run["phase"] != "sft", run.name))]
+    benchmark, judge = judged_by(exhibit, options)
+    known = f"{benchmark}-{judge}" if judge in options.of_scale["judges"].values() else None
+    return [str(run.folder) for run in finished_runs(exhibit, options) if known not in (run["eval"] or {})]
 
 
-def make_commands(target: Mapping[str, Any], options: Options) -> list[Command]:
-    """Return the commands that make the target's tables and figures."""
+def make_commands(exhibit: Exhibit, options: Options) -> list[Command]:
+    """Give the commands that make the exhibit, and those that come with it."""
     commands = []
-    for name in target["makes"]:
-        command = [
-            f"scripts/{'figures' if name in FIGURES else 'tables'}.py",
-            name,
-            "--outputs",
-            options.outputs,
-        ]
-        command += ["--into", f"{options.outputs}/{name}{options.suffix}"]
-        if "experiment" in target and name != "figure1":
-            command += ["--experiment", f"{target['experiment']}{options.suffix}"]
-        if options.evaluation and name in ("table3", "mtbench"):
-            command += ["--evaluation", options.evaluation]
+    for made in (exhibit, *map(find_exhibit, exhibit.beside)):
+        command = ["scripts/exhibit.py", made.name, "--outputs", options.outputs]
+        command += ["--into", f"{options.outputs}/{made.name}{options.suffix}"]
+        command += ["--experiment", f"{made.experiment}{options.suffix}"] if made.experiment else []
+        command += [f"data={variance_file(made, options)}"] if made.twice else []
+        command += (
+            [f"evaluation={options.evaluation}"]
+            if options.evaluation and "evaluation" in made.settings
+            else []
+        )
         commands.append(command)
     return commands
+
+
+def _after_training(exhibit: Exhibit, options: Options) -> Iterator[Command]:
+    """Give the commands that follow the training; what they name is looked up as each is asked for."""
+    if exhibit.twice:
+        run = "RUN" if options.dry_run else run_to_judge_twice(exhibit, options)
+        yield variance_command(exhibit, options, run)
+    if exhibit.judged:
+        runs = ["RUN..."] if options.dry_run else runs_to_judge(exhibit, options)
+        if runs:
+            yield judge_command(exhibit, options, runs)
+    yield from make_commands(exhibit, options)
 
 
 def reproduce(options: Options, call: Callable[[Command], int] | None = None) -> int:
     """Do every step of the target; return 0, or 1 if any step failed. `call` runs one command.
 
+    A dry run only says what follows the training: it cannot be counted before the runs exist.
     Raises ValueError with everything wrong with the options.
     """
     if errors := option_errors(options):
         raise ValueError("; ".join(errors))
     call = call or call_python
-    if options.target == "paper":
-        return _paper(options, call)
-    target = load_targets()["targets"][options.target]
-    failed = 0
-    train = train_command(target, options)
-    if train:
-        failed |= call(train) != 0
-    if options.dry_run:
-        return _announce(target, options) or failed
-    for before in target.get("before", []):
-        failed |= call([before, "--outputs", options.outputs]) != 0
-    if target.get("twice"):
-        failed |= call(variance_command(options, run_to_judge_twice(target, options))) != 0
-    if target.get("judged"):
-        runs = runs_to_judge(target, options)
-        failed |= bool(runs) and call(judge_command(target, options, runs)) != 0
-    for command in make_commands(target, options):
-        failed |= call(command) != 0
+    if options.target == EVERYTHING:
+        return _everything(options, call)
+    exhibit = find_exhibit(options.target)
+    train = train_command(exhibit, options)
+    failed = call(train) != 0 if train else False
+    for command in _after_training(exhibit, options):
+        if options.dry_run:
+            print(f"then: {shlex.join(['python', *command])}")
+        else:
+            failed |= call(command) != 0
     return int(failed)
 
 
-def _announce(target: Mapping[str, Any], options: Options) -> int:
-    """Print the steps after training; they cannot be counted before the runs exist."""
-    for before in target.get("before", []):
-        print(f"then: python {before} --outputs {options.outputs}")
-    if target.get("twice"):
-        print(f"then: {shlex.join(['python', *variance_command(options, 'RUN')])}")
-    if target.get("judged"):
-        print(f"then: {shlex.join(['python', *judge_command(target, options, ['RUN...'])])}")
-    for command in make_commands(target, options):
-        print(f"then: {shlex.join(['python', *command])}")
-    return 0
-
-
-def _paper(options: Options, call: Callable[[Command], int]) -> int:
+def _everything(options: Options, call: Callable[[Command], int]) -> int:
     failed = []
-    for name in load_targets()["paper"]:
+    for name in exhibit_names():
+        if find_exhibit(name).order is None:
+            continue
         print(f"\n== {name}", flush=True)
         try:
             code = reproduce(replace(options, target=name), call)
@@ -244,5 +283,5 @@ def call_python(command: Command) -> int:
     It ends with this process, however this process ends: no sweep is left running behind a `make` that is gone.
     """
     print(f"$ {shlex.join(['python', *command])}", flush=True)
-    arguments = [sys.executable, str(CONF.parent / command[0]), *command[1:]]
+    arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
     return subprocess.call(arguments, preexec_fn=partial(die_with_parent, os.getpid()))

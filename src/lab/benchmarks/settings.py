@@ -28,6 +28,9 @@ class BenchmarkConfig:
     include_path: str | None = None
     shots: int | None = None
     batch_size: int = 8
+    headline: str = "win_rate"
+    metrics: dict[str, str] = field(default_factory=dict)
+    about: str = ""
 
 
 def sampling_of(benchmark: BenchmarkConfig) -> Sampling:

@@ -53,13 +53,16 @@ def compose_evaluation(overrides: list[str]) -> EvaluateConfig:
         return to_evaluate_config(compose("evaluate", overrides))
 
 
-def evaluation_errors(config: EvaluateConfig) -> list[str]:
-    """List everything wrong with an evaluation, as sentences with advice; loads nothing heavy."""
+def evaluation_errors(config: EvaluateConfig, runs: bool = True) -> list[str]:
+    """List everything wrong with an evaluation, as sentences with advice; loads nothing heavy.
+
+    runs: those are looked at too; false where they are still to be trained.
+    """
     errors = judge_errors(config.judge)
     unanswered = generator_errors(config.generator)
     own = not unanswered and load(GENERATOR, config.generator).of_run
     errors += unanswered + _name_errors(config) + sampling_of(config.benchmark).errors()
-    errors += _run_errors(config, own) + _match_errors(config)
+    errors += (_run_errors(config, own) if runs else []) + _match_errors(config)
     if config.benchmark.limit is not None and config.benchmark.limit < 1:
         errors.append(f"benchmark.limit must be 1 or more, or null for all, not {config.benchmark.limit}")
     return errors

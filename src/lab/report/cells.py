@@ -1,20 +1,19 @@
-"""Group runs into the cells of a table: seeds together, unlike settings refused, missing stays missing."""
+"""Group runs by what a table shows: repeats over seeds together, unlike settings refused, missing stays missing."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lab.benchmarks.statistics import compare, mean_error
+from lab.benchmarks.statistics import Comparison, compare_over_seeds, mean_error
 from sgdpo.runs.records import RunView, differences
+from sgdpo.store import read_jsonl
 
 JUDGMENTS = "judgments.jsonl"
+# Reads (value, its own standard error) of a run; None for what it has not.
+Read = Callable[[RunView], tuple[float | None, float | None]]
 
 
 @dataclass(frozen=True)
@@ -24,63 +23,72 @@ class Estimate:
     value: float
     error: float | None
     seeds: int
-    over: str = "seeds"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Hold the runs of one cell, one a seed, in whatever status they are."""
+class Repeats:
+    """Hold the runs of one setting, one a seed, in whatever status they are."""
 
     runs: Sequence[RunView] = field(default_factory=tuple)
 
     @property
     def finished(self) -> list[RunView]:
-        """Return the runs that a number may come from."""
+        """List the runs that a number may come from."""
         return [run for run in self.runs if run.status == "finished"]
 
     @property
     def failed(self) -> list[RunView]:
-        """Return the runs that failed."""
+        """List the runs that failed."""
         return [run for run in self.runs if run.status == "failed"]
 
-    def estimate(self, read: Callable[[RunView], tuple[float | None, float | None]]) -> Estimate | None:
-        """Return mean and standard error of `read(run) -> (value, its own error)`, None if no run has it.
+    def estimate(self, read: Read) -> Estimate | None:
+        """Take mean and standard error of what `read` finds, None if no run has it.
 
         With two seeds or more the error is over seeds; with one it is the run's own, over prompts.
         """
         found = [(value, error) for value, error in map(read, self.finished) if value is not None]
-        if not found:
-            return None
-        values = [value for value, _ in found]
-        if len(values) == 1:
-            return Estimate(values[0], found[0][1], 1, "prompts")
-        mean, error = mean_error(values)
-        return Estimate(mean, error, len(values))
+        if len(found) < 2:
+            return Estimate(*found[0], 1) if found else None
+        return Estimate(*mean_error([value for value, _ in found]), len(found))
 
 
 def ratio_of(run: RunView) -> tuple[float, float] | None:
-    """Return (chosen, rejected) of a run, None for a method without ratios."""
+    """Give (chosen, rejected) of a run, None for a method without ratios."""
     ratio = run["ratio"]
     return (ratio["chosen"], ratio["rejected"]) if ratio else None
 
 
 def learning_rate(run: RunView) -> float | None:
-    """Return the peak learning rate of a run."""
+    """Give the peak learning rate of a run."""
     return ((run["settings"] or {}).get("optimizer") or {}).get("lr")
 
 
-def group(runs: Iterable[RunView], key: Callable[[RunView], Any]) -> dict[Any, Cell]:
-    """Group runs into cells by `key`; two runs of one seed in a cell are refused with what differs.
+def seeds_of(runs: Iterable[RunView]) -> list[int]:
+    """List the seeds of the runs, each once."""
+    return sorted({run["seed"] for run in runs if run["seed"] is not None})
+
+
+def by_model(runs: Sequence[RunView]) -> list[tuple[str, list[RunView]]]:
+    """Give the readable runs of each model, by the model's name; runs that do not belong together are refused."""
+    refuse_mixtures(runs)
+    usable = [run for run in runs if run.status != "broken"]
+    return [
+        (model, [r for r in usable if r["model"] == model]) for model in sorted({r["model"] for r in usable})
+    ]
+
+
+def group(runs: Iterable[RunView], key: Callable[[RunView], Any]) -> dict[Any, Repeats]:
+    """Group runs by `key`; two runs of one seed in a group are refused with what differs.
 
     Broken records are left out: the caller reports them.
     """
-    cells: dict[Any, list[RunView]] = {}
+    groups: dict[Any, list[RunView]] = {}
     for run in runs:
         if run.status != "broken":
-            cells.setdefault(key(run), []).append(run)
-    for name, found in cells.items():
-        _refuse_doubles(name, found)
-    return {name: Cell(tuple(sorted(found, key=lambda run: run["seed"]))) for name, found in cells.items()}
+            groups.setdefault(key(run), []).append(run)
+    for name, members in groups.items():
+        _refuse_doubles(name, members)
+    return {name: Repeats(tuple(sorted(runs, key=lambda run: run["seed"]))) for name, runs in groups.items()}
 
 
 def _refuse_doubles(name: Any, runs: Sequence[RunView]) -> None:
@@ -103,17 +111,17 @@ def refuse_mixtures(runs: Sequence[RunView]) -> None:
     finished = [run for run in runs if run.status == "finished"]
     _same(finished, "package versions", lambda run: dict(run["versions"] or {}))
     _same(finished, "data settings", lambda run: (run["settings"] or {}).get("data") or {})
-    groups: dict[Any, list[RunView]] = {}
+    kinds: dict[Any, list[RunView]] = {}
     for run in finished:
-        groups.setdefault((run["model"], run["phase"]), []).append(run)
-    for found in groups.values():
-        _same(found, "data", lambda run: {"fingerprint": (run["data"] or {}).get("fingerprint")})
+        kinds.setdefault((run["model"], run["phase"]), []).append(run)
+    for members in kinds.values():
+        _same(members, "data", lambda run: {"fingerprint": (run["data"] or {}).get("fingerprint")})
 
 
 def refuse_unlike_judgments(runs: Sequence[RunView], key: str) -> None:
     """Refuse results of one evaluation that were sampled or judged differently, naming the difference."""
     judged = [run for run in runs if run.status == "finished" and key in (run["eval"] or {})]
-    how = ("n", "sampling", "judged_by")
+    how = ("n", "identity", "sampling", "judged_by")
     _same(judged, f"settings of {key}", lambda run: {name: run["eval"][key].get(name) for name in how})
 
 
@@ -127,7 +135,7 @@ def _same(runs: Sequence[RunView], what: str, read: Callable[[RunView], Mapping[
 
 
 def last_metric(run: RunView, name: str) -> float | None:
-    """Return a number of a run: "eval/rewards/margins" (final metrics) or "verifiable-checker:win_rate"."""
+    """Read a number of a run: "eval/rewards/margins" (final metrics) or "verifiable-checker:win_rate"."""
     if ":" in name:
         key, _, field_name = name.partition(":")
         value = ((run["eval"] or {}).get(key) or {}).get(field_name)
@@ -137,32 +145,32 @@ def last_metric(run: RunView, name: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def read_metric(name: str) -> Callable[[RunView], tuple[float | None, float | None]]:
-    """Return a reader of a metric and its own standard error (evaluations have one: `<name>_se`)."""
+def read_metric(name: str) -> Read:
+    """Make a reader of a metric and its own standard error (evaluations have one: `<name>_se`)."""
     error = f"{name.removesuffix('_mean')}_se" if ":" in name else None
     return lambda run: (last_metric(run, name), last_metric(run, error) if error else None)
 
 
 def evaluation_keys(runs: Iterable[RunView]) -> list[str]:
-    """Return the evaluations that any of the runs has, e.g. ["verifiable-checker"]."""
+    """List the evaluations that any of the runs has, e.g. ["verifiable-checker"]."""
     return sorted({key for run in runs for key in (run["eval"] or {})})
 
 
 def choose_evaluation(runs: Sequence[RunView], wanted: str | None, benchmarks: Sequence[str]) -> str:
-    """Return the evaluation a table reads: the wanted one, or the only one of the first benchmark with any.
+    """Name the evaluation a table reads: the wanted one, or the only one of the first benchmark with any.
 
-    Raises ValueError if there is none (with the command that makes it) or several judges to choose from.
+    Raises ValueError if there is none (with the command that makes it), several judges to choose from, or
+    results that were not sampled and judged alike.
     """
     found = evaluation_keys(runs)
-    if wanted:
-        if wanted in found:
-            return wanted
+    if wanted and wanted not in found:
         raise ValueError(f"no run has the evaluation {wanted!r}; found: {', '.join(found) or 'none'}")
     for benchmark in benchmarks:
-        keys = [key for key in found if key.startswith(f"{benchmark}-")]
+        keys = [wanted] if wanted else [key for key in found if key.startswith(f"{benchmark}-")]
         if len(keys) > 1:
-            raise ValueError(f"several judges: choose one with --evaluation {' or '.join(keys)}")
+            raise ValueError(f"several judges: choose one with evaluation={' or evaluation='.join(keys)}")
         if keys:
+            refuse_unlike_judgments(runs, keys[0])
             return keys[0]
     names = " ".join(str(run.folder) for run in runs[:2])
     raise ValueError(
@@ -171,27 +179,26 @@ def choose_evaluation(runs: Sequence[RunView], wanted: str | None, benchmarks: S
     )
 
 
-def preferences_by_prompt(cell: Cell, key: str) -> dict[str, float]:
-    """Return each prompt's preference (1 won, 0 lost over the baseline), mean over the cell's seeds."""
-    found: dict[str, list[float]] = {}
-    for run in cell.finished:
-        for row in _judgments(run.folder / "eval" / key / JUDGMENTS):
-            if row.get("preference") is not None:
-                found.setdefault(str(row["prompt_id"]), []).append(float(row["preference"]))
-    return {prompt: float(np.mean(values)) for prompt, values in found.items()}
+def preferences_by_prompt(run: RunView, key: str) -> dict[str, float]:
+    """Give each prompt's preference (1 won, 0 lost over the baseline) of a run."""
+    path = run.folder / "eval" / key / JUDGMENTS
+    rows = read_jsonl(path) if path.is_file() else []
+    return {
+        str(row["prompt_id"]): float(row["preference"]) for row in rows if row.get("preference") is not None
+    }
 
 
-def _judgments(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-
-
-def paired_p_value(ours: Cell, theirs: Cell, key: str) -> tuple[float, float] | None:
-    """Return (difference in win rate in points, two-sided p) over the prompts both have, None without any."""
-    mine, other = preferences_by_prompt(ours, key), preferences_by_prompt(theirs, key)
-    shared = sorted(mine.keys() & other.keys())
-    if not shared:
+def compare_preferences(ours: Repeats, theirs: Repeats, key: str) -> Comparison | None:
+    """Compare win rates over the training seeds and the prompts that both have, None without any."""
+    mine, other = ({run["seed"]: run for run in repeats.finished} for repeats in (ours, theirs))
+    pairs = [
+        (preferences_by_prompt(mine[s], key), preferences_by_prompt(other[s], key))
+        for s in mine
+        if s in other
+    ]
+    pairs = [pair for pair in pairs if all(pair)]
+    prompts = sorted(set.intersection(*(set(one) & set(two) for one, two in pairs))) if pairs else []
+    if not prompts:
         return None
-    result = compare([mine[prompt] for prompt in shared], [other[prompt] for prompt in shared])
-    return 100 * result.difference.value, result.p_value
+    scores_2SP = [[[one[prompt] for prompt in prompts] for one in side] for side in zip(*pairs, strict=True)]
+    return compare_over_seeds(*scores_2SP)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.report.cells import ratio_of
+from lab.report.entries import facts
+from lab.report.names import load_paper
 from sgdpo.drawing.curves import series
+from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView
-from sgdpo.store import write_json, write_whole
 
 RESAMPLES = 2000
 LAST_SHARE = 0.1  # of the logged steps: the end of training, less noisy than its last step
@@ -37,37 +38,22 @@ class Claim:
     model: str
     overall: Slope
     single: tuple[Slope, ...]
-    runs: int
-    seeds: int
+    runs: Sequence[RunView]
 
     @property
     def verdict(self) -> str:
-        """Return "held", "the opposite held" or "cannot be said"."""
+        """Say "held", "the opposite held" or "cannot be said"."""
         if self.overall.high < 0:
             return "held"
         return "the opposite held" if self.overall.low > 0 else "cannot be said"
 
-    def text(self) -> str:
-        """Return the check in words, with every number."""
-        slope = self.overall
-        lines = [
-            f"Claim: smaller ratios end with larger rewards. Here ({self.model}): {self.verdict}.",
-            f"|chosen| + |rejected| at the end changes by {_signed(slope)} nats for a mean ratio larger by 1 "
-            f"(95 % interval by bootstrap over runs within seeds; {self.runs} runs, {self.seeds} seeds).",
-        ]
-        lines += [f"  |{s.reward}| on {s.ratio}: {_signed(s)}" for s in self.single]
-        return "\n".join(lines)
-
 
 def check_claim(runs: Sequence[RunView]) -> list[Claim]:
-    """Return the check of every model with finished runs of at least three ratios."""
-    claims = []
+    """Check every model with finished runs of at least three ratios."""
     usable = [run for run in runs if run.status == "finished" and ratio_of(run)]
-    for model in sorted({run["model"] for run in usable}):
-        own = [run for run in usable if run["model"] == model]
-        if len({ratio_of(run) for run in own}) >= 3:
-            claims.append(_check(model, own))
-    return claims
+    models = sorted({run["model"] for run in usable})
+    owned = [(model, [run for run in usable if run["model"] == model]) for model in models]
+    return [_check(model, own) for model, own in owned if len({ratio_of(run) for run in own}) >= 3]
 
 
 def _check(model: str, runs: Sequence[RunView]) -> Claim:
@@ -82,11 +68,11 @@ def _check(model: str, runs: Sequence[RunView]) -> Claim:
         for k, key in enumerate(REWARDS):
             names = ["ratio.chosen", "ratio.rejected"]
             single += _slopes(magnitude_RK[:, k], ratio_RK, seeds, key.removeprefix("rewards/"), names)
-    return Claim(model, overall, tuple(single), len(runs), len(set(seeds)))
+    return Claim(model, overall, tuple(single), runs)
 
 
 def final_reward(run: RunView, key: str) -> float:
-    """Return a training reward's mean over the last tenth of the logged steps, nats."""
+    """Average a training reward over the last tenth of the logged steps, nats."""
     _, values = series(run.metrics(), "train", key)
     return float(np.nanmean(values[-max(1, round(LAST_SHARE * len(values))) :]))
 
@@ -100,16 +86,16 @@ def _slopes(
     for _ in range(RESAMPLES):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
         fits.append(_fit(y_R[drawn], x_RK[drawn], seeds[drawn]))
-    low_K, high_K = np.percentile(fits, [2.5, 97.5], axis=0)
-    value_K = _fit(y_R, x_RK, seeds)
+    ends_K = np.percentile(fits, [2.5, 97.5], axis=0).T
+    values_K = _fit(y_R, x_RK, seeds)
     return [
-        Slope(reward, name, *map(float, ends))
-        for name, *ends in zip(names, value_K, low_K, high_K, strict=True)
+        Slope(reward, name, float(v), *map(float, e))
+        for name, v, e in zip(names, values_K, ends_K, strict=True)
     ]
 
 
 def _fit(y_R: NDArray, x_RK: NDArray, seeds: NDArray) -> NDArray[np.float64]:
-    """Return least-squares slopes with an intercept for each seed (both sides centred within the seed)."""
+    """Fit least-squares slopes with an intercept for each seed (both sides centred within the seed)."""
     y_R, x_RK = y_R.copy(), x_RK.copy()
     for seed in set(seeds.tolist()):
         rows = seeds == seed
@@ -118,13 +104,23 @@ def _fit(y_R: NDArray, x_RK: NDArray, seeds: NDArray) -> NDArray[np.float64]:
     return np.linalg.lstsq(x_RK, y_R, rcond=None)[0]
 
 
-def write_claims(claims: Sequence[Claim], folder: Path) -> list[Path]:
-    """Write claim.json and claim.md into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "claim.json", [{**asdict(claim), "verdict": claim.verdict} for claim in claims])
-    write_whole(folder / "claim.md", "\n\n".join(claim.text() for claim in claims) + "\n")
-    return [folder / "claim.json", folder / "claim.md"]
+def claim_table(claims: Sequence[Claim]) -> Table:
+    """Show the checks: every slope with its interval, the verdict in words below."""
+    rows = [
+        [load_paper().title(claim.model), f"|{s.reward}|", s.ratio, *_signed(s)]
+        for claim in claims
+        for s in (claim.overall, *claim.single)
+    ]  # fmt: skip
+    verdicts = [f"{load_paper().title(claim.model)}: {claim.verdict}." for claim in claims]
+    below = [
+        "Claim: smaller ratios end with larger rewards (a negative slope of |chosen| + |rejected| on the mean ratio).",
+        *(verdicts or ["The claim needs finished runs of three ratios at least."]),
+        "Nats for a ratio larger by 1; 95 % interval by bootstrap over runs within seeds.",
+        *facts([run for claim in claims for run in claim.runs]),
+    ]
+    header = ["Model", "reward", "on", "slope", "from", "to"]
+    return Table("figure3-claim", "Figure 3: does the claim hold?", header, rows, 3, below)
 
 
-def _signed(slope: Slope) -> str:
-    return f"{slope.value:+.3f} ({slope.low:+.3f} to {slope.high:+.3f})".replace("-", "−")
+def _signed(slope: Slope) -> list[Entry]:
+    return [number(value, 3, sign="+") for value in (slope.value, slope.low, slope.high)]

@@ -1,59 +1,42 @@
-"""Turn cells into entries: a number with its error, a dash with the reason, or "failed"."""
+"""Turn repeats into entries (a number with its error, a dash with the reason, "failed"), and say whose they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from lab.report.cells import Cell, Estimate
-from lab.report.paper import Paper
-from sgdpo.drawing.table import DASH, Entry
+from lab.report.cells import Read, Repeats, seeds_of
+from lab.report.names import load_paper
+from sgdpo.drawing.table import DASH, Entry, number
 from sgdpo.runs.records import RunView
 
-Read = Callable[[RunView], tuple[float | None, float | None]]
 
-
-def number_entry(cell: Cell | None, read: Read, digits: int, seeds: Sequence[int], what: str) -> Entry:
-    """Return a cell's entry for one column; `seeds` are those of the whole table, `what` names the number."""
-    if cell is None or not cell.runs:
+def number_entry(repeats: Repeats | None, read: Read, digits: int, seeds: Sequence[int], what: str) -> Entry:
+    """Make the entry of one column; `seeds` are those of the whole table, `what` names the number."""
+    if repeats is None or not repeats.runs:
         return Entry(note="not run", status="missing")
-    estimate = cell.estimate(read)
+    estimate = repeats.estimate(read)
     if estimate is None:
-        return _without_number(cell, what)
-    lacking = [seed for seed in seeds if seed not in {run["seed"] for run in cell.finished if has(run, read)}]
-    note = _incomplete(cell, lacking, len(seeds), what) if lacking else None
-    return Entry(
-        estimate_text(estimate, digits),
-        note=note,
-        value=estimate.value,
-        error=estimate.error,
-        seeds=estimate.seeds,
-        status="partial" if lacking else "finished",
-    )
+        return _without_number(repeats, what)
+    having = {run["seed"] for run in repeats.finished if read(run)[0] is not None}
+    lacking = [seed for seed in seeds if seed not in having]
+    note = _incomplete(repeats, lacking, len(seeds), what) if lacking else None
+    status = "partial" if lacking else "finished"
+    return number(estimate.value, digits, estimate.error, note=note, seeds=estimate.seeds, status=status)
 
 
-def has(run: RunView, read: Read) -> bool:
-    """Tell whether a run has the number."""
-    return read(run)[0] is not None
-
-
-def estimate_text(estimate: Estimate, digits: int) -> str:
-    """Return "27.53 ± 0.41", or the number alone if it has no error."""
-    error = "" if estimate.error is None else f" ± {estimate.error:.{digits}f}"
-    return f"{estimate.value:.{digits}f}".replace("-", "−") + error
-
-
-def _without_number(cell: Cell, what: str) -> Entry:
-    if cell.failed and not cell.finished:
-        return Entry("failed", note="; ".join(map(_reason, cell.failed)), status="failed")
-    if any(what in (run["eval"] or {}) for run in cell.finished):
+def _without_number(repeats: Repeats, what: str) -> Entry:
+    if repeats.failed and not repeats.finished:
+        return Entry("failed", note="; ".join(map(_reason, repeats.failed)), status="failed")
+    if any(what in (run["eval"] or {}) for run in repeats.finished):
         return Entry(note="no such number: this is what the others are compared with", status="missing")
-    if cell.finished:
+    if repeats.finished:
         return Entry(note=f"no {what}: these runs are not evaluated", status="missing")
-    return Entry(note="; ".join(map(_reason, cell.runs)), status=cell.runs[0].status)
+    return Entry(note="; ".join(map(_reason, repeats.runs)), status=repeats.runs[0].status)
 
 
-def _incomplete(cell: Cell, lacking: Sequence[int], total: int, what: str) -> str:
-    runs = {run["seed"]: run for run in cell.runs}
+def _incomplete(repeats: Repeats, lacking: Sequence[int], total: int, what: str) -> str:
+    runs = {run["seed"]: run for run in repeats.runs}
     reasons = []
     for seed in lacking:
         run = runs.get(seed)
@@ -65,51 +48,64 @@ def _incomplete(cell: Cell, lacking: Sequence[int], total: int, what: str) -> st
 
 
 def _reason(run: RunView) -> str:
-    """Return "seed 43 failed (loss is NaN at step 2)" or "seed 43 is running"."""
+    """Say "seed 43 failed (loss is NaN at step 2)" or "seed 43 is running"."""
     if run.status == "failed":
         last = (run.error or "no reason recorded").strip().splitlines()[-1]
         return f"seed {run['seed']} failed ({last[:120]})"
     return f"seed {run['seed']} is {run.status}"
 
 
-def text(value: str, note: str | None = None) -> Entry:
-    """Return an entry that is text."""
-    return Entry(value, note=note)
-
-
 def paper_entry(value: float | None, digits: int) -> Entry:
-    """Return one of the paper's numbers, a dash if it is not known."""
-    if value is None:
-        return Entry(DASH, status="unknown")
-    return Entry(f"{value:.{digits}f}", value=value, status="paper")
+    """Make the entry of one of the paper's numbers, a dash if it is not known."""
+    return number(value, digits, status="unknown" if value is None else "paper")
 
 
-def facts(runs: Sequence[RunView], paper: Paper, judge: str | None) -> list[str]:
-    """Return what a table must state: models, data, judge, seeds, commit, and what ± means."""
+def ratio_text(ratio: Sequence[float] | None) -> str:
+    """Write a ratio as "0.6, 0.9"."""
+    return DASH if ratio is None else f"{ratio[0]:g}, {ratio[1]:g}"
+
+
+def facts(runs: Sequence[RunView], judge: str | None = None) -> list[str]:
+    """State what every table must: models, data, judge, seeds, commit, and what ± means."""
     counted = [run for run in runs if run.status != "broken"]
-    models = ", ".join(paper.title(model) for model in _values(counted, "model"))
+    models = ", ".join(load_paper().title(model) for model in _values(counted, "model"))
     parts = [f"Model: {models}", f"data: {', '.join(_values(counted, 'dataset'))}"]
     parts += [f"judge: {judge}"] if judge else []
     parts += [f"seeds: {', '.join(_values(counted, 'seed'))}", f"commit: {', '.join(commits(counted))}"]
-    lines = ["; ".join(parts) + "."]
     broken = [run for run in runs if run.status == "broken"]
-    lines += [f"Left out, unreadable record: {run.experiment}/{run.name} ({run.error})." for run in broken]
-    return lines
+    lost = [f"Left out, unreadable record: {run.experiment}/{run.name} ({run.error})." for run in broken]
+    return ["; ".join(parts) + ".", *lost]
+
+
+def figure_facts(runs: Sequence[RunView], shown: str = "band: range over") -> str:
+    """Say what stands below a figure: seeds and what is shown of them, data, commit."""
+    counted = [run for run in runs if run["phase"] != "sft"] or list(runs)
+    seeds = seeds_of(counted)
+    what = f"{shown} seeds" if len(seeds) > 1 else "one seed"
+    return (
+        f"{what} {', '.join(map(str, seeds))}; data {', '.join(_values(counted, 'dataset'))}; "
+        f"commit {', '.join(commits(counted))}"
+    )
+
+
+def origin(runs: Sequence[RunView]) -> dict[str, Any]:
+    """Give seeds and commits of the runs, for whoever reads a table's or a figure's JSON."""
+    usable = [run for run in runs if run.status != "broken"]
+    return {"seeds": seeds_of(usable), "commits": commits(usable)} if usable else {}
 
 
 def commits(runs: Sequence[RunView]) -> list[str]:
-    """Return the short commits that made the runs, marked where the code differed from the commit."""
-    found = []
-    for run in runs:
-        git = run["git"] or {}
-        name = (git.get("commit") or "unknown")[:9] + (" with changes" if git.get("dirty") else "")
-        if name not in found:
-            found.append(name)
-    return sorted(found) or ["unknown"]
+    """List the short commits that made the runs, marked where the code differed from the commit."""
+    return sorted({commit_text(run["git"] or {}) for run in runs}) or ["unknown"]
+
+
+def commit_text(git: dict[str, Any]) -> str:
+    """Write a commit as "0123456789ab", "with changes" behind it where the code differed."""
+    return (git.get("commit") or "unknown")[:9] + (" with changes" if git.get("dirty") else "")
 
 
 def error_fact(runs: Sequence[RunView]) -> str:
-    """Return what the error after ± is, by the number of seeds."""
+    """Say what the error after ± is, by the number of seeds."""
     seeds = len({run["seed"] for run in runs if run.status == "finished"})
     over = f"over {seeds} seeds" if seeds > 1 else "over prompts (one seed)"
     return f"± is one standard error {over}."

@@ -1,104 +1,313 @@
-"""The paper's figures 1 to 3, from records alone."""
+"""The figures: the paper's 1 to 3, the ratio grid, the gradient balance, quality against the learning rate.
+
+Each is a function of the runs alone that draws one picture a model; a curve that is missing says why.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from lab.report.cells import group, ratio_of, refuse_mixtures
-from lab.report.common import by_model, figure_facts, figure_name, figure_paths, save_figure
-from lab.report.panels import reward_panels
-from lab.report.paper import Paper
-from sgdpo.drawing.style import METHOD_TITLES, styled
-from sgdpo.runs.records import RunView
+from lab.report.cells import (
+    Estimate,
+    Repeats,
+    by_model,
+    group,
+    last_metric,
+    learning_rate,
+    ratio_of,
+    read_metric,
+)
+from lab.report.claim import check_claim, claim_table
+from lab.report.entries import figure_facts
+from lab.report.names import load_paper, method_colour, method_title, methods_in_order, metric_title
+from lab.report.panels import Band, band, line_chart, reward_panels, say
+from lab.report.selection import Ratio, default_metric
+from sgdpo.drawing.style import (
+    CHOSEN,
+    COLOURS,
+    QUIET,
+    REJECTED,
+    Picture,
+    styled,
+)
+from sgdpo.drawing.table import Table
+from sgdpo.runs.records import RunView, view_run
+from sgdpo.store import read_json
 
-FIGURE2 = ("dpo", "sgdpo", "nca", "bco", "ipo", "sampo")
 DIAGONAL = ((0.6, 0.6), (0.7, 0.7), (0.8, 0.8), (0.9, 0.9), (1.0, 1.0))
-SCALES = {"mt_bench": 9.0, "alpaca_eval": 1.0, "verifiable": 10.0}  # highest less lowest score
-Ratio = tuple[float, float]
 
 
-def figure1(data: Path, folder: Path) -> list[Path]:
+def figure1(runs: Sequence[RunView], *, data: str, benchmarks: dict[str, float]) -> Picture:
     """Draw how far a judge's second opinion of the same answers is from its first, a panel a benchmark.
 
-    data: {benchmark: {"differences": [second - first, ...], "correlation": r, "flips": share}}.
-    Raises ValueError if the file is missing or has another form.
+    data: what scripts/judge_variance.py wrote, {"<benchmark>-<judge>": {"differences", "correlation", "flips"}}.
+    benchmarks: those that the figure needs, with the highest less the lowest score that their judge gives.
     """
-    found = _judge_variance(data)
-    with styled():
-        figure = Figure(figsize=(5.2 * len(found), 3.8), layout="constrained")
-        axes_B = figure.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, (benchmark, values) in zip(axes_B, found.items(), strict=True):
-            scale = SCALES.get(benchmark.split("-")[0], 1.0)
-            percent = 100 * np.asarray(values["differences"], dtype=float) / scale
-            edges = np.linspace(-100, 100, 42)
-            axes.hist(percent, edges, weights=np.full(len(percent), 100 / len(percent)), color="#0072B2")
-            axes.set_title(benchmark)
-            axes.set_xlabel("second judgment less first, % of the scale")
-            lines = [f"n = {len(percent)}", f"standard deviation {percent.std():.1f} %"]
-            lines += [f"same answer {100 * np.mean(percent == 0):.0f} %"]
-            lines += (
-                [f"correlation {values['correlation']:.2f}"] if values.get("correlation") is not None else []
-            )
-            lines += [f"flipped {100 * values['flips']:.0f} %"] if values.get("flips") is not None else []
-            axes.text(
-                0.98, 0.97, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=9
-            )
-        axes_B[0].set_ylabel("share of judgments, %")
-        figure.suptitle("The judge asked twice about identical answers", x=0.01, ha="left", fontweight="bold")
-        return save_figure(figure, folder, "figure1")
-
-
-def _judge_variance(data: Path) -> Mapping[str, Any]:
     make = "python scripts/judge_variance.py"
-    if not data.is_file():
+    if not Path(data).is_file():
         raise ValueError(f"no judge variance at {data}. Make it: {make}")
-    found = json.loads(data.read_text("utf-8"))
-    usable = {name: v for name, v in found.items() if isinstance(v, dict) and v.get("differences")}
-    if not usable:
+    judged = {
+        key: v
+        for key, v in read_json(Path(data), advice=f"make it again: {make}").items()
+        if isinstance(v, dict)
+    }
+    if not any(values.get("differences") for values in judged.values()):
         raise ValueError(f"{data} holds no differences of any benchmark. Make it again: {make}")
-    return usable
+    missing = [name for name in benchmarks if not any(key.startswith(f"{name}-") for key in judged)]
+    panels = [*judged.items(), *((name, {}) for name in missing)]
+    with styled():
+        figure = Figure(figsize=(5.2 * len(panels), 4.1), layout="constrained")
+        axes_B = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (key, values) in zip(axes_B, panels, strict=True):
+            axes.set_title(key)
+            axes.set_xlabel("second judgment less first, % of the scale")
+            if values.get("differences"):
+                _spread(axes, values, values.get("scale") or benchmarks.get(key.split("-")[0], 1.0))
+            else:
+                say(axes, f"not judged twice yet:\n{make} RUN\n--benchmarks {key} judge=...")
+        axes_B[0].set_ylabel("share of judgments, %")
+        title = "Figure 1: the judge asked twice about identical answers"
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        facts = [f"{key}: {_judged(values)}" for key, values in judged.items()]
+        figure.supxlabel("\n".join(facts), fontsize=8.5, color=QUIET, x=0.01, ha="left")
+    commits = sorted({values["commit"] for values in judged.values() if values.get("commit")})
+    return Picture(figure, "figure1", title, facts, {"commits": commits} if commits else {})
 
 
-def figure2(runs: Sequence[RunView], paper: Paper, folder: Path) -> list[Path]:
-    """Draw the training rewards of the six methods, a figure a model."""
-    refuse_mixtures(runs)
-    paths = []
-    for model, own in by_model(runs):
+def _spread(axes: Axes, values: Mapping[str, Any], scale: float) -> None:
+    percent = 100 * np.asarray(values["differences"], dtype=float) / scale
+    weights = np.full(len(percent), 100 / len(percent))
+    axes.hist(percent, np.linspace(-100, 100, 42), weights=weights, color=CHOSEN)
+    lines = [f"n = {len(percent)}", f"standard deviation {percent.std():.1f} %"]
+    lines.append(f"same answer {100 * np.mean(percent == 0):.0f} %")
+    lines += [f"correlation {values['correlation']:.2f}"] if values.get("correlation") is not None else []
+    lines += [f"flipped {100 * values['flips']:.0f} %"] if values.get("flips") is not None else []
+    lines += [] if np.any(percent) else ["this judge cannot vary:", "give it a temperature"]
+    axes.text(0.98, 0.97, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", fontsize=9)
+
+
+def _judged(values: Mapping[str, Any]) -> str:
+    """Say who judged what: whatever the measurement says of itself."""
+    named = [
+        f"{k} {values[k]}"
+        for k in ("judge", "temperature", "run", "seed", "commit")
+        if values.get(k) is not None
+    ]
+    count = len(values.get("differences") or [])
+    return ", ".join([*named, f"{count} pairs of judgments"])
+
+
+def figure2(runs: Sequence[RunView], *, methods: tuple[str, ...] = ()) -> list[Picture]:
+    """Figure 2: the training rewards of the methods, the paper's first. methods: these instead."""
+
+    def draw(own: list[RunView], model: str) -> tuple[str, Figure]:
         cells = group(own, lambda run: run["method"])
-        panels = [(METHOD_TITLES[method], cells.get(method)) for method in FIGURE2]
-        title = f"Figure 2: training rewards of six methods, {paper.title(model)}"
-        name = figure_name("figure2", runs, model)
-        paths += figure_paths(folder, name)
-        reward_panels(panels, title, figure_facts(own), *figure_paths(folder, name))
-    return paths
+        shown = methods or methods_in_order(own, load_paper().figure2)
+        panels = [(method_title(method, own), cells.get(method)) for method in shown]
+        title = f"Figure 2: training rewards of {len(panels)} methods, {model}"
+        return title, reward_panels(panels, title, figure_facts(own))
+
+    return _each_model("figure2", runs, draw)
 
 
-def figure3(runs: Sequence[RunView], paper: Paper, folder: Path) -> list[Path]:
-    """Draw SGDPO's training rewards over ratios with DPO, six panels, a figure a model."""
-    refuse_mixtures(runs)
-    paths = []
-    for model, own in by_model(runs):
-        grid = group([run for run in own if ratio_of(run)], ratio_of)
-        dpo = group([run for run in own if run["method"] == "dpo"], lambda run: "dpo").get("dpo")
-        panels = [(f"SGDPO, r1 {r[0]:g}, r2 {r[1]:g}", grid[r]) for r in six_ratios(list(grid))]
-        title = f"Figure 3: SGDPO's training rewards over ratios, {paper.title(model)}"
-        name = figure_name("figure3", runs, model)
-        paths += figure_paths(folder, name)
-        reward_panels([*panels, ("DPO", dpo)], title, figure_facts(own), *figure_paths(folder, name))
-    return paths
+def figure3(runs: Sequence[RunView], *, baseline: str = "dpo") -> list[Picture | Table]:
+    """Figure 3: training rewards over ratios with the baseline, and the check of the paper's claim about them."""
+
+    def draw(own: list[RunView], model: str) -> tuple[str, Figure]:
+        grid, beside = _grid(own, baseline)
+        panels = [(_named(ratio, own), grid[ratio]) for ratio in six_ratios(list(grid))]
+        title = f"Figure 3: training rewards over ratios, {model}"
+        return title, reward_panels(
+            [*panels, (method_title(baseline, own), beside)], title, figure_facts(own)
+        )
+
+    return [*_each_model("figure3", runs, draw), claim_table(check_claim(runs))]
+
+
+def ratio_grid(runs: Sequence[RunView], *, metric: str | None = None, baseline: str = "dpo") -> list[Picture]:
+    """Draw the grid of a metric for every model as a heat map, the baseline's value on the colour scale."""
+    metric = metric or default_metric(runs)
+
+    def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
+        grid, beside = _grid(own, baseline)
+        found = {ratio: repeats.estimate(read_metric(metric)) for ratio, repeats in grid.items()}
+        cells = {ratio: estimate for ratio, estimate in found.items() if estimate}
+        base = beside.estimate(read_metric(metric)) if beside else None
+        title = f"{metric_title(metric)}, {model}"
+        facts = figure_facts(own, "mean ± standard error over")
+        return (title, heat_map(cells, base, method_title(baseline, own), title, facts)) if cells else None
+
+    return _each_model("ratio_grid", runs, draw, f"no finished run with ratios has the metric {metric!r}")
+
+
+def heat_map(
+    cells: Mapping[Ratio, Estimate], base: Estimate | None, name: str, title: str, facts: str
+) -> Figure:
+    """Draw estimates over (chosen, rejected) ratios; `base` is a line on the scale, called `name`."""
+    chosen, rejected = (sorted({ratio[k] for ratio in cells}) for k in (0, 1))
+    value_CR = np.array(
+        [[cells[c, r].value if (c, r) in cells else np.nan for r in rejected] for c in chosen]
+    )
+    shown = [estimate.value for estimate in (*cells.values(), base) if estimate]
+    figure = Figure(
+        figsize=(max(6.4, 1.15 * len(rejected) + 2.6), 0.9 * len(chosen) + 2.1), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.grid(False)
+    image = axes.imshow(
+        value_CR, cmap="cividis", vmin=min(shown), vmax=max(shown), origin="lower", aspect="auto"
+    )
+    for (row, column), value in np.ndenumerate(value_CR):
+        estimate = cells.get((chosen[row], rejected[column]))
+        colour = "white" if value < (min(shown) + max(shown)) / 2 else "black"
+        axes.text(column, row, _cell_text(estimate), ha="center", va="center", color=colour, linespacing=1.3)
+    axes.set_xticks(range(len(rejected)), _ticks(rejected))
+    axes.set_yticks(range(len(chosen)), _ticks(chosen))
+    axes.set_xlabel("ratio.rejected (r2)")
+    axes.set_ylabel("ratio.chosen (r1)")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.supxlabel(facts, fontsize=8.5, color=QUIET, x=0.01, ha="left")
+    scale = figure.colorbar(image, ax=axes, pad=0.16 if base else 0.05)
+    if base is not None:
+        scale.ax.axhline(base.value, color=REJECTED, linewidth=3)
+        scale.ax.annotate(
+            f"{name} {digits(base.value)}", (0, base.value), xycoords=("axes fraction", "data"), xytext=(-4, 0),
+            textcoords="offset points", ha="right", va="center", fontsize=9, fontweight="bold", color="#B34700",
+            annotation_clip=False,
+        )  # fmt: skip
+    return figure
+
+
+def _cell_text(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return digits(estimate.value) + (f"\n± {estimate.error:.2g}" if estimate.error is not None else "")
+
+
+def _ticks(ratios: Sequence[float]) -> list[str]:
+    """Write all ratios of an axis with as many decimals as the one that needs most: 0.9, 1.0."""
+    places = max(1, *(len(f"{ratio:g}".partition(".")[2]) for ratio in ratios))
+    return [f"{ratio:.{places}f}" for ratio in ratios]
+
+
+def digits(value: float) -> str:
+    """Write three significant digits, zeros included: all cells of a map are as exact."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def balance(runs: Sequence[RunView]) -> list[Picture]:
+    """Draw log f of Theorem 3 over training, a line a ratio: 0 is DPO's balance of the two gradients."""
+
+    def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
+        grid, _ = _grid(own, "")
+        bands = {ratio: band(grid[ratio], "pilot/log_balance") for ratio in six_ratios(list(grid))}
+        lines = [(found, _named(ratio), colour) for (ratio, found), colour in zip(bands.items(), COLOURS, strict=False)
+                 if found]  # fmt: skip
+        title = f"Gradient balance (Theorem 3), {model}"
+        axis = ("optimizer step", "log f, mean over pairs")
+        return (
+            (title, line_chart(lines, ("DPO (f = 1)", 0.0), title, axis, figure_facts(own)))
+            if lines
+            else None
+        )
+
+    return _each_model(
+        "balance",
+        runs,
+        draw,
+        "no finished run has pilot/log_balance: methods with pilots log it, as method=sgdpo",
+    )
+
+
+def learning_rates(
+    runs: Sequence[RunView], *, methods: tuple[str, ...], metric: str | None = None, field: str | None = None
+) -> list[Picture]:
+    """Draw a metric against the learning rate, a line a method, the range over seeds as a band.
+
+    field: which number of the evaluation is shown where no metric is named.
+    """
+    metric = metric or default_metric(runs, field)
+
+    def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
+        shown = methods_in_order([run for run in own if run["method"] in methods], methods)
+        bands = [(_over_rates(own, method, metric), method) for method in shown]
+        lines = [(b, method_title(m, own), method_colour(m, own)) for b, m in bands if len(b.steps)]
+        title, start = f"Quality against the learning rate, {model}", start_mean(own, metric)
+        if not lines:
+            return None
+        reference = None if start is None else ("SFT start", start)
+        axis = ("peak learning rate", metric_title(metric))
+        figure = line_chart(lines, reference, title, axis, figure_facts(own), "o-")
+        axes, rates = figure.axes[0], sorted({float(rate) for b, *_ in lines for rate in b.steps})
+        axes.set_xscale("log")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        return title, figure
+
+    named = " or ".join(method_title(method) for method in methods)
+    return _each_model("learning_rate", runs, draw, f"no finished {named} run has the metric {metric!r}")
+
+
+def _over_rates(runs: Sequence[RunView], method: str, metric: str) -> Band:
+    cells = group([run for run in runs if run["method"] == method and learning_rate(run)], learning_rate)
+    found = {
+        rate: [v for run in cells[rate].finished if (v := last_metric(run, metric)) is not None]
+        for rate in cells
+    }
+    rows = [(rate, np.mean(v), min(v), max(v), len(v)) for rate, v in sorted(found.items()) if v]
+    columns = np.array(rows, dtype=float).reshape(-1, 5).T
+    return Band(*columns[:4], int(columns[4].max(initial=0)))
+
+
+def start_mean(runs: Sequence[RunView], metric: str) -> float | None:
+    """Average a metric over the SFT starts of the runs, wherever they lie; None if none has it."""
+    folders = {run.folder for run in runs if run["phase"] == "sft"}
+    for start in {run["start"] for run in runs if run["start"]}:
+        folders |= {path.parent for path in runs[0].folder.parent.parent.glob(f"*/{start}/record.json")}
+    values = [value for run in map(view_run, folders) if (value := last_metric(run, metric)) is not None]
+    return float(np.mean(values)) if values else None
 
 
 def six_ratios(ratios: Sequence[Ratio]) -> list[Ratio]:
-    """Return the five ratios to show: all if there are no more, else the diagonal, else evenly spread."""
+    """Choose the five ratios to show: all if there are no more, else the diagonal, else evenly spread."""
     ordered = sorted(ratios, key=lambda ratio: (sum(ratio), ratio))
     if len(ordered) <= 5:
         return ordered
     if set(DIAGONAL) <= set(ordered):
         return list(DIAGONAL)
     return [ordered[round(i * (len(ordered) - 1) / 4)] for i in range(5)]
+
+
+def _named(ratio: Ratio, runs: Sequence[RunView] = ()) -> str:
+    r1, r2 = _ticks(ratio)
+    methods = sorted({method_title(run["method"], runs) for run in runs if ratio_of(run) == ratio})
+    return f"{'/'.join(methods)}, r1 {r1}, r2 {r2}".removeprefix(", ")
+
+
+def _grid(runs: Sequence[RunView], baseline: str) -> tuple[dict[Ratio, Repeats], Repeats | None]:
+    beside = group([run for run in runs if run["method"] == baseline], lambda run: baseline)
+    return group([run for run in runs if ratio_of(run)], ratio_of), beside.get(baseline)
+
+
+def _each_model(
+    name: str, runs: Sequence[RunView], draw: Callable[[list[RunView], str], tuple[str, Figure] | None],
+    nothing: str = "no run can be drawn",
+) -> list[Picture]:  # fmt: skip
+    """Draw a picture of each model's runs; the first model's has the plain name. Raise ValueError without any."""
+    pictures = []
+    for index, (model, own) in enumerate(by_model(runs)):
+        with styled():
+            drawn = draw(own, load_paper().title(model))
+        if drawn:
+            stem = name if index == 0 else f"{name}-{model}"
+            pictures.append(Picture(drawn[1], stem, drawn[0], [figure_facts(own)]))
+    if not pictures:
+        raise ValueError(nothing)
+    return pictures

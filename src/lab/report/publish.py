@@ -1,46 +1,65 @@
-"""Gather the tables and figures that stand into one tracked folder, with the command and commit that made them."""
+"""Gather the tables and figures that stand into one tracked folder, with the command and the commit that made them."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from lab.report.build import EXPERIMENTS, FIGURES, TABLES
+from lab.report.entries import commit_text
+from lab.report.exhibit import PUBLISHED, standing, whose
+from sgdpo.drawing.table import Table
 from sgdpo.runs.provenance import git_state
 from sgdpo.store import write_whole
 
-PUBLISHED = "published"
-NAMES = ("demo", *TABLES, *FIGURES, "theorems", "bench")
+FORMS = (".md", ".csv", ".json", ".png", ".pdf")
 BLOCK = re.compile(r"<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->", re.S)
-TARGETS = {
-    "ratio_grid": "table1",
-    "mtbench": "mtbench-table",
-}  # whose target makes it, where the names differ
+Work = tuple[Path, Table | dict[str, Any]]
 
 
-def publish(outputs: Path, names: Sequence[str] = NAMES, suffix: str = "") -> list[Path]:
-    """Copy what stands under <outputs>/<name><suffix>/ to <outputs>/published/ and write RESULTS.md beside it.
+def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Path]:
+    """Copy what stands under <outputs>/<exhibit><suffix>/ to <outputs>/published/ and write RESULTS.md beside it.
 
-    suffix: "-smollm2" or "-paper" for another scale. Raises ValueError if nothing stands yet.
+    suffix: "-smollm2" or "-paper" for another scale. mixed: results of several commits are published all the same,
+    and RESULTS.md says so. Raises ValueError if nothing stands yet, if something is damaged, or for a mixture.
     """
+    works, damaged = standing(outputs)
+    named = [
+        (path, work) for path, work in works if path.parent.name == f"{whose(work).get('exhibit')}{suffix}"
+    ]
+    if damaged or not named:
+        raise ValueError(
+            "; ".join(damaged) or f"no table or figure stands under {outputs} yet. Make them: make paper"
+        )
+    mixture = _mixture(named)
+    if mixture and not mixed:
+        raise ValueError(f"these results rest on several commits: {mixture}. Make them again, or say --mixed")
     folder = outputs / PUBLISHED
-    sections, copied = [], []
-    for name in names:
-        made = outputs / f"{name}{suffix}"
-        files = sorted(path for path in made.glob(f"{name}*") if path.suffix in (".md", ".csv", ".png"))
-        if files:
-            folder.mkdir(parents=True, exist_ok=True)
-            copied += [Path(shutil.copy(path, folder / published_name(path, suffix))) for path in files]
-            sections.append(_section(name, made, files, suffix))
-    if not copied:
-        raise ValueError(f"no table or figure stands under {outputs} yet. Make them: make paper")
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = []
+    for path, _ in named:
+        files = [path.with_suffix(form) for form in FORMS if path.with_suffix(form).is_file()]
+        copied += [Path(shutil.copy(file, folder / published_name(file, suffix))) for file in files]
     copied.append(folder / f"RESULTS{suffix}.md")
-    write_whole(copied[-1], "\n".join([_head(suffix), *sections]))
+    write_whole(copied[-1], "\n".join([_head(suffix, mixture), *_sections(named, suffix)]))
     return copied
+
+
+def _mixture(works: Sequence[Work]) -> str:
+    """Say which commits the results rest on, "" if it is one."""
+    commits: dict[str, list[str]] = {}
+    for path, work in works:
+        for commit in whose(work).get("commits", ["unknown"]):
+            commits.setdefault(commit, []).append(path.stem)
+    return (
+        "; ".join(f"{commit} ({', '.join(names)})" for commit, names in commits.items())
+        if len(commits) > 1
+        else ""
+    )
 
 
 def refresh(readme: Path, published: Path) -> None:
@@ -58,38 +77,38 @@ def refresh(readme: Path, published: Path) -> None:
 
 
 def published_name(path: Path, suffix: str) -> str:
-    """Return a file's name among the published ones: another scale's do not replace the tiny one's."""
+    """Name a file among the published ones: another scale's do not replace the tiny one's."""
     return f"{path.stem}{suffix}{path.suffix}"
 
 
-def _head(suffix: str) -> str:
-    commit = (git_state()["commit"] or "unknown")[:9]
+def _head(suffix: str, mixture: str) -> str:
     memory = psutil.virtual_memory().total / 2**30
+    runs = (
+        f"The runs are of several commits: {mixture}."
+        if mixture
+        else "All runs are of one commit, below each table."
+    )
     return (
         f"# Results: {suffix.removeprefix('-') or 'tiny'} scale\n\n"
-        f"Gathered by `make publish` at commit {commit} on a machine with {psutil.cpu_count()} CPU cores and "
-        f"{memory:.0f} GiB of memory. Each table names the commit of its own runs. Numbers come from records only.\n"
+        f"Gathered by `make publish` at commit {commit_text(git_state())} on a machine with {psutil.cpu_count()} CPU "
+        f"cores and {memory:.0f} GiB of memory. {runs} Numbers come from records only.\n"
     )
 
 
-def _section(name: str, made: Path, files: Sequence[Path], suffix: str) -> str:
+def _sections(works: Sequence[Work], suffix: str) -> list[str]:
     scale = f" SCALE={suffix.removeprefix('-')}" if suffix else ""
-    lines = [f"## {name}", "", f"`make {TARGETS.get(name, name)}{scale}{_seeds(files)}`", ""]
-    for path in files:
-        if path.suffix == ".md":
-            lines.append(path.read_text("utf-8"))
-        elif path.suffix == ".png":
-            lines.append(f"![{path.stem}]({published_name(path, suffix)})\n")
-    claim = made / "claim.md"
-    if claim.is_file() and name in EXPERIMENTS:
-        lines.append(claim.read_text("utf-8").replace("\n", "  \n"))
-    return "\n".join(lines)
+    exhibits: dict[str, list[Work]] = {}
+    for path, work in works:
+        exhibits.setdefault(whose(work)["exhibit"], []).append((path, work))
+    lines = []
+    for name, own in exhibits.items():
+        seeds = max(len(whose(work).get("seeds", [])) for _, work in own)
+        lines += [f"## {name}", "", f"`make {name}{scale}{f' SEEDS={seeds}' if seeds > 1 else ''}`", ""]
+        lines += [_shown(path, work, suffix) for path, work in own]
+    return lines
 
 
-def _seeds(files: Sequence[Path]) -> str:
-    """Return " SEEDS=3" if a table's facts name several seeds."""
-    texts = [path.read_text("utf-8") for path in files if path.suffix == ".md"]
-    counts = [
-        len(found[1].split(",")) for text in texts if (found := re.search(r"seeds: ([\d, ]+)[;.]", text))
-    ]
-    return f" SEEDS={max(counts)}" if counts and max(counts) > 1 else ""
+def _shown(path: Path, work: Table | Mapping[str, Any], suffix: str) -> str:
+    if isinstance(work, Table):
+        return work.markdown()
+    return f"![{work['title']}]({published_name(path.with_suffix('.png'), suffix)})\n"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
 
-from lab.report.cells import Cell, Estimate, last_metric, paired_p_value, read_metric
+from lab.report.cells import Estimate, Repeats, compare_preferences, last_metric, read_metric
+from lab.report.names import headline, lower_is_better
+from sgdpo.runs.records import RunView
 
-LOWER_IS_BETTER = ("loss",)
 Ratio = tuple[float, float]
 
 
@@ -23,35 +25,47 @@ class Selection:
 
     best: Ratio
     best_estimate: Estimate
-    second: Ratio | None
-    second_estimate: Estimate | None
-    difference: float | None
-    p_value: float | None
-    paired_over: str | None
+    second: Ratio | None = None
+    second_estimate: Estimate | None = None
+    difference: float | None = None
+    p_value: float | None = None
+    paired_over: str | None = None
 
 
-def select_ratio(cells: Mapping[Ratio, Cell], metric: str) -> Selection | None:
-    """Return the selection over the grid's cells by mean over seeds, None if no cell has the metric."""
-    found = {ratio: cell.estimate(read_metric(metric)) for ratio, cell in cells.items()}
-    sign = -1.0 if metric.rsplit("/", 1)[-1] in LOWER_IS_BETTER else 1.0
+def default_metric(runs: Sequence[RunView], field: str | None = None) -> str:
+    """Name what to show where nothing is asked for: a number of the evaluation that most runs have.
+
+    field: which number of it; None: the benchmark's headline. Runs without evaluation: their held-out accuracy.
+    """
+    counts = Counter(key for run in runs for key in (run["eval"] or {}))
+    if not counts:
+        return "eval/rewards/accuracies"
+    key = min(counts, key=lambda key: (-counts[key], key))
+    return f"{key}:{field or headline(key)}"
+
+
+def select_ratio(cells: Mapping[Ratio, Repeats], metric: str) -> Selection | None:
+    """Select among the grid's cells by mean over seeds, None if no cell has the metric."""
+    found = {ratio: repeats.estimate(read_metric(metric)) for ratio, repeats in cells.items()}
+    sign = -1.0 if lower_is_better(metric) else 1.0
     # Equal values: the smaller ratios, so that the choice does not depend on the order of the files.
     ranked = sorted((-sign * estimate.value, ratio) for ratio, estimate in found.items() if estimate)
     if not ranked:
         return None
     best = ranked[0][1]
     if len(ranked) == 1:
-        return Selection(best, found[best], None, None, None, None, None)
+        return Selection(best, found[best])
     second = ranked[1][1]
-    difference, p_value, over = paired(cells[best], cells[second], metric)
-    return Selection(best, found[best], second, found[second], difference, p_value, over)
+    return Selection(best, found[best], second, found[second], *paired(cells[best], cells[second], metric))
 
 
-def paired(ours: Cell, theirs: Cell, metric: str) -> tuple[float | None, float | None, str | None]:
-    """Return (difference, p, "prompts" or "seeds"): paired over prompts for win rates, else over seeds."""
+def paired(ours: Repeats, theirs: Repeats, metric: str) -> tuple[float | None, float | None, str | None]:
+    """Give (difference, p, over what it is paired): seeds and prompts for win rates, else seeds."""
     if metric.endswith(":win_rate"):
-        result = paired_p_value(ours, theirs, metric.partition(":")[0])
+        result = compare_preferences(ours, theirs, metric.partition(":")[0])
         if result:
-            return (*result, "prompts")
+            over = "seeds and prompts" if result.seeds > 1 else "prompts"
+            return 100 * result.difference.value, result.p_value, over
     mine = {run["seed"]: last_metric(run, metric) for run in ours.finished}
     other = {run["seed"]: last_metric(run, metric) for run in theirs.finished}
     seeds = [seed for seed in mine if mine[seed] is not None and other.get(seed) is not None]

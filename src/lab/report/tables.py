@@ -1,126 +1,92 @@
-"""The paper's tables, from records alone, with the paper's numbers beside ours."""
+"""The paper's tables 1 to 3 and MT-Bench, from records alone, with the paper's numbers beside ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 
-from lab.benchmarks.statistics import holm
+from lab.benchmarks.statistics import Comparison, holm
 from lab.report.cells import (
-    Cell,
+    Repeats,
     choose_evaluation,
-    evaluation_keys,
+    compare_preferences,
     group,
-    paired_p_value,
+    last_metric,
     ratio_of,
     read_metric,
     refuse_mixtures,
-    refuse_unlike_judgments,
+    seeds_of,
 )
-from lab.report.entries import error_fact, estimate_text, facts, number_entry, paper_entry, text
-from lab.report.paper import Paper
-from lab.report.selection import Selection, select_ratio
+from lab.report.entries import error_fact, facts, number_entry, paper_entry, ratio_text
+from lab.report.names import about, load_paper, method_title, methods_in_order
+from lab.report.selection import Selection, default_metric, select_ratio
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.drawing.style import METHOD_TITLES
-from sgdpo.drawing.table import DASH, Entry, Table
+from sgdpo.drawing.table import DASH, Entry, Table, number
 from sgdpo.runs.records import RunView
 
-METHODS = tuple(METHOD_TITLES)
-ALPHAS = ((0.01, "**"), (0.05, "*"))
-Cells = Mapping[tuple[str, str], Cell]
+ALPHAS = (0.05, 0.01)
+Cells = Mapping[tuple[str, str], Repeats]
 
 
-def table1(runs: Sequence[RunView], paper: Paper, metric: str | None = None) -> Table:
-    """Return the selected ratios of each model, the runner-up, DPO's value and the authors' ratios.
+def table1(runs: Sequence[RunView], *, baseline: str = "dpo", metric: str | None = None) -> Table:
+    """Table 1: the selected ratios of each model, the runner-up, the baseline's value and the authors' ratios.
 
-    metric: "eval/rewards/accuracies" or "verifiable-checker:win_rate"; default: the checker's win rate if the
-    runs have one, else the evaluation accuracy.
+    metric: "eval/rewards/accuracies" or "verifiable-checker:win_rate"; None: what says most of the runs.
     """
     refuse_mixtures(runs)
-    metric = metric or default_metric(runs)
-    grid = group(_of(runs, "sgdpo"), lambda run: (run["model"], ratio_of(run)))
-    dpo = group(_of(runs, "dpo"), lambda run: run["model"])
-    seeds, rows = _seeds(runs), []
+    paper, metric = load_paper(), metric or default_metric(runs)
+    grid = group([run for run in runs if ratio_of(run)], lambda run: (run["model"], ratio_of(run)))
+    beside = group([run for run in runs if run["method"] == baseline], lambda run: run["model"])
+    seeds, rows = seeds_of(runs), []
     for model in sorted({model for model, _ in grid}):
-        cells = {ratio: cell for (name, ratio), cell in grid.items() if name == model}
-        rows.append([text(paper.title(model)), *_selected(select_ratio(cells, metric), metric)])
-        rows[-1].append(number_entry(dpo.get(model), read_metric(metric), 3, seeds, metric))
+        cells = {ratio: repeats for (name, ratio), repeats in grid.items() if name == model}
         known = paper.table1.get(paper.beside(model) or "")
-        rows[-1].append(text(_ratio(known)) if known else text(DASH, "the authors' values were lost"))
-    header = [
-        "Model",
-        "Selected r1, r2",
-        metric,
-        "Runner-up",
-        "its value",
-        "difference",
-        "DPO",
-        "authors' r1, r2",
-    ]
-    counted = len({ratio for _, ratio in grid})
+        rows.append(
+            [
+                paper.title(model),
+                *_selected(select_ratio(cells, metric), metric),
+                number_entry(beside.get(model), read_metric(metric), 3, seeds, metric),
+                ratio_text(known) if known else Entry(note="the authors' values were lost"),
+            ]
+        )
+    title = method_title(baseline, runs)
+    header = ["Model", "Selected r1, r2", metric, "Runner-up", "its value", "difference", title]
     notes = [
-        f"Selected among {counted} ratios (chosen r1, rejected r2) by the highest {metric}, mean over seeds. "
-        + error_fact(runs),
-        f"The authors' default is {_ratio(paper.default_ratio)}; their value for Llama-3.1 base 8B is "
-        f"{_ratio(paper.table1['llama31_8b'])}.",
+        f"Selected among {len({ratio for _, ratio in grid})} ratios (chosen r1, rejected r2) by the highest "
+        f"{metric}, mean over seeds. {error_fact(runs)}",
+        f"The authors' default is {ratio_text(paper.default_ratio)}; their value for Llama-3.1 base 8B is "
+        f"{ratio_text(paper.table1['llama31_8b'])}.",
     ]
-    return Table(
-        "table1",
-        "Table 1: ratios selected by grid search",
-        header,
-        rows,
-        1,
-        [*facts(runs, paper, None), *notes],
-    )
+    header.append("authors' r1, r2")
+    return Table("table1", "Table 1: ratios selected by grid search", header, rows, 1, [*facts(runs), *notes])
 
 
-def default_metric(runs: Sequence[RunView]) -> str:
-    """Return what table 1 selects by when nothing is asked for."""
-    checked = "verifiable-checker" in evaluation_keys(runs)
-    return "verifiable-checker:win_rate" if checked else "eval/rewards/accuracies"
-
-
-def _selected(selection: Selection | None, metric: str) -> list[Entry]:
+def _selected(selection: Selection | None, metric: str) -> list[Entry | str]:
     if selection is None:
         return [Entry(note=f"no finished run has {metric}", status="missing"), *[Entry()] * 4]
-    best = selection.best_estimate
-    entries = [
-        text(_ratio(selection.best)),
-        Entry(
-            estimate_text(best, 3), value=best.value, error=best.error, seeds=best.seeds, status="finished"
-        ),
-    ]
-    second = selection.second_estimate
+    best, second = selection.best_estimate, selection.second_estimate
+    entries = [ratio_text(selection.best), number(best.value, 3, best.error, seeds=best.seeds)]
     if second is None:
         return [*entries, Entry(note="only one cell has finished", status="missing"), Entry(), Entry()]
     tested = (
-        f"p = {selection.p_value:.2g}, paired over {selection.paired_over}" if selection.paired_over else None
+        f"p = {selection.p_value:.2g}, paired over {selection.paired_over}" if selection.paired_over else ""
     )
+    note = "the two share no seed" if selection.difference is None else tested or "too few seeds to test"
     return [
         *entries,
-        text(_ratio(selection.second)),
-        Entry(
-            estimate_text(second, 3),
-            value=second.value,
-            error=second.error,
-            seeds=second.seeds,
-            status="finished",
-        ),
-        Entry(
-            f"{selection.difference:+.3f}", note=tested or "too few seeds to test", value=selection.difference
-        )
-        if selection.difference is not None
-        else Entry(note="the two share no seed", status="missing"),
+        ratio_text(selection.second),
+        number(second.value, 3, second.error, seeds=second.seeds),
+        number(selection.difference, 3, sign="+", note=note),
     ]
 
 
-def table2(paper: Paper) -> Table:
-    """Return the settings of both phases, read from the resolved configs, the paper's beside."""
-    shown = {
-        "8B and 7B models": ("model=llama31_8b", "model=llama31_8b_instruct"),
-        "tiny models": ("model=tiny_llama", "model=tiny_llama"),
-    }
+def table2(runs: Sequence[RunView], *, models_shown: dict[str, list[str]]) -> Table:
+    """Table 2: the settings of both phases, read from the resolved configs, the paper's beside.
+
+    models_shown: how a group of models is called, and its model of the SFT and of the preference phase.
+    """
+    paper = load_paper()
     header = [
         "Phase",
         "Models",
@@ -133,26 +99,23 @@ def table2(paper: Paper) -> Table:
         "r1, r2",
     ]
     rows = []
-    for phase, method in (("sft", "sft"), ("preference", "sgdpo")):
+    for index, (phase, method) in enumerate((("sft", "sft"), ("preference", "sgdpo"))):
         known = paper.table2[phase]
-        values = [
+        shown = [
             f"{known['lr']:g}",
             *(str(known[k]) for k in ("batch_size", "epochs", "schedule", "warmup_ratio")),
         ]
-        ratios = DASH if phase == "sft" else _ratio(paper.default_ratio)
-        beta = DASH if phase == "sft" else "0.1"
-        rows.append([text(v) for v in (phase, "paper", *values, beta, ratios)])
-        for name, (sft_model, preference_model) in shown.items():
-            model = sft_model if phase == "sft" else preference_model
-            config = to_run_config(compose_run([model, f"method={method}"]))
-            rows.append([text(v) for v in (phase, name, *_settings(config))])
+        shown += [DASH, DASH] if phase == "sft" else [f"{known['beta']:g}", ratio_text(paper.default_ratio)]
+        rows.append([phase, "paper", *shown])
+        for name, pair in models_shown.items():
+            config = to_run_config(compose_run([f"model={pair[index]}", f"method={method}"]))
+            rows.append([phase, name, *_settings(config)])
     notes = ["Read from the resolved configs (conf/), the same for every method; r1, r2 are SGDPO's alone."]
     return Table("table2", "Table 2: training settings", header, rows, 2, notes)
 
 
 def _settings(config: RunConfig) -> list[str]:
-    chosen, rejected = config.ratio.chosen, config.ratio.rejected
-    optimizer = config.optimizer
+    optimizer, chosen = config.optimizer, config.ratio.chosen
     return [
         f"{optimizer.lr:g}",
         str(optimizer.batch_size),
@@ -160,55 +123,54 @@ def _settings(config: RunConfig) -> list[str]:
         optimizer.schedule,
         f"{optimizer.warmup_ratio:g}",
         f"{config.method['beta']:g}" if "beta" in config.method else DASH,
-        DASH if chosen is None else _ratio((chosen, rejected)),
+        ratio_text(None if chosen is None else (chosen, config.ratio.rejected)),
     ]
 
 
-def table3(runs: Sequence[RunView], paper: Paper, evaluation: str | None = None) -> Table:
-    """Return the win rates of every method and model, marked where they differ from DPO's beyond noise."""
+def table3(
+    runs: Sequence[RunView],
+    *,
+    benchmarks: tuple[str, ...] = ("alpaca_eval", "verifiable"),
+    baseline: str = "dpo",
+    evaluation: str | None = None,
+) -> Table:
+    """Table 3: the win rates of every method and model, marked where they differ from the baseline beyond noise."""
     refuse_mixtures(runs)
-    key = choose_evaluation(runs, evaluation, ("alpaca_eval", "verifiable"))
-    refuse_unlike_judgments(runs, key)
+    paper, key = load_paper(), choose_evaluation(runs, evaluation, benchmarks)
     cells = group(runs, lambda run: (run["model"], run["method"]))
-    seeds, rows = _seeds(runs), []
-    scored = key.startswith("verifiable")
+    seeds, rows, tests = seeds_of(runs), [], set()
+    scored = any(last_metric(run, f"{key}:score_mean") is not None for run in runs)
     columns = [("lc_win_rate", 2), ("win_rate", 2), ("tokens_mean", 1)] + [("score_mean", 3)] * scored
     for model in sorted({model for model, _ in cells}):
-        marks = significance(cells, model, key)
+        against = compared(cells, model, key, baseline)
+        tests |= {comparison.test for comparison, _ in against.values()}
         known = paper.table3.get(paper.beside(model) or "", {})
-        for method in METHODS:
-            cell = cells.get((model, method))
-            row = [text(paper.title(model)), text(METHOD_TITLES[method])]
+        for method in methods_in_order([run for run in runs if run["model"] == model], paper.methods):
+            row = [paper.title(model), method_title(method, runs)]
             for name, digits in columns:
-                row.append(number_entry(cell, read_metric(f"{key}:{name}"), digits, seeds, key))
-            row[3] = _marked(row[3], marks.get(method))
-            values = known.get(method, [None, None, None])
-            rows.append(row + [paper_entry(v, d) for v, d in zip(values, (2, 2, 0), strict=True)])
+                row.append(
+                    number_entry(cells.get((model, method)), read_metric(f"{key}:{name}"), digits, seeds, key)
+                )
+            row[3] = replace(row[3], mark=_mark(*against[method]) if method in against else "")
+            beside = zip(known.get(method, [None, None, None]), (2, 2, 0), strict=True)
+            rows.append([*row, *(paper_entry(value, digits) for value, digits in beside)])
     header = ["Model", "Method", "LC win rate, %", "win rate, %", "tokens", *["score, 0–10"] * scored]
     header += ["paper: LC, %", "paper: raw, %", "paper: tokens"]
-    return Table(
-        "table3",
-        f"Table 3: {key}",
-        header,
-        rows,
-        2,
-        [*facts(runs, paper, key), *_table3_notes(runs, paper, key)],
-    )
+    below = [*facts(runs, key), *_table3_notes(runs, key, method_title(baseline, runs), sorted(tests))]
+    return Table("table3", f"Table 3: {key}", header, rows, 2, below)
 
 
-def _table3_notes(runs: Sequence[RunView], paper: Paper, key: str) -> list[str]:
-    named = sorted({run["model"] for run in runs if run["model"]})
-    stand_ins = [
-        f"{paper.title(m)} beside {paper.title(paper.stands_for[m])}" for m in named if m in paper.stands_for
-    ]
+def _table3_notes(runs: Sequence[RunView], key: str, baseline: str, tests: Sequence[str]) -> list[str]:
+    paper = load_paper()
+    named = sorted({run["model"] for run in runs if run["model"]} & paper.stands_for.keys())
+    stand_ins = [f"{paper.title(model)} beside {paper.title(paper.stands_for[model])}" for model in named]
     notes = [
-        error_fact(runs)
-        + " Marks on the win rate: * p < 0.05, ** p < 0.01 against DPO, two-sided sign test paired "
-        "over prompts (preferences averaged over seeds), Holm-corrected over the methods of a model.",
+        f"{error_fact(runs)} Marks on the win rate: * better, † worse than {baseline} with p < 0.05, doubled with "
+        "p < 0.01; Holm-corrected over the methods of a model, two seeds at least.",
+        *(f"Test: {test}." for test in tests),
+        *([about(key)] if about(key) else []),
         "Paper: AlpacaEval-2, judge GPT-4, no errors given.",
     ]
-    if key.startswith("verifiable"):
-        notes.insert(1, "Win rates are over the SFT start's answers to the same held-out prompts.")
     if stand_ins:
         notes.append(
             f"Another model, data and judge than the paper's ({', '.join(stand_ins)}): levels do not compare."
@@ -216,66 +178,51 @@ def _table3_notes(runs: Sequence[RunView], paper: Paper, key: str) -> list[str]:
     return notes
 
 
-def significance(cells: Cells, model: str, key: str) -> dict[str, float]:
-    """Return each method's Holm-corrected p against DPO, for those that share judged prompts with it."""
-    dpo = cells.get((model, "dpo"))
-    if dpo is None:
-        return {}
-    found = {}
-    for method in METHODS:
-        if method != "dpo" and (model, method) in cells:
-            result = paired_p_value(cells[model, method], dpo, key)
-            if result:
-                found[method] = result[1]
-    return dict(zip(found, holm(list(found.values())), strict=True)) if found else {}
+def compared(cells: Cells, model: str, key: str, baseline: str) -> dict[str, tuple[Comparison, float]]:
+    """Compare each method with the baseline, with Holm's corrected p, where they share judged prompts and seeds."""
+    ours = {
+        method: repeats for (name, method), repeats in cells.items() if name == model and method != baseline
+    }
+    theirs = cells.get((model, baseline), Repeats())
+    found = {method: compare_preferences(repeats, theirs, key) for method, repeats in sorted(ours.items())}
+    tested = {method: comparison for method, comparison in found.items() if comparison}
+    corrected = holm([comparison.p_value for comparison in tested.values()]) if tested else []
+    return {method: (tested[method], p) for method, p in zip(tested, corrected, strict=True)}
 
 
-def _marked(entry: Entry, p_value: float | None) -> Entry:
-    mark = next((mark for level, mark in ALPHAS if p_value is not None and p_value < level), "")
-    return Entry(**{**entry.__dict__, "mark": mark})
+def _mark(comparison: Comparison, p_value: float) -> str:
+    """Give one sign for p < 0.05, two for p < 0.01: * better, † worse; none where one seed speaks of two models."""
+    count = 0 if comparison.seeds < 2 else sum(p_value < level for level in ALPHAS)
+    return count * ("*" if comparison.difference.value > 0 else "†")
 
 
-def mtbench(runs: Sequence[RunView], paper: Paper, evaluation: str | None = None) -> Table:
-    """Return MT-Bench scores, 1 to 10: overall and by turn."""
+def mtbench(
+    runs: Sequence[RunView],
+    *,
+    benchmarks: tuple[str, ...] = ("mt_bench",),
+    baseline: str = "dpo",
+    evaluation: str | None = None,
+) -> Table:
+    """Show MT-Bench scores, 1 to 10: overall and by turn."""
     refuse_mixtures(runs)
-    key = choose_evaluation(runs, evaluation, ("mt_bench",))
-    refuse_unlike_judgments(runs, key)
+    paper, key = load_paper(), choose_evaluation(runs, evaluation, benchmarks)
     cells = group(runs, lambda run: (run["model"], run["method"]))
-    seeds, rows = _seeds(runs), []
+    seeds, rows = seeds_of(runs), []
     for model in sorted({model for model, _ in cells}):
-        dpo = cells[model, "dpo"].estimate(read_metric(f"{key}:overall")) if (model, "dpo") in cells else None
-        for method in METHODS:
-            cell = cells.get((model, method))
-            row = [text(paper.title(model)), text(METHOD_TITLES[method])]
-            row += [
-                number_entry(cell, read_metric(f"{key}:{n}"), 2, seeds, key)
-                for n in ("overall", "turn1", "turn2")
-            ]
-            gain = None if dpo is None or row[2].value is None else 100 * (row[2].value / dpo.value - 1)
+        beside = cells.get((model, baseline), Repeats()).estimate(read_metric(f"{key}:overall"))
+        for method in methods_in_order([run for run in runs if run["model"] == model], paper.methods):
+            repeats = cells.get((model, method))
+            row = [paper.title(model), method_title(method, runs)]
+            for name in ("overall", "turn1", "turn2"):
+                row.append(number_entry(repeats, read_metric(f"{key}:{name}"), 2, seeds, key))
+            unknown = beside is None or row[2].value is None
             rows.append(
-                [*row, Entry() if gain is None else Entry(f"{gain:+.2f}", value=gain, status="finished")]
+                [*row, number(None if unknown else 100 * (row[2].value / beside.value - 1), 2, sign="+")]
             )
-    header = ["Model", "Method", "overall", "turn 1", "turn 2", "over DPO, %"]
     low, high = paper.mtbench["gain_low"], paper.mtbench["gain_high"]
     notes = [
         error_fact(runs),
         f"Paper: SGDPO's gain over DPO is {low:g} % to {high:g} % over the models (judge GPT-4).",
     ]
-    return Table("mtbench", f"MT-Bench: {key}", header, rows, 2, [*facts(runs, paper, key), *notes])
-
-
-def write_tables(tables: Sequence[Table], outputs: Path) -> list[Path]:
-    """Write every table into outputs/<name>/; return the paths."""
-    return [path for table in tables for path in table.write(outputs / table.name)]
-
-
-def _of(runs: Sequence[RunView], method: str) -> list[RunView]:
-    return [run for run in runs if run["method"] == method]
-
-
-def _seeds(runs: Sequence[RunView]) -> list[int]:
-    return sorted({run["seed"] for run in runs if run["seed"] is not None})
-
-
-def _ratio(ratio: Sequence[float]) -> str:
-    return f"{ratio[0]:g}, {ratio[1]:g}"
+    header = ["Model", "Method", "overall", "turn 1", "turn 2", f"over {method_title(baseline, runs)}, %"]
+    return Table("mtbench-table", f"MT-Bench: {key}", header, rows, 2, [*facts(runs, key), *notes])

@@ -1,4 +1,4 @@
-"""Table 4: the time of training with DPO and SGDPO, and the overhead, paired step by step.
+"""Table 4: the time of training with two methods, and the second one's overhead, paired step by step.
 
 Both methods see the same pairs in the same order under one seed, so step k of one is compared with step k
 of the other: what a step's lengths cost cancels, and what is left is the method and the machine's noise.
@@ -7,16 +7,16 @@ Times are those of the steps in metrics.jsonl (pairs over pairs per second), wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from lab.report.cells import Cell, group, refuse_mixtures
-from lab.report.entries import error_fact, facts, number_entry, text
-from lab.report.paper import Paper
-from sgdpo.drawing.table import Entry, Table
+from lab.report.cells import Repeats, group, refuse_mixtures, seeds_of
+from lab.report.entries import error_fact, facts, number_entry
+from lab.report.names import load_paper, method_title
+from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView
 
 RESAMPLES = 4000
@@ -25,7 +25,7 @@ WARM_UP = 2  # first logged steps: caches and allocators fill
 
 @dataclass(frozen=True)
 class Overhead:
-    """Hold SGDPO's extra time over DPO, per cent: estimate, 95 % interval, steps it rests on."""
+    """Hold the extra time of a method over another, per cent: estimate, 95 % interval, steps it rests on."""
 
     percent: float
     low: float
@@ -34,7 +34,7 @@ class Overhead:
 
 
 def step_seconds(run: RunView) -> dict[int, float]:
-    """Return the seconds of each logged interval by its last step."""
+    """Give the seconds of each logged interval by its last step."""
     batch = run["settings"]["optimizer"]["batch_size"]
     seconds, before = {}, 0
     for row in run.metrics():
@@ -45,71 +45,62 @@ def step_seconds(run: RunView) -> dict[int, float]:
 
 
 def training_seconds(run: RunView) -> tuple[float | None, float | None]:
-    """Return the run's seconds in training steps and no error; (None, None) if it logged no speed."""
+    """Give the run's seconds in training steps and no error; (None, None) if it logged no speed."""
     seconds = step_seconds(run)
     return (sum(seconds.values()), None) if seconds else (None, None)
 
 
-def overhead(dpo: Cell, sgdpo: Cell) -> Overhead | None:
-    """Return the overhead over the seeds that both finished, with a bootstrap over paired steps.
+def overhead(base: Repeats, ours: Repeats) -> Overhead | None:
+    """Estimate the overhead over the seeds that both finished, with a bootstrap over paired steps.
 
     The estimate is the trimmed mean (10 %) of the steps' ratios, so that a pause of the machine in one step
     does not decide it.
     """
-    theirs = {run["seed"]: step_seconds(run) for run in dpo.finished}
-    pairs = []
-    for run in sgdpo.finished:
-        ours, other = step_seconds(run), theirs.get(run["seed"], {})
-        steps = sorted(ours.keys() & other.keys())[WARM_UP:]
-        pairs += [(other[step], ours[step]) for step in steps]
-    if len(pairs) < 3:
+    base_seconds = {run["seed"]: step_seconds(run) for run in base.finished}
+    ratios = []
+    for run in ours.finished:
+        seconds, other = step_seconds(run), base_seconds.get(run["seed"], {})
+        ratios += [seconds[step] / other[step] for step in sorted(seconds.keys() & other.keys())[WARM_UP:]]
+    if len(ratios) < 3:
         return None
-    ratio_S = np.array([ours / other for other, ours in pairs])
-    drawn_RS = np.random.default_rng(0).choice(ratio_S, (RESAMPLES, len(ratio_S)))
-    low, high = np.percentile(stats.trim_mean(drawn_RS, 0.1, axis=1), [2.5, 97.5])
-    return Overhead(
-        *(100 * (value - 1) for value in (stats.trim_mean(ratio_S, 0.1), low, high)), len(ratio_S)
-    )
+    drawn_RS = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
+    ends = np.percentile(stats.trim_mean(drawn_RS, 0.1, axis=1), [2.5, 97.5])
+    return Overhead(*(100 * (value - 1) for value in (stats.trim_mean(ratios, 0.1), *ends)), len(ratios))
 
 
-def table4(runs: Sequence[RunView], paper: Paper) -> Table:
-    """Return training times of DPO and SGDPO and the overhead with its 95 % interval, the paper's beside."""
+def table4(runs: Sequence[RunView], *, methods: tuple[str, ...] = ("dpo", "sgdpo")) -> Table:
+    """Table 4: training times of two methods and the overhead of the second, the paper's beside."""
     refuse_mixtures(runs)
-    pair = [run for run in runs if run["method"] in ("dpo", "sgdpo")]
-    cells = group(pair, lambda run: (run["model"], run["method"]))
-    seeds = sorted({run["seed"] for run in pair if run["status"]})
-    rows = []
+    timed, paper = [run for run in runs if run["method"] in methods], load_paper()
+    cells = group(timed, lambda run: (run["model"], run["method"]))
+    seeds, rows = seeds_of(timed), []
     for model in sorted({model for model, _ in cells}):
-        row = [text(paper.title(model))]
-        for method in ("dpo", "sgdpo"):
-            row.append(
-                number_entry(cells.get((model, method)), training_seconds, 1, seeds, "pairs_per_second")
-            )
-        rows.append([*row, *_overhead_entries(cells, model)])
-    known = paper.table4
-    rows.append([text("paper (8B, 4 x A800)"), *(_clock(known[m]) for m in ("dpo", "sgdpo"))])
-    rows[-1] += [Entry(f"{known['overhead']:+.2f}", value=known["overhead"], status="paper"), Entry()]
-    header = ["Model", "DPO, s", "SGDPO, s", "overhead, %", "95 % interval"]
-    spread = f"{error_fact(pair)} " if len(seeds) > 1 else ""
+        both = [cells.get((model, method), Repeats()) for method in methods]
+        times = [number_entry(repeats, training_seconds, 1, seeds, "pairs_per_second") for repeats in both]
+        rows.append([paper.title(model), *times, *_overhead_entries(overhead(*both))])
+    known = [paper.table4.get(method) for method in methods]
+    gain = number(paper.table4["overhead"], 2, sign="+", status="paper")
+    rows.append(["paper (8B, 4 x A800)", *map(_clock, known), gain, Entry()])
+    base, ours = (method_title(method, runs) for method in methods)
+    spread = f"{error_fact(timed)} " if len(seeds) > 1 else ""
     notes = [
-        f"{spread}Overhead: trimmed mean (10 %) of SGDPO's time over DPO's, step by step on the "
+        f"{spread}Overhead: trimmed mean (10 %) of {ours}'s time over {base}'s, step by step on the "
         "same pairs; interval by bootstrap over the steps. Steps only, without start-up and evaluation."
     ]
-    return Table("table4", "Table 4: training time", header, rows, 1, [*facts(pair, paper, None), *notes])
+    header = ["Model", f"{base}, s", f"{ours}, s", "overhead, %", "95 % interval"]
+    return Table("table4", "Table 4: training time", header, rows, 1, [*facts(timed), *notes])
 
 
-def _overhead_entries(cells: Mapping[tuple[str, str], Cell], model: str) -> list[Entry]:
-    dpo, sgdpo = cells.get((model, "dpo")), cells.get((model, "sgdpo"))
-    found = overhead(dpo, sgdpo) if dpo and sgdpo else None
+def _overhead_entries(found: Overhead | None) -> list[Entry]:
     if found is None:
-        return [Entry(note="needs finished DPO and SGDPO runs of one seed", status="missing"), Entry()]
+        return [Entry(note="needs finished runs of both methods and one seed", status="missing"), Entry()]
+    low, high = (number(value, 2, sign="+").text for value in (found.low, found.high))
     note = f"over {found.steps} paired steps"
-    return [
-        Entry(f"{found.percent:+.2f}".replace("-", "−"), note=note, value=found.percent, status="finished"),
-        text(f"{found.low:+.2f} to {found.high:+.2f}".replace("-", "−")),
-    ]
+    return [number(found.percent, 2, sign="+", note=note), Entry(f"{low} to {high}")]
 
 
-def _clock(seconds: float) -> Entry:
+def _clock(seconds: float | None) -> Entry:
+    if seconds is None:
+        return Entry(status="unknown")
     hours, rest = divmod(int(seconds), 3600)
     return Entry(f"{hours}h{rest // 60:02d}m{rest % 60:02d}s", value=seconds, status="paper")

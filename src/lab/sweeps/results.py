@@ -10,10 +10,8 @@ from typing import Any
 
 import yaml
 
-from lab.report.cells import Cell as Repeats
-from lab.report.cells import Estimate, last_metric, read_metric
-from lab.report.heat import ratio_heat_maps
-from lab.report.paper import load_paper
+from lab.report.cells import Estimate, Repeats, last_metric, read_metric
+from lab.report.figures import ratio_grid
 from lab.report.selection import paired
 from lab.sweeps.roster import read_roster
 from sgdpo.drawing.table import Entry, Table, number
@@ -324,7 +322,8 @@ def draw_experiment(outputs: Path, experiment: str, metric: str) -> list[Path]:
     """
     runs = require_runs(outputs, experiment, MAKE.format(experiment))
     preference = [run for run in runs if run["phase"] != "sft"]
-    return ratio_heat_maps(preference, metric, load_paper(), Path(outputs) / experiment)
+    pictures = ratio_grid(preference, metric=metric)
+    return [path for picture in pictures for path in picture.write(Path(outputs) / experiment)]
 
 
 def send_pictures(pictures: Sequence[Path], experiment: str, metric: str) -> str:

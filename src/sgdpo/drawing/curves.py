@@ -69,8 +69,8 @@ def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
         save(figure, path)
 
 
-def draw_method_curves(metrics: Mapping[str, Rows], path: Path) -> None:
-    """Write the rewards of several runs side by side with the same axes; keys are the panels' titles."""
+def method_curves(metrics: Mapping[str, Rows]) -> Figure:
+    """Draw the rewards of several runs side by side with the same axes; keys are the panels' titles."""
     with styled():
         figure = Figure(figsize=(5.4 * len(metrics) + 0.6, 4.2), layout="constrained")
         axes_M = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
@@ -78,7 +78,7 @@ def draw_method_curves(metrics: Mapping[str, Rows], path: Path) -> None:
             _draw_panel(axes, replace(REWARDS, title=label), rows)
             axes.label_outer()
         figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
-        save(figure, path)
+    return figure
 
 
 def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> None:

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sgdpo.store import write_json
+
 # Okabe and Ito (2008), darkened where the original is too pale for thin lines on white.
 CHOSEN, REJECTED, MARGIN, ACCURACY = "#0072B2", "#D55E00", "#009E73", "#8A5A83"
 INK, QUIET, GRID = "#22252A", "#6B7078", "#E4E6E9"
-METHOD_COLOURS = {
-    "sft": "#6B7078",
-    "dpo": "#D55E00",
-    "sgdpo": "#0072B2",
-    "nca": "#009E73",
-    "bco": "#B07C00",
-    "ipo": "#8A5A83",
-    "sampo": "#3B9AC9",
-}
-METHOD_TITLES = {
-    "sft": "SFT",
-    "dpo": "DPO",
-    "nca": "NCA",
-    "bco": "BCO",
-    "ipo": "IPO",
-    "sampo": "SamPO",
-    "sgdpo": "SGDPO",
-}
-METRIC_TITLES = {
-    "verifiable-checker:score_mean": "checker score, 0–10",
-    "verifiable-checker:win_rate": "win rate over the SFT start, %",
-    "verifiable-checker:lc_win_rate": "length-controlled win rate over the SFT start, %",
-    "eval/rewards/margins": "held-out reward margin, nats",
-    "eval/rewards/accuracies": "held-out reward accuracy",
-}
+# Lines of one kind, told apart by their labels first.
+COLOURS = (CHOSEN, REJECTED, MARGIN, ACCURACY, "#B07C00")
 STYLE = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -72,12 +53,39 @@ def styled() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Hold a drawn figure: its file's name, its caption, and whose numbers these are (as a Table does)."""
+
+    figure: Figure
+    name: str = ""
+    title: str = ""
+    facts: Sequence[str] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write <name>.png to look at, .svg and .pdf to print, .json with what they show; return their paths."""
+        paths = [folder / f"{self.name}{form}" for form in (".png", ".svg", ".pdf", ".json")]
+        save(self.figure, *paths[:3])
+        shown = {
+            "name": self.name,
+            "title": self.title,
+            "facts": list(self.facts),
+            "origin": dict(self.origin),
+        }
+        write_json(paths[3], {"picture": paths[1].name, **shown})
+        return paths
+
+
 def save(figure: Figure, *paths: Path) -> None:
-    """Write the figure to each path (png, svg), without a date, so that the same data give the same file."""
+    """Write the figure to each path (png, svg, pdf), without a date: the same data give the same file."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=160, metadata=metadata)
+        undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(
+            path.suffix, {"Software": None}
+        )
+        with styled():
+            figure.savefig(path, dpi=160, metadata=undated)
 
 
 def smooth(values: Sequence[float], window: int) -> np.ndarray:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgdpo.store import write_json, write_whole
+from sgdpo.store import read_json, write_json, write_whole
 
 DASH = "–"
 FORMS = (".md", ".tex", ".csv", ".json")
 TEX = {
     **{character: rf"\{character}" for character in "&%_#${}"},
-    **{"±": r"$\pm$", DASH: "--", "−": "$-$", "×": r"$\times$", "β": r"$\beta$", "τ": r"$\tau$"},
+    **{
+        "±": r"$\pm$",
+        DASH: "--",
+        "−": "$-$",
+        "×": r"$\times$",
+        "β": r"$\beta$",
+        "τ": r"$\tau$",
+        "†": r"$\dagger$",
+    },
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
 }
@@ -57,10 +64,10 @@ class Table:
     No title: the Markdown has no heading. origin: whose numbers these are, e.g. {"seeds": [42], "commits": []}.
     """
 
-    name: str
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Entry | str]]
+    name: str = ""
+    title: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Entry | str]] = ()
     labels: int = 1
     facts: Sequence[str] = field(default_factory=tuple)
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +85,7 @@ class Table:
     def read(cls, path: Path) -> Table:
         """Read a table's JSON. Raise ValueError naming the file if it is no such table."""
         try:
-            found = json.loads(path.read_text("utf-8"))
+            found = dict(read_json(path))
             rows = [[Entry(**entry) for entry in row] for row in found.pop("rows")]
             return cls(rows=rows, **found)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:

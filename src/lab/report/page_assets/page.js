@@ -31,23 +31,23 @@ function exact(value) {
 
 // ---- table of runs ------------------------------------------------------------------------------
 const COLUMNS = [
-  ["run", (r) => r.name, "left"],
+  ["run", (r) => `${r.experiment}/${r.name}`, "left"],
   ["status", (r) => r.status, "left"],
-  ["experiment", (r) => r.experiment, "left wide"],
-  ["method", (r) => r.method, "left"],
+  ["method", (r) => r.title, "left"],
   ["model", (r) => r.model, "left wide"],
-  ["r1", (r) => (r.ratio ? r.ratio[0] : null), ""],
-  ["r2", (r) => (r.ratio ? r.ratio[1] : null), ""],
+  ["r1, r2", (r) => (r.ratio ? r.ratio.join(", ") : null), ""],
   ["seed", (r) => r.seed, ""],
   ["lr", (r) => r.lr, "wide"],
   ["rewards", null, "wide"],
-  ["chosen", (r) => r.final["rewards/chosen"], ""],
-  ["rejected", (r) => r.final["rewards/rejected"], ""],
-  ["win %", (r) => r.win, ""],
+  ["chosen", (r) => r.final["rewards/chosen"], "", "held-out pairs, nats"],
+  ["rejected", (r) => r.final["rewards/rejected"], "", "held-out pairs, nats"],
+  ["accuracy", (r) => r.final["rewards/accuracies"], "wide", "held-out pairs"],
+  ["win %", (r) => r.win, "", "the headline of the first evaluation"],
   ["seconds", (r) => r.seconds, "wide"],
+  ["started", (r) => r.started, "left wide"],
 ];
 const WHOLE = new Set(["seed", "seconds"]);
-let order = { column: 0, down: false };
+let order = { column: COLUMNS.length - 1, down: true }; // the newest first
 const FILTERS = ["experiment", "method", "model", "status"];
 
 function fillSelect(select, values, all) {
@@ -58,8 +58,8 @@ for (const key of FILTERS) {
   $(`f-${key}`).addEventListener("change", drawTable);
 }
 $("f-text").addEventListener("input", drawTable);
-$("table").tHead.append(node("tr", {}, ...COLUMNS.map(([name, read, classes], index) =>
-  node("th", { scope: "col", class: classes }, read ? node("button", { type: "button", onclick: () => sortBy(index) }, name) : name))));
+$("table").tHead.append(node("tr", {}, ...COLUMNS.map(([name, read, classes, title], index) =>
+  node("th", { scope: "col", class: classes, title }, read ? node("button", { type: "button", onclick: () => sortBy(index) }, name) : name))));
 
 function sortBy(index) {
   order = { column: index, down: order.column === index && !order.down };
@@ -88,11 +88,11 @@ function drawTable() {
 }
 function row(run) {
   return node("tr", {}, ...COLUMNS.map(([name, read, classes]) => {
-    if (name === "run") return node("td", { class: classes }, node("button", { class: "plain", type: "button", onclick: () => openRun(run) }, run.name));
+    if (name === "run") return node("td", { class: classes }, node("a", { href: linkTo(run) }, run.name), node("div", { class: "quiet" }, run.experiment));
     if (name === "status") return node("td", { class: classes }, node("span", { class: `status t-${run.status}`, title: run.error }, run.status));
     if (name === "rewards") return node("td", { class: classes }, sparkline(run));
     const value = read(run);
-    const text = typeof value !== "number" ? value ?? "–" : ["r1", "r2", "lr"].includes(name) ? exact(value) : number(value, WHOLE.has(name) ? 0 : name === "win %" ? 1 : 3);
+    const text = typeof value !== "number" ? value ?? "–" : name === "lr" ? exact(value) : number(value, WHOLE.has(name) ? 0 : name === "win %" ? 1 : 3);
     return node("td", { class: classes }, text);
   }));
 }
@@ -122,6 +122,9 @@ const CHARTS = [
   ["Loss", [["loss", "loss", "chosen"]]],
   ["log f (Theorem 3)", [["pilot/log_balance", "log f", "third"]]],
 ];
+function linkTo(run) {
+  return `#run=${encodeURIComponent(`${run.experiment}/${run.name}`)}`;
+}
 function openRun(run) {
   $("run-title").textContent = `${run.experiment} / ${run.name}`;
   const parts = [node("p", {}, node("span", { class: `status t-${run.status}` }, run.status), run.error ? ` — ${run.error}` : "")];
@@ -133,7 +136,7 @@ function openRun(run) {
   parts.push(node("h3", {}, "Files"), node("p", {}, ...run.files.flatMap((f) => [node("a", { href: f.href }, f.name), "  "])));
   if (run.left_out) parts.push(node("p", { class: "note" }, run.left_out));
   $("run-body").replaceChildren(...parts);
-  history.replaceState(null, "", `#run=${encodeURIComponent(`${run.experiment}/${run.name}`)}`);
+  history.replaceState(null, "", linkTo(run));
   if (!$("run").open) $("run").showModal();
   $("run").scrollTop = 0;
   $("run-title").focus();
@@ -212,7 +215,7 @@ fillSelect($("g-metric"), metrics);
 const most = (name) => new Set(DATA.runs.filter((r) => r.ratio && `${r.experiment} · ${r.model}` === name).map((r) => String(r.ratio))).size;
 if (grids.size) $("g-where").value = [...grids.keys()].sort((a, b) => most(b) - most(a))[0];
 const has = (metric) => DATA.runs.some((r) => r.ratio && `${r.experiment} · ${r.model}` === $("g-where").value && typeof r.grid[metric] === "number");
-const shown = ["verifiable-checker:win_rate", "eval/rewards/margins"].find(has);
+const shown = [...metrics.filter((name) => name.endsWith(":win_rate")), "eval/rewards/margins"].find(has);
 if (shown) $("g-metric").value = shown;
 $("g-where").addEventListener("change", drawGrid);
 $("g-metric").addEventListener("change", drawGrid);
@@ -225,9 +228,10 @@ function drawGrid() {
   const own = DATA.runs.filter((r) => r.experiment === experiment && r.model === model && r.status === "finished" && typeof r.grid[metric] === "number");
   const at = (c, r) => own.filter((run) => run.ratio && run.ratio[0] === c && run.ratio[1] === r);
   const axis = (k) => [...new Set(own.filter((r) => r.ratio).map((r) => r.ratio[k]))].sort((a, b) => a - b);
-  const dpo = mean(own.filter((r) => r.method === "dpo").map((r) => r.grid[metric]));
+  const base = own.filter((r) => r.method === DATA.baseline);
+  const beside = mean(base.map((r) => r.grid[metric]));
   const [rows, columns] = [axis(0).reverse(), axis(1)];
-  const values = rows.flatMap((c) => columns.map((r) => mean(at(c, r).map((run) => run.grid[metric])))).concat(dpo).filter((v) => v !== null);
+  const values = rows.flatMap((c) => columns.map((r) => mean(at(c, r).map((run) => run.grid[metric])))).concat(beside).filter((v) => v !== null);
   if (!values.length) return $("g-view").replaceChildren(node("p", { class: "quiet" }, `No run here has ${metric} yet.`));
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const share = (v) => (high > low ? (v - low) / (high - low) : 0.5);
@@ -243,7 +247,7 @@ function drawGrid() {
     node("tfoot", {}, node("tr", {}, node("th", {}), ...columns.map((r) => node("th", { scope: "col" }, `r2 ${r}`)))));
   const scale = node("div", { class: "scale", style: `background:linear-gradient(90deg,${[0, 0.2, 0.4, 0.6, 0.8, 1].map(shade).join(",")})` },
     node("span", { style: "left:0" }, number(low)), node("span", { style: "right:0" }, number(high)));
-  if (dpo !== null) scale.append(node("b", { style: `left:${100 * share(dpo)}%` }, `DPO ${number(dpo)}`));
+  if (beside !== null) scale.append(node("b", { style: `left:${100 * share(beside)}%` }, `${base[0].title} ${number(beside)}`));
   $("g-view").replaceChildren(table, scale);
 }
 

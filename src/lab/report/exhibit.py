@@ -1,0 +1,169 @@
+"""An exhibit is a table or a figure: one function and one YAML in conf/report that names it by its dotted path.
+
+    def ranking(runs: Sequence[RunView], *, metric: str) -> Table: ...     # or a Picture, or a list of both
+
+The YAML's own keys say what is trained and judged for it (`Exhibit`); every other key is a keyword of the function.
+Nothing lists exhibits a second time: `make`, the page and the published results read the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lab.report.entries import commit_text, origin
+from sgdpo.contract import Kind, binding_errors, load, settings_of
+from sgdpo.drawing.style import Picture
+from sgdpo.drawing.table import Table
+from sgdpo.places import CONF
+from sgdpo.runs.provenance import git_state
+from sgdpo.runs.records import read_runs, require_runs
+from sgdpo.store import read_json
+
+FOLDER = CONF / "report"
+PUBLISHED = "published"  # the folder of the tracked copies
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """Hold what conf/report/<name>.yaml says beside the function and its settings.
+
+    sweep: the file of conf/sweep that trains its runs; None: nothing is trained. experiment: whose runs it shows;
+    None: all there are. models: all of the scale's, or the first. judged: by the scale's benchmark (true), or the
+    one named. twice: the answers of one run are judged twice. n_jobs: forced. beside: exhibits of the same runs
+    that are made with it. order: its place in `make paper`; None: made only by name.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    caption: str = ""
+    sweep: str | None = None
+    experiment: str | None = None
+    models: Literal["all", "first"] = "all"
+    judged: bool | str = False
+    twice: bool = False
+    n_jobs: int | None = None
+    beside: Sequence[str] = ()
+    order: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Give the function's keywords."""
+        return settings_of(KIND, self.config)
+
+
+OWN = tuple(f.name for f in fields(Exhibit) if f.name not in ("name", "config"))
+KIND = Kind("report", positional=("runs",), reserved=OWN)
+
+
+def exhibit_names() -> list[str]:
+    """List the tables and figures that there are, those of `make paper` first and in its order."""
+    found = {path.stem: _yaml(path) for path in sorted(FOLDER.glob("*.yaml"))}
+    names = [name for name, config in found.items() if "function" in config]
+    return sorted(
+        names, key=lambda name: (found[name].get("order") is None, found[name].get("order") or 0, name)
+    )
+
+
+def find_exhibit(name: str, changes: Sequence[str] = ()) -> Exhibit:
+    """Read an exhibit; changes: "key=value" for its function. Raise ValueError with all that is wrong."""
+    if name not in exhibit_names():
+        raise ValueError(f"unknown table or figure {name!r}; there are: {', '.join(exhibit_names())}")
+    config: dict[str, Any] = {"name": name, **_yaml(FOLDER / f"{name}.yaml")}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or key in (*OWN, "name", "function"):
+            raise ValueError(
+                f"{change!r} is no setting of {name}: give key=value, of {sorted(settings_of(KIND, config))}"
+            )
+        config[key] = yaml.safe_load(value)
+    own = {key: config[key] for key in OWN if key in config}
+    errors = [*binding_errors(KIND, config), *_own_errors(name, own)]
+    if errors:
+        raise ValueError("; ".join(errors))
+    return Exhibit(name, config, **own)
+
+
+def _own_errors(name: str, own: Mapping[str, Any]) -> list[str]:
+    errors, where = [], f"conf/report/{name}.yaml"
+    if own.get("models", "all") not in ("all", "first"):
+        errors.append(f"{where}: models is all or first, not {own['models']!r}")
+    if own.get("sweep") and not (CONF / "sweep" / f"{own['sweep']}.yaml").is_file():
+        errors.append(f"{where}: there is no conf/sweep/{own['sweep']}.yaml")
+    if own.get("sweep") and not own.get("experiment"):
+        errors.append(f"{where}: a sweep needs an experiment to train into")
+    errors += [f"{where}: beside names {other!r}, which is no exhibit" for other in own.get("beside") or ()
+               if other not in exhibit_names()]  # fmt: skip
+    return errors
+
+
+def make(
+    exhibit: Exhibit, outputs: Path, experiment: str | None = None, into: Path | None = None
+) -> tuple[list[Path], str]:
+    """Make the exhibit's tables and pictures; return their files and what to print.
+
+    Raises ValueError if there are no runs, or they do not belong together.
+    """
+    experiment = experiment or exhibit.experiment
+    command = f"make {exhibit.name}"
+    runs = require_runs(outputs, experiment, command) if experiment else read_runs(outputs)
+    function = exhibit.config["function"]
+    made = load(KIND, exhibit.config)(runs, **exhibit.settings)
+    works = list(made) if isinstance(made, list | tuple) else [made]
+    if wrong := [type(work).__name__ for work in works if not isinstance(work, Table | Picture)]:
+        raise ValueError(f"{function} gave {', '.join(wrong)}, not Tables and Pictures")
+    names = [work.name or exhibit.name for work in works]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{function} gave two works of one name: {', '.join(names)}")
+    made_by = {"exhibit": exhibit.name, "commits": [commit_text(git_state())]}
+    made_by |= origin(runs) if experiment else {}
+    paths, shown = [], []
+    for name, work in zip(names, works, strict=True):
+        title = work.title or exhibit.caption or exhibit.name
+        whole = replace(work, name=name, title=title, origin={**made_by, **work.origin})
+        written = whole.write(into or outputs / exhibit.name)
+        paths += written
+        shown.append(whole.console() if isinstance(whole, Table) else "\n".join(map(str, written[:3])))
+    return paths, "\n\n".join(shown)
+
+
+def standing(outputs: Path) -> tuple[list[tuple[Path, Table | dict[str, Any]]], list[str]]:
+    """Read what stands under `outputs`: (JSON path, a table or what a picture's JSON says), and what is damaged.
+
+    In the order of `make paper`; published copies are left out.
+    """
+    works, damaged, order = [], [], exhibit_names()
+    for path in sorted(outputs.glob("*/*.json")):
+        if path.parent.name == PUBLISHED or not (
+            path.with_suffix(".md").is_file() or path.with_suffix(".svg").is_file()
+        ):
+            continue
+        try:
+            found = read_json(path, advice="make it again")
+            if "picture" in found or "header" in found:  # other JSON may stand there too
+                works.append((path, found if "picture" in found else Table.read(path)))
+        except ValueError as error:
+            damaged.append(str(error))
+
+    def place(work: tuple[Path, Table | dict[str, Any]]) -> tuple[int, Path]:
+        name = whose(work[1]).get("exhibit")
+        return (order.index(name) if name in order else len(order), work[0])
+
+    return sorted(works, key=place), damaged
+
+
+def whose(work: Table | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the origin of a table or of what a picture's JSON says: exhibit, seeds, commits."""
+    return work.origin if isinstance(work, Table) else work.get("origin") or {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"conf/report/{path.name} is not YAML: {error}") from None
+    return found if isinstance(found, dict) else {}
