@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
 
         print(render(plan(run)))
         return
-    from sgdpo.runs.execute import execute
+    from sgdpo.runs.run import execute
     from sgdpo.runs.summary import summarise
 
     greet(run)

@@ -18,7 +18,7 @@ from sgdpo.runs import worker
 
 
 def train(files: RankFiles) -> Path:
-    config = json.loads(files.config.read_text())
+    config = json.loads(files.order.read_text())["config"]
     rank = int(os.environ["RANK"])
     (files.folder / f"pid{rank}").write_text(str(os.getpid()))
     dist.init_process_group("gloo")

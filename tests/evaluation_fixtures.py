@@ -19,6 +19,7 @@ from lab.answers.elsewhere import OpenAIGenerator
 from lab.judging.judges import OpenAIJudge
 from lab.serving.endpoint import EndpointSettings
 from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.identity import Identity
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.records import Record
 
@@ -170,16 +171,7 @@ def finished_run(folder: Path, *, start: str | None = None, seed: int = 0, promp
     config = to_run_config(compose_run(["model.tiny.hidden_size=32", *overrides]))
     config.model.tiny |= {"intermediate_size": 64, "num_hidden_layers": 2}
     settings = asdict(config)
-    record = Record.open(
-        folder,
-        name=folder.name,
-        experiment=folder.parent.name,
-        settings=settings,
-        settings_hash=folder.name,
-        result_hash=folder.name,
-        phase="preference",
-        resume=False,
-    )
+    record = Record.open(folder, Identity(folder.name, settings, {}, *[folder.name] * 4), phase="preference")
     load_model(config.model, seed=seed).save_pretrained(folder / "model")
     load_tokenizer(config.model).save_pretrained(folder / "model")
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")

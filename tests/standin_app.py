@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from sgdpo.config.compose import register_schema, to_run_config
-from sgdpo.config.identity import run_identity
 from sgdpo.runs.records import Record
+from sgdpo.runs.run import Run
 
 register_schema()
 
@@ -27,22 +27,13 @@ register_schema()
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Write the record of one pretended run."""
-    run = to_run_config(config)
-    identity = run_identity(run)
+    whole = Run.of(to_run_config(config))
+    run, identity = whole.config, whole.identity
     todo = json.loads(os.environ.get("STANDIN", "{}")).get(str(run.seed), "")
     print(f"cell {identity.name} in process {os.getpid()} with {os.environ.get('OMP_NUM_THREADS')} threads")
     if todo == "lazy":
         return
-    record = Record.open(
-        Path(run.outputs) / run.experiment / identity.name,
-        name=identity.name,
-        experiment=run.experiment,
-        settings=identity.settings,
-        settings_hash=identity.settings_hash,
-        result_hash=identity.result_hash,
-        phase="preference",
-        resume=False,
-    )
+    record = Record.open(whole.folder, identity, phase="preference")
     record.note(steps=4, shared={"start": "found" if run.seed else "trained"})
     record.log({"step": 1, "epoch": 0.25, "split": "train", "loss": 0.5, "pairs_per_second": 32.0})
     if todo == "fail":

@@ -7,7 +7,9 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from sgdpo.config.compose import CONF, compose_run, to_run_config
-from sgdpo.config.identity import run_identity, start_config
+from sgdpo.config.identity import Identity, start_config
+from sgdpo.config.schema import RunConfig
+from sgdpo.runs.run import Run
 from sgdpo.runs.validate import config_errors
 
 GROUPS = ("model", "method", "ratio", "optimizer", "data", "trainer", "precision", "tracking", "engine")
@@ -16,6 +18,10 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 
 def composed(*overrides: str):
     return to_run_config(compose_run(list(overrides)))
+
+
+def identity(config: RunConfig) -> Identity:
+    return Run.of(config).identity
 
 
 def errors(*overrides: str) -> str:
@@ -86,7 +92,7 @@ def test_the_command_line_wins_over_what_a_model_selects() -> None:
     ],
 )
 def test_where_and_how_a_run_is_watched_does_not_change_its_identity(override: str) -> None:
-    assert run_identity(composed(override)).settings_hash == run_identity(composed()).settings_hash
+    assert identity(composed(override)).settings_hash == identity(composed()).settings_hash
 
 
 @pytest.mark.parametrize(
@@ -95,12 +101,12 @@ def test_where_and_how_a_run_is_watched_does_not_change_its_identity(override: s
      "optimizer.sft.lr=1e-2", "model.tiny.hidden_size=64", "trainer.log_steps=5", "engine.num_processes=2"],
 )  # fmt: skip
 def test_what_changes_the_numbers_changes_the_identity(override: str) -> None:
-    assert run_identity(composed(override)).settings_hash != run_identity(composed()).settings_hash
+    assert identity(composed(override)).settings_hash != identity(composed()).settings_hash
 
 
 def test_the_same_ratios_by_name_or_by_value_are_one_run() -> None:
     by_value = composed("ratio=full", "ratio.chosen=0.6", "ratio.rejected=0.9")
-    assert run_identity(by_value) == run_identity(composed("ratio=paper"))
+    assert identity(by_value) == identity(composed("ratio=paper"))
 
 
 @pytest.mark.parametrize(
@@ -109,23 +115,20 @@ def test_the_same_ratios_by_name_or_by_value_are_one_run() -> None:
      "optimizer.preference.epochs=3", "engine.num_processes=2"],
 )  # fmt: skip
 def test_every_cell_of_a_sweep_shares_one_sft_start(override: str) -> None:
-    start = run_identity(start_config(composed())).result_hash
-    assert run_identity(start_config(composed(override))).result_hash == start
+    start = identity(start_config(composed())).result_hash
+    assert identity(start_config(composed(override))).result_hash == start
 
 
 @pytest.mark.parametrize(
     "override", ["seed=1", "model=tiny_qwen2", "data.world.pairs=99", "optimizer.sft.lr=1e-2"]
 )
 def test_another_model_seed_or_data_has_another_start(override: str) -> None:
-    start = run_identity(start_config(composed())).result_hash
-    assert run_identity(start_config(composed(override))).result_hash != start
+    start = identity(start_config(composed())).result_hash
+    assert identity(start_config(composed(override))).result_hash != start
 
 
 def test_the_start_is_the_run_that_method_sft_makes() -> None:
-    assert (
-        run_identity(start_config(composed())).settings_hash
-        == run_identity(composed("method=sft")).settings_hash
-    )
+    assert identity(start_config(composed())).settings_hash == identity(composed("method=sft")).settings_hash
 
 
 # ---- bad input --------------------------------------------------------------------------------------------

@@ -17,11 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from lab.soak import metrics
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.config.identity import run_identity
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.launch import launch
-from sgdpo.runs.execute import execute
-from sgdpo.runs.run import run_folder
+from sgdpo.runs.run import Run, execute
 from sgdpo.training.checkpoints import find_resumable
 
 TESTS = Path(__file__).parent
@@ -64,8 +62,9 @@ def test_two_processes_give_what_one_gives(engine: str, place: Path, single, mon
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone = single(ENGINES[engine])
     config = config_of(place, ENGINES[engine], engine)
-    assert launch(config, "hashing_rank") == 0
-    together = run_folder(config, run_identity(config))
+    run = Run.of(config)
+    assert launch(config, run.folder, run.to_json(), "hashing_rank") == 0
+    together = run.folder
     same_metrics(alone, together)
     same_records(alone, together)
     same_method_state(alone, together)
@@ -113,7 +112,7 @@ def final_weights_are_whole(alone: Path, together: Path) -> None:
 
 def an_other_process_count_is_refused(config: RunConfig) -> None:
     """What two processes cut, one cannot continue; the error names both ways out."""
-    folder = run_folder(config, run_identity(config)) / "checkpoints"
+    folder = Run.of(config).folder / "checkpoints"
     assert find_resumable(folder, config.engine)[0] == folder / "checkpoint-20"
     with pytest.raises(ValueError, match=r"zero\d.* by 2 processes .* resume=never"):
         find_resumable(folder, replace(config.engine, num_processes=1))

@@ -11,16 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.config.identity import run_identity
-from sgdpo.config.schema import RunConfig
 from sgdpo.engine.launch import LaunchError, is_distributed, last_sign_of_life, launch
 from sgdpo.engine.ranks import RankFiles
+from sgdpo.runs.run import Run
 
 TESTS = Path(__file__).parent
 SRC = TESTS.parent / "src"
@@ -32,10 +30,14 @@ def _actors_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def play(act: str, outputs: Path, *overrides: str) -> tuple[RunConfig, RankFiles]:
+def play(act: str, outputs: Path, *overrides: str) -> tuple[Run, RankFiles]:
     base = ["engine=ddp", "engine.num_processes=2", "device=cpu", f"experiment={act}", f"outputs={outputs}"]
-    config = to_run_config(compose_run([*base, *overrides]))
-    return config, RankFiles(outputs / act / run_identity(config).name / "ranks")
+    run = Run.of(to_run_config(compose_run([*base, *overrides])))
+    return run, RankFiles(run.folder / "ranks")
+
+
+def launched(run: Run) -> int:
+    return launch(run.config, run.folder, run.to_json(), "acting_rank")
 
 
 def test_one_process_without_deepspeed_stays_in_this_process() -> None:
@@ -46,8 +48,8 @@ def test_one_process_without_deepspeed_stays_in_this_process() -> None:
 
 def test_rank_0_is_shown_and_every_rank_has_its_log(tmp_path: Path, capsys) -> None:
     """1 + 2 = 3: the two ranks really met."""
-    config, files = play("done", tmp_path)
-    assert launch(config, "acting_rank") == 0
+    run, files = play("done", tmp_path)
+    assert launched(run) == 0
     assert "rank 0 of 2 sees the sum 3" in capsys.readouterr().out
     assert "rank 1 of 2 sees the sum 3" in files.log(1).read_text()
     assert not any(_alive(pid) for pid in _pids(files))
@@ -56,9 +58,9 @@ def test_rank_0_is_shown_and_every_rank_has_its_log(tmp_path: Path, capsys) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["raises", "killed", "bad_input"])
 def test_the_first_rank_that_failed_is_named_with_its_reason(tmp_path: Path, act: str) -> None:
-    config, files = play(act, tmp_path)
+    run, files = play(act, tmp_path)
     with pytest.raises(LaunchError) as caught:
-        launch(config, "acting_rank")
+        launched(run)
     said = str(caught.value)
     if act == "raises":
         assert said.startswith("rank 1 failed first: KeyError: 'what rank 1 could not find'")
@@ -75,10 +77,10 @@ def test_the_first_rank_that_failed_is_named_with_its_reason(tmp_path: Path, act
 @pytest.mark.slow
 def test_a_run_in_which_nothing_moves_is_stopped(tmp_path: Path) -> None:
     """0.3 minutes and the watchdog's grace are 22.5 s: on a busy machine the ranks take 10 s to start."""
-    config, files = play("hangs", tmp_path, "engine.timeout_minutes=0.3")
+    run, files = play("hangs", tmp_path, "engine.timeout_minutes=0.3")
     began = time.time()
     with pytest.raises(LaunchError, match=r"no rank has written anything for 0\.4 minutes"):
-        launch(config, "acting_rank")
+        launched(run)
     assert time.time() - began < 90
     assert not any(_alive(pid) for pid in _pids(files))
 
@@ -106,20 +108,20 @@ def test_checkpoints_may_go_while_the_watch_looks_at_them(tmp_path: Path) -> Non
 
 def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:
     """gloo aborts at exit now and then; rank 0's result says that the work was done."""
-    config, files = play("aborts_at_exit", tmp_path)
-    assert launch(config, "acting_rank") == 0
+    run, files = play("aborts_at_exit", tmp_path)
+    assert launched(run) == 0
     assert files.result.is_file()
 
 
 @pytest.mark.slow
 def test_two_machines_meet_at_the_address_in_the_environment(tmp_path: Path) -> None:
     """Two launches on this machine play two machines of one process each: ranks 0 and 1 see 1 + 2 = 3."""
-    config, files = play("done", tmp_path, "engine.num_nodes=2", "engine.num_processes=1")
+    run, files = play("done", tmp_path, "engine.num_nodes=2", "engine.num_processes=1")
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": f"{SRC}{os.pathsep}{TESTS}"}
-    command = [sys.executable, "-c", LAUNCH, json.dumps(asdict(config))]
+    command = [sys.executable, "-c", LAUNCH, json.dumps(run.to_json())]
     machines = [subprocess.Popen(command, env={**os.environ, **place, "NODE_RANK": node}) for node in "01"]
     assert [machine.wait(120) for machine in machines] == [0, 0]
     for rank in (0, 1):
@@ -131,18 +133,18 @@ def test_two_machines_meet_at_the_address_in_the_environment(tmp_path: Path) -> 
 
 LAUNCH = """
 import json, sys
-from omegaconf import OmegaConf
-from sgdpo.config.compose import to_run_config
 from sgdpo.engine.launch import launch
-launch(to_run_config(OmegaConf.create(json.loads(sys.argv[1]))), "acting_rank")
+from sgdpo.runs.run import Run
+run = Run.from_json(json.loads(sys.argv[1]))
+launch(run.config, run.folder, run.to_json(), "acting_rank")
 """
 
 
 @pytest.mark.slow
 def test_no_rank_outlives_a_killed_parent(tmp_path: Path) -> None:
-    config, files = play("hangs", tmp_path)
+    run, files = play("hangs", tmp_path)
     environment = {**os.environ, "PYTHONPATH": f"{SRC}{os.pathsep}{TESTS}"}
-    parent = subprocess.Popen([sys.executable, "-c", LAUNCH, json.dumps(asdict(config))], env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", LAUNCH, json.dumps(run.to_json())], env=environment)
     _wait(lambda: all("sees the sum 3" in _text(files.log(rank)) for rank in (0, 1)))
     parent.send_signal(signal.SIGKILL)
     parent.wait(20)

@@ -9,12 +9,11 @@ import pytest
 
 from poisoned_rank import POSITION
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.config.identity import run_identity
 from sgdpo.data.prepare import prepare
 from sgdpo.engine.launch import LaunchError, launch
 from sgdpo.models.load import load_tokenizer
 from sgdpo.runs.records import view_run
-from sgdpo.runs.run import run_folder
+from sgdpo.runs.run import Run
 from sgdpo.training.checkpoints import what_is_wrong
 
 SMALL = (
@@ -34,10 +33,11 @@ def test_step_pair_and_last_good_checkpoint_are_named_whoever_had_the_pair(
     config = to_run_config(
         compose_run([*SMALL, f"engine={engine}", f"outputs={tmp_path}", f"cache={tmp_path}/c"])
     )
+    run = Run.of(config)
     with pytest.raises(LaunchError) as caught:
-        launch(config, "poisoned_rank")
+        launch(config, run.folder, run.to_json(), "poisoned_rank")
     pairs = prepare(config.data, "preference", load_tokenizer(config.model), Path(config.cache)).train
-    folder, said = run_folder(config, run_identity(config)), str(caught.value)
+    folder, said = run.folder, str(caught.value)
     step = int(re.search(r"step (\d+): the loss or its gradient is not finite", said)[1])
     assert f"pairs {pairs.ids[POSITION]}; " in said
     assert ("checkpoint: none" if step == 1 else f"checkpoint: checkpoint-{step - 1}.") in said

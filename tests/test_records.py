@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from sgdpo.runs import records
-from sgdpo.runs.records import Record, amend_record, find_result, find_run, read_runs, require_runs, view_run
+from sgdpo.config.identity import Identity
+from sgdpo.runs import provenance
+from sgdpo.runs.records import Record, amend_record, find_runs, read_runs, require_runs, view_run
 from sgdpo.store import read_jsonl
 
 SETTINGS = {
@@ -26,17 +28,11 @@ SETTINGS = {
 }
 
 
-def open_record(folder: Path, *, settings=SETTINGS, digest="aaaa", result="rrrr", resume=False) -> Record:
-    return Record.open(
-        folder,
-        name=folder.name,
-        experiment=folder.parent.name,
-        settings=settings,
-        settings_hash=digest,
-        result_hash=result,
-        phase="preference",
-        resume=resume,
-    )
+def open_record(
+    folder: Path, *, settings=SETTINGS, digest="aaaa", result="rrrr", checkpoint=None, force=False
+) -> Record:
+    identity = Identity(folder.name, settings, {}, digest, digest, result, result)
+    return Record.open(folder, identity, phase="preference", checkpoint=checkpoint, force=force)
 
 
 def row(step: int, split: str = "train", **metrics: float) -> dict:
@@ -83,26 +79,56 @@ def test_a_number_that_is_not_finite_is_null_and_every_line_is_strict_json(tmp_p
 def test_resume_drops_later_rows_and_a_torn_last_line_and_adds_up_the_seconds(tmp_path):
     folder = tmp_path / "default" / "run"
     record = open_record(folder)
-    for step in (1, 2, 3):
+    for step in (1, 2):
         record.log(row(step, loss=1.0 / step))
+    checkpoint = {"step": 2, **record.mark()}
+    record.log(row(3, loss=0.3))
     record.note(tracker={"id": "abc", "mode": "offline", "folder": "wandb"})
-    edit(folder, seconds=100.0)
+    record.leave()
+    (folder / ".heartbeat").write_text("100.0")  # its last sign of life
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "spl')
-    again = open_record(folder, resume=True)
-    again.truncate_after(2)
+    again = open_record(folder, checkpoint=checkpoint)
     again.log(row(3, loss=9.0))
     again.finish()
-    assert [r["loss"] for r in read_jsonl(folder / "metrics.jsonl", torn_end=True)] == [1.0, 0.5, 9.0]
-    assert view_run(folder)["seconds"] >= 100.0
-    assert view_run(folder)["tracker"]["id"] == "abc"
+    assert [r["loss"] for r in read_jsonl(folder / "metrics.jsonl")] == [1.0, 0.5, 9.0]
+    run = view_run(folder)
+    assert run["seconds"] >= 100.0
+    assert run["tracker"]["id"] == "abc"
+    assert [attempt["seconds"] >= 100.0 for attempt in run["attempts"]] == [True, False]
+    assert [attempt["from_step"] for attempt in run["attempts"]] == [0, 2]
+    assert run["training"] == run["attempts"][0]["id"]
 
 
-def test_without_resume_an_earlier_attempt_is_replaced(tmp_path):
+def test_without_a_checkpoint_an_earlier_attempt_is_replaced(tmp_path):
     folder = tmp_path / "default" / "run"
     open_record(folder).log(row(1))
-    open_record(folder, resume=False).log(row(7))
+    open_record(folder).log(row(7))
     assert [r["step"] for r in read_jsonl(folder / "metrics.jsonl", torn_end=True)] == [7]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_what_an_earlier_attempt_left_stays_until_the_new_one_has_a_row(tmp_path, force):
+    """A forced run that fails as it reads its data must cost nothing."""
+    folder = tmp_path / "default" / "run"
+    record = open_record(folder)
+    record.log(row(1, loss=1.0))
+    (folder / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (folder / "model").mkdir()
+    record.finish() if force else record.leave()
+    again = open_record(folder, force=force)
+    again.note(steps=3)
+    again.fail("the token cache is torn")
+    run = view_run(folder)
+    assert [r["step"] for r in run.metrics()] == [1]
+    assert (run.status, run.error) == (("finished", None) if force else ("failed", "the token cache is torn"))
+    assert (folder / "checkpoints" / "checkpoint-1").is_dir()
+    third = open_record(folder, force=force)
+    third.log(row(1, loss=2.0))
+    assert [r["loss"] for r in read_jsonl(folder / "metrics.jsonl")] == [2.0]
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "model").exists()
+    assert view_run(folder).status == "running"
 
 
 def test_a_damaged_line_that_is_not_the_last_is_named(tmp_path):
@@ -141,22 +167,27 @@ def test_a_killed_run_is_interrupted_and_may_be_resumed(tmp_path):
     assert child.stdout.readline() == b"ready\n"
     assert view_run(folder).status == "running"
     with pytest.raises(ValueError, match=f"being trained by process {child.pid}"):
-        open_record(folder, resume=True)
+        open_record(folder)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert view_run(folder).status == "interrupted"
-    open_record(folder, resume=True).finish()
+    open_record(folder).finish()
     assert view_run(folder).status == "finished"
 
 
-def test_a_recycled_process_id_does_not_look_alive_and_another_machine_is_not_judged(tmp_path):
+def test_a_recycled_process_id_does_not_look_alive_and_another_machine_is_judged_by_its_sign_of_life(
+    tmp_path,
+):
     folder = tmp_path / "default" / "run"
-    open_record(folder)
+    open_record(folder).leave()
     assert view_run(folder).status == "running"
     edit(folder, pid_started=1.0)
     assert view_run(folder).status == "interrupted"
     edit(folder, pid_started=1.0, machine="elsewhere")
     assert view_run(folder).status == "running"
+    long_ago = time.time() - 60
+    os.utime(folder / ".heartbeat", (long_ago, long_ago))
+    assert view_run(folder).status == "interrupted"
 
 
 def test_a_failed_run_says_why_and_keeps_its_metrics(tmp_path):
@@ -167,14 +198,14 @@ def test_a_failed_run_says_why_and_keeps_its_metrics(tmp_path):
     assert (run.status, run.error, len(run.metrics())) == ("failed", "loss is NaN at step 2", 1)
 
 
-def test_runs_are_found_by_settings_in_their_experiment_and_by_result_in_any(tmp_path):
-    open_record(tmp_path / "one" / "a", digest="s1", result="r1").finish()
-    open_record(tmp_path / "two" / "b", digest="s2", result="r2").fail("no")
-    assert find_run(tmp_path, "one", "s1").name == "a"
-    assert find_run(tmp_path, "two", "s1") is None
-    assert find_run(tmp_path, "two", "s2").status == "failed"
-    assert find_result(tmp_path, "r1").experiment == "one"
-    assert find_result(tmp_path, "r2") is None, "a failed run is no result"
+def test_runs_are_found_by_a_value_of_their_record_the_finished_first(tmp_path):
+    open_record(tmp_path / "one" / "a", digest="s1", result="r1").fail("no")
+    open_record(tmp_path / "one" / "b", digest="s1", result="r1").finish()
+    open_record(tmp_path / "two" / "a", digest="s2", result="r1").finish()
+    assert [run.name for run in find_runs(tmp_path, "one", "*", "run_hash", "s1")] == ["b", "a"]
+    assert [run.name for run in find_runs(tmp_path, "one", "a*", "run_hash", "s1")] == ["a"]
+    assert find_runs(tmp_path, "two", "*", "run_hash", "s1") == []
+    assert len(find_runs(tmp_path, None, "*", "result_hash", "r1")) == 3
 
 
 def test_one_broken_record_does_not_hide_the_others(tmp_path):
@@ -215,7 +246,7 @@ def test_the_record_does_without_git(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr("sgdpo.runs.provenance._git", no_git)
-    assert records.git_state.__wrapped__() == {"commit": None, "dirty": None}
+    assert provenance.git_state.__wrapped__() == {"commit": None, "dirty": None}
 
 
 def edit(folder: Path, **fields) -> None:
@@ -224,4 +255,4 @@ def edit(folder: Path, **fields) -> None:
 
 
 def records_root() -> Path:
-    return Path(records.__file__).parents[2]
+    return Path(__file__).parents[1]

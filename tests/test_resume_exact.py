@@ -12,7 +12,7 @@ import pytest
 
 from lab.soak import CASES, SMALL, STEPS, Outcome, differences, render, soak
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.runs.execute import execute
+from sgdpo.runs.run import execute
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.runs.execute import execute
 from sgdpo.runs.records import read_runs, view_run
+from sgdpo.runs.run import execute
 from sgdpo.store import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]

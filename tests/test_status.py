@@ -17,11 +17,7 @@ ARGUMENTS = ("method=sgdpo", "experiment=x", "ratio.chosen=0.6,0.7,0.8", "ratio.
 
 
 def record_of(cell) -> Record:
-    identity = cell.identity
-    record = Record.open(
-        cell.folder, name=cell.name, experiment="x", settings=identity.settings, phase="preference",
-        settings_hash=identity.settings_hash, result_hash=identity.result_hash, resume=False,
-    )  # fmt: skip
+    record = Record.open(cell.folder, cell.identity, phase="preference")
     record.note(steps=150)
     return record
 

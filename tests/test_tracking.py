@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from wandb.sdk.lib import wbauth
 
+from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.runs.records import Record, view_run
 from sgdpo.runs.tracking import NoTracker, _rows_to_replay, browse_hint, choose_mode, open_tracker, wandb_row
@@ -35,10 +36,9 @@ def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def open_record(folder: Path, resume: bool = False) -> Record:
-    names = {"name": folder.name, "experiment": folder.parent.name, "phase": "preference"}
-    hashes = {"settings_hash": "a", "result_hash": "b"}
-    return Record.open(folder, settings=SETTINGS, resume=resume, **names, **hashes)
+def open_record(folder: Path, checkpoint: dict | None = None) -> Record:
+    identity = Identity(folder.name, SETTINGS, {}, *["a"] * 4)
+    return Record.open(folder, identity, phase="preference", checkpoint=checkpoint)
 
 
 def rows(steps: range) -> list[dict]:
@@ -115,11 +115,12 @@ def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
     folder = tmp_path / "default" / "run"
     record = open_record(folder)
     tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
-    log(record, tracker, rows(range(1, 5)))
+    log(record, tracker, rows(range(1, 3)))
+    checkpoint = {"step": 2, **record.mark()}
+    log(record, tracker, rows(range(3, 5)))
     first = record.fields["tracker"]["id"]
     tracker.finish({}, failed=True)
-    again = open_record(folder, resume=True)
-    again.truncate_after(2)
+    again = open_record(folder, checkpoint)
     tracker = open_tracker(TrackingConfig(mode="offline"), again, CONFIG)
     log(again, tracker, rows(range(3, 7)))
     tracker.finish({})

@@ -15,8 +15,8 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.drawing.curves import method_curves
 from sgdpo.drawing.style import Picture
 from sgdpo.drawing.table import Entry, Table, number
-from sgdpo.runs.execute import execute
 from sgdpo.runs.records import RunView, view_run
+from sgdpo.runs.run import execute
 
 EVALUATION = "verifiable-checker"
 METHODS = ("sgdpo", "dpo")

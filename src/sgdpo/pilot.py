@@ -10,6 +10,9 @@ decimal arithmetic (0.7 of 90 is 63, not 62); no loop over pairs and no host syn
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from decimal import Decimal
 from typing import Literal
 
@@ -21,6 +24,8 @@ from sgdpo.pairs import DrawKey, Side
 Draw = Literal["shared", "independent"]
 CHOSEN, REJECTED = 0, 1
 POLICY, REFERENCE = 0, 1
+
+_watcher: ContextVar[dict[int, Tensor] | None] = ContextVar("watcher", default=None)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9
@@ -62,7 +67,21 @@ def draw_subset(
     key_BT.masked_fill_(~mask_BT, _LAST)
     smallest_BT = key_BT.sort(-1).values
     kth_B1 = smallest_BT.gather(-1, (size_B - 1)[:, None])
-    return (key_BT <= kth_B1) & mask_BT
+    subset_BT = (key_BT <= kth_B1) & mask_BT
+    if stream == POLICY and (watcher := _watcher.get()) is not None:
+        watcher[side] = subset_BT
+    return subset_BT
+
+
+@contextmanager
+def watch_draws() -> Iterator[dict[int, Tensor]]:
+    """Yield a mapping that gets the policy's subset of each side, bool BT, as a method draws it inside the block."""
+    drawn: dict[int, Tensor] = {}
+    token = _watcher.set(drawn)
+    try:
+        yield drawn
+    finally:
+        _watcher.reset(token)
 
 
 def subset_ratio(

@@ -20,9 +20,10 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
 from sgdpo.config.compose import to_run_config
-from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
+from sgdpo.config.identity import Identity
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.records import RunView, read_runs
+from sgdpo.runs.run import Run
 
 # What says how a sweep is run, not which cell this is.
 HOW = ("sweep", "launcher", "n_jobs", "hydra", "dry_run", "force", "label")
@@ -90,10 +91,10 @@ class Composer:
 
     def cell(self, overrides: Sequence[str], config: DictConfig | None = None) -> Cell:
         """Return the cell of a valid config, with the run that has its settings already."""
-        run = to_run_config(self.compose(overrides) if config is None else config)
-        start = run_identity(start_config(run)) if needs_start(run) else None
-        identity = run_identity(run)
-        return Cell(tuple(overrides), run, identity, start, self.runs_of(run).get(identity.settings_hash))
+        run = Run.of(to_run_config(self.compose(overrides) if config is None else config))
+        start = run.start.identity if run.start else None
+        before = self.runs_of(run.config).get(run.identity.run_hash)
+        return Cell(tuple(overrides), run.config, run.identity, start, before)
 
     def runs_of(self, run: RunConfig) -> Mapping[str, RunView]:
         """Return the experiment's runs by their settings, broken ones by name; each record is read once."""
@@ -101,7 +102,7 @@ class Composer:
         if folder not in self._runs:
             # Two folders may hold the same settings, a copy for one: a finished run comes last and stays.
             views = sorted(read_runs(run.outputs, run.experiment), key=lambda view: view.status == "finished")
-            self._runs[folder] = {view["settings_hash"] or view.name: view for view in views}
+            self._runs[folder] = {view["run_hash"] or view.name: view for view in views}
         return self._runs[folder]
 
     def _chooses_a_group(self, override: Override) -> bool:

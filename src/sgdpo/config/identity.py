@@ -1,60 +1,75 @@
-"""Name a run by its settings: what changes its numbers is hashed, what does not is left out."""
+"""Name a run by its settings and by the content of what it reads: what changes its numbers is hashed, no more."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sgdpo.config.schema import OptimizerConfig, RatioConfig, RunConfig
+from sgdpo.config.schema import RatioConfig, RunConfig
+from sgdpo.store import hash_json
 
-# Where a run is written, watched and continued does not change its numbers.
+# Where a run is written, watched and continued, and how it is called, does not change its numbers.
 NOT_SETTINGS = (
-    "experiment",
-    "outputs",
-    "cache",
-    "tracking",
-    "resume",
-    "force",
-    "dry_run",
-    "device",
-    "start",
-    "n_jobs",
+    "experiment", "outputs", "cache", "tracking", "resume", "force", "dry_run", "device", "start", "n_jobs", "label",
     "extra",
-    "label",
-)
-# Nor does how often it saves or how many processes prepare its rows.
-NOT_TRAINER = ("save_steps", "keep_checkpoints", "keep_finished", "workers", "step0_check")
+)  # fmt: skip
+# Nor do, in its groups: how often it saves, how many processes prepare its rows, where a model's default init points,
+# what a table calls a method.
+NOT_IN_GROUP = {
+    "trainer": ("save_steps", "keep_checkpoints", "keep_finished", "workers", "step0_check"),
+    "model": ("init", "setup_hint", "facts"),
+    "data": ("facts",),
+    "method": ("title", "colour"),
+    "optimizer": ("name", "sft", "preference"),
+}
+# What weights do not depend on.
+NOT_WEIGHTS = ("engine", "trainer", "reference")
+NOT_WEIGHTS_CONTENT = "data.test"
 
 
 @dataclass(frozen=True)
 class Identity:
     """Hold a run's name and the hashes that find it again.
 
-    settings_hash: of everything that changes the run's record; a finished run with the same one is not repeated.
-    result_hash: of what changes its weights only (no engine, layout or logging): SFT starts are found by it.
+    contents: {what is read: hash of its content}. settings_hash: of the settings alone. run_hash: of all that
+    changes the run's record; a finished run with the same one is not repeated. result_hash: of what changes its
+    weights only (no engine, layout or logging): SFT starts are found by it. result_settings: their part of it.
     """
 
     name: str
     settings: dict[str, Any]
+    contents: dict[str, str]
     settings_hash: str
+    run_hash: str
     result_hash: str
+    result_settings: str
 
 
-def run_identity(config: RunConfig) -> Identity:
-    """Return the identity of a run, from its resolved settings alone."""
-    settings = _settings(config)
-    settings_hash = _hash(settings)
-    weights_only = {k: v for k, v in settings.items() if k not in ("engine", "trainer", "reference")}
+def identify(config: RunConfig, contents: Mapping[str, str], start: Identity | None) -> Identity:
+    """Return the identity of a run, from its resolved settings, what it reads, and the start it needs."""
+    settings, contents = _settings(config), dict(contents)
+    if start is not None:
+        settings["start"] = start.result_settings
+        own = {key: value for key, value in start.contents.items() if not key.startswith("model.")}
+        contents |= {f"start.{key}": value for key, value in own.items()}
+    weights = {key: value for key, value in _hashed(settings).items() if key not in NOT_WEIGHTS}
+    read = {key: value for key, value in contents.items() if not key.endswith(NOT_WEIGHTS_CONTENT)}
+    run_hash = _hash([_hashed(settings), contents])
     parts = [config.method["name"], config.model.name, config.data.name]
     if config.ratio.chosen is not None:
         parts.append(f"r{config.ratio.chosen}-{config.ratio.rejected}")
-    if config.label:
-        parts.append(config.label)
-    parts += [f"s{config.seed}", settings_hash[:8]]
-    return Identity("-".join(parts), settings, settings_hash, _hash(weights_only))
+    parts += [*([config.label] if config.label else []), f"s{config.seed}", run_hash[:8]]
+    return Identity(
+        name="-".join(parts),
+        settings=settings,
+        contents=contents,
+        settings_hash=_hash(_hashed(settings)),
+        run_hash=run_hash,
+        result_hash=_hash([weights, read]),
+        result_settings=_hash(weights),
+    )
 
 
 def needs_start(config: RunConfig) -> bool:
@@ -82,26 +97,21 @@ def start_config(config: RunConfig) -> RunConfig:
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(config).items() if key not in NOT_SETTINGS}
-    settings["optimizer"] = _phase_in_use(config.optimizer)
+    for group in ("trainer", "model", "data", "optimizer"):
+        settings[group] = {k: v for k, v in settings[group].items() if k not in NOT_IN_GROUP[group]}
     settings["ratio"] = {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected}
-    settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in NOT_TRAINER}
     settings["engine"] = {k: settings["engine"][k] for k in ("name", "num_processes", "num_nodes")}
     settings["precision"] = config.precision.name
-    # What a model is, not where its default init points or what to do when it is missing.
-    settings["model"] = {
-        k: v for k, v in settings["model"].items() if k not in ("init", "setup_hint", "facts")
-    }
-    settings["data"] = {k: v for k, v in settings["data"].items() if k != "facts"}
     if config.method["phase"] == "sft":
         del settings["init"], settings["reference"]
-    elif config.init == "sft":
-        settings["start"] = run_identity(start_config(config)).result_hash
     return settings
 
 
-def _phase_in_use(optimizer: OptimizerConfig) -> dict[str, Any]:
-    return {k: v for k, v in asdict(optimizer).items() if k not in ("name", "sft", "preference")}
+def _hashed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out how a method is shown, which a record keeps."""
+    method = {k: v for k, v in settings["method"].items() if k not in NOT_IN_GROUP["method"]}
+    return {**settings, "method": method}
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hash_json(value, 64)

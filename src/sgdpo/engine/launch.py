@@ -14,10 +14,10 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from sgdpo.config.identity import run_identity
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.nodes import Node, this_node
 from sgdpo.engine.ranks import RankFiles
@@ -40,17 +40,19 @@ def is_distributed(config: RunConfig) -> bool:
     return config.engine.num_processes * config.engine.num_nodes > 1 or bool(config.engine.deepspeed)
 
 
-def launch(config: RunConfig, worker: str = "sgdpo.runs.worker") -> int:
+def launch(
+    config: RunConfig, run_folder: Path, order: Mapping[str, Any], worker: str = "sgdpo.runs.worker"
+) -> int:
     """Train a run over its processes; return 0.
 
-    worker: the module that every rank runs. Raise LaunchError with the first failed rank and its traceback.
-    No process outlives this call, or this process: ranks die with their agent, the agent with its parent.
+    order: what every rank is handed, JSON-able. worker: the module that every rank runs. Raise LaunchError with
+    the first failed rank and its traceback. No process outlives this call, or this
+    process: ranks die with their agent, the agent with its parent.
     """
     node = this_node(config.engine)
-    run_folder = Path(config.outputs) / config.experiment / run_identity(config).name
     files = RankFiles(run_folder / "ranks" / (f"node{node.rank}" if config.engine.num_nodes > 1 else ""))
     files.clear()
-    files.config.write_text(json.dumps(asdict(config), indent=1))
+    files.order.write_text(json.dumps(order, indent=1))
     first_rank = node.rank * config.engine.num_processes
     code = _watch(_start(config, node, files, worker), files, run_folder, config, first_rank)
     if node.rank == 0 and not files.result.is_file():

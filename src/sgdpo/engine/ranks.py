@@ -17,9 +17,9 @@ class RankFiles:
     folder: Path
 
     @property
-    def config(self) -> Path:
-        """Return where the composed run is handed over."""
-        return self.folder / "config.json"
+    def order(self) -> Path:
+        """Return where the run is handed over."""
+        return self.folder / "order.json"
 
     @property
     def result(self) -> Path:

@@ -1,23 +1,33 @@
-"""Say what made a result: versions, commit, process and memory, without naming the machine."""
+"""Say what made a result (versions, commit, code, memory, never the machine's name), and whether its maker lives."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from sgdpo.places import ROOT
+from sgdpo.store import hash_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "hydra-core", "wandb", "numpy")
+# Another machine's process counts as gone when its sign of life is older; long enough for a process that writes tens
+# of gigabytes while it holds the interpreter's lock.
+BEAT_SECONDS, DEAD_SECONDS = 2.0, 30.0
+# Clocks of machines that share a disk do not differ by more.
+CLOCKS_DIFFER = 600.0
+HOST = "SGDPO_HOST"  # names this machine where several share one host name
 
 
 def peak_memory_mb() -> float:
@@ -27,26 +37,84 @@ def peak_memory_mb() -> float:
 
 
 def this_process() -> dict[str, Any]:
-    """Return what tells later whether this process still lives: pid, start time, machine fingerprint."""
-    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time(), "machine": _machine()}
+    """Return what tells later whether this process still lives: pid, start, machine fingerprint."""
+    return {"pid": os.getpid(), "pid_started": _started(os.getpid()), "machine": _machine()}
 
 
-@cache
 def _machine() -> str:
-    """Return a fingerprint that tells this machine from another, without its name."""
-    return hashlib.sha256(f"sgdpo {platform.node()}".encode()).hexdigest()[:12]
+    """Return a fingerprint of what process ids mean something on: host, boot and container; without its name."""
+    words = [os.environ.get(HOST) or platform.node()]
+    with suppress(OSError):
+        words += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hash_text(" ".join(words), 12)
 
 
-def process_is_gone(fields: Mapping[str, Any]) -> bool:
-    """Tell whether the process of a record has ended; a process of another machine counts as alive."""
-    if fields.get("machine") != _machine():
-        return False
+def _started(pid: int) -> float | None:
+    """Return when a process started, None if it is gone. In ticks since boot: a clock that is set does not move it."""
     try:
-        process = psutil.Process(fields["pid"])
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return not alive or abs(process.create_time() - fields["pid_started"]) > 2.0
-    except psutil.NoSuchProcess:
-        return True
+        if sys.platform == "linux":
+            state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return None if state in "ZX" else float(fields[18])
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except (OSError, psutil.NoSuchProcess):
+        return None
+
+
+def process_is_gone(fields: Mapping[str, Any], heartbeat: Path | None = None) -> bool:
+    """Tell whether a process has ended: on this machine by its id, on another by its sign of life; without one it
+    counts as alive."""
+    if fields.get("machine") == _machine():
+        return _started(fields["pid"]) != fields["pid_started"]
+    return heartbeat is not None and _age(heartbeat) > DEAD_SECONDS
+
+
+def wait_until_judged(fields: Mapping[str, Any], heartbeat: Path) -> bool:
+    """Tell as `process_is_gone`, but watch another machine's sign of life instead of trusting two clocks."""
+    if fields.get("machine") == _machine() or _age(heartbeat) > CLOCKS_DIFFER:
+        return process_is_gone(fields, heartbeat)
+    before, until = heartbeat.stat().st_mtime_ns, time.monotonic() + DEAD_SECONDS
+    while time.monotonic() < until:
+        time.sleep(BEAT_SECONDS / 4)
+        with suppress(OSError):
+            if heartbeat.stat().st_mtime_ns != before:
+                return False
+    return True
+
+
+def _age(heartbeat: Path) -> float:
+    """Return the seconds since a sign of life; infinite if there is none."""
+    try:
+        return abs(time.time() - heartbeat.stat().st_mtime)
+    except OSError:
+        return float("inf")
+
+
+class Heartbeat:
+    """Write into a file, again and again from a thread, how many seconds this process has worked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._began, self._stop = path, time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        path.write_text("0")
+        self._thread.start()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds since it began."""
+        return round(time.monotonic() - self._began, 3)
+
+    def stop(self) -> None:
+        """End it; the file keeps the seconds."""
+        self._stop.set()
+        self._thread.join()
+        with suppress(OSError):
+            self._path.write_text(str(self.seconds))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a full disk must not stop a run, nor its folder that a user removes
+                self._path.write_text(str(self.seconds))
 
 
 @cache
@@ -54,10 +122,8 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -1,126 +1,196 @@
-"""The run record: open, append, finish, and find by settings.
+"""The run record: what an attempt writes, and how runs are read and found again.
 
-A run is a folder `outputs/<experiment>/<run>/`. `metrics.jsonl` is the primary record, one line a row and
-line-buffered, so that a killed run keeps what it measured. `record.json` is rewritten whole, beside and
-renamed, so that no reader ever meets half a record. Neither holds a host name, or a path but those that the
-user gave. Only one process of a run (rank 0) opens its record.
+A run is a folder `outputs/<experiment>/<run>/`. `metrics.jsonl` is the primary record, one line a row and handed to the
+system at once, so that a killed run keeps what it measured; a checkpoint's manifest holds its length and hash.
+`record.json` is rewritten whole, beside and renamed. Neither holds a host name, or a path but those that the user gave.
+
+A *training* goes from the first step to the last; an *attempt* is one process's part of it. An attempt that continues a
+checkpoint keeps its training; one that starts again begins another, whose first row replaces what was there before.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 from filelock import FileLock
 
-from sgdpo.runs.provenance import git_state, peak_memory_mb, process_is_gone, this_process, versions
-from sgdpo.store import cut_jsonl, line, read_jsonl, write_json
+from sgdpo.config.identity import Identity
+from sgdpo.runs.contents import code_hash
+from sgdpo.runs.provenance import (
+    Heartbeat,
+    git_state,
+    peak_memory_mb,
+    process_is_gone,
+    this_process,
+    versions,
+    wait_until_judged,
+)
+from sgdpo.store import DamagedError, JsonLines, hash_buffers, read_json, read_jsonl, write_json, write_whole
 
 FORMAT = 1
-RECORD, METRICS = "record.json", "metrics.jsonl"
+ADVICE = "force=true trains the run again in its place"
+RECORD, METRICS, HEARTBEAT, CHECKPOINTS, MODEL = (
+    "record.json", "metrics.jsonl", ".heartbeat", "checkpoints", "model",
+)  # fmt: skip
 
 
 class Record:
-    """Hold one open run record. Use `Record.open`."""
+    """Write one attempt at a run. Use `Record.open`."""
 
-    def __init__(self, folder: Path, fields: dict[str, Any]):
-        self.folder = folder
-        self.fields = fields
-        self._seconds_before = fields["seconds"]
-        self._opened = time.monotonic()
-        self._append()
+    def __init__(self, folder: Path, before: Mapping[str, Any], fields: dict[str, Any], rows: int | None):
+        self.folder, self.fields = folder, fields
+        self._before, self._rows, self._begun = before, rows, False
+        self.last: dict[str, Any] = {}
+        self._heartbeat = Heartbeat(folder / HEARTBEAT)
+        if rows is not None or not (before.get("status") == "finished" or (folder / CHECKPOINTS).is_dir()):
+            self._begin()
 
     @classmethod
     def open(
         cls,
         folder: Path,
+        identity: Identity,
         *,
-        name: str,
-        experiment: str,
-        settings: Mapping[str, Any],
-        settings_hash: str,
-        result_hash: str,
         phase: str,
-        resume: bool,
+        checkpoint: Mapping[str, Any] | None = None,
+        force: bool = False,
     ) -> Record:
-        """Open the record of a run; `resume` keeps the rows and the seconds of an earlier attempt.
+        """Open the record of a run for a new attempt.
 
-        Raises ValueError if the folder holds a run with other settings, a record of another format version,
-        or a run that a living process is training.
+        checkpoint: the manifest of the one it continues; its rows are kept. None starts again: what an earlier
+        attempt left is replaced once this one has a row. force: replace even a record that cannot be read. Raise
+        ValueError for a damaged one, one of other settings or format, or a run that a living process trains.
         """
-        folder = Path(folder)
-        before = _earlier(folder, settings, settings_hash)
+        before = _earlier(Path(folder), identity, force)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = before if resume and before else {}
+        for left in [*folder.glob(f".{RECORD}.*"), *folder.glob(f".{METRICS}.*")]:  # by a killed write_whole
+            left.unlink(missing_ok=True)
+        attempt = {"id": uuid4().hex[:12], "started": _now(), "seconds": 0.0, **made_by(), **this_process()}
+        attempt |= {"from_step": checkpoint["step"] if checkpoint else 0}
+        kept = before if checkpoint else {}
         fields = {
             "format": FORMAT,
-            "name": name,
-            "experiment": experiment,
+            "name": identity.name,
+            "experiment": folder.parent.name,
             "status": "running",
             "phase": phase,
-            **headline(settings),
-            "settings_hash": settings_hash,
-            "result_hash": result_hash,
-            "settings": dict(settings),
+            **headline(identity.settings),
+            "settings_hash": identity.settings_hash,
+            "run_hash": identity.run_hash,
+            "result_hash": identity.result_hash,
+            "settings": identity.settings,
+            "contents": identity.contents,
+            "training": checkpoint["training"] if checkpoint else attempt["id"],
             "versions": versions(),
             "git": git_state(),
             **this_process(),
-            "started": kept.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": kept.get("seconds", 0.0),
+            "started": kept.get("started") or attempt["started"],
+            "attempts": [*_ended_attempts(folder, before), attempt],
             "peak_memory_mb": kept.get("peak_memory_mb", 0.0),
             "data": kept.get("data"),
             "start": kept.get("start"),
             "final": None,
             # An attempt that ended early goes on in the same W&B run, wherever it starts again.
-            "tracker": before["tracker"] if before and before["status"] != "finished" else None,
+            "tracker": before.get("tracker") if before.get("status") != "finished" else None,
             "error": None,
             "eval": {},
         }
-        write_json(folder / RECORD, fields)  # first: no finished record may stand over emptied metrics
-        cut_jsonl(folder / METRICS, lambda row: bool(kept))
-        return cls(folder, fields)
+        fields["seconds"] = round(sum(each["seconds"] for each in fields["attempts"]), 3)
+        return cls(folder, before, fields, checkpoint["metrics"]["bytes"] if checkpoint else None)
+
+    def kept_rows(self) -> list[dict[str, Any]]:
+        """Read the rows of the training that this attempt continues; none if it starts again."""
+        return read_jsonl(self.folder / METRICS) if self._begun else []
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row {"step", "epoch", "split", metric: number, ...}; NaN and infinities become null."""
         assert {"step", "split"} <= row.keys(), f"not a metrics row: {row}"
-        self._metrics.write(line(row))
+        self._begin()
+        self._metrics.append(row)
         self.last[row["split"]] = dict(row)
+
+    def mark(self) -> dict[str, Any]:
+        """Put the rows on the disk; return what a checkpoint's manifest keeps to know its rows and its training."""
+        self._begin()
+        rows = {"bytes": self._metrics.sync(), "sha256": _digest(self.folder / METRICS)}
+        return {"training": self.fields["training"], "metrics": rows, "made_by": made_by()}
 
     def note(self, **fields: Any) -> None:
         """Set fields of record.json and rewrite it, all or nothing."""
         self.fields.update(fields)
-        self.fields["seconds"] = round(self._seconds_before + time.monotonic() - self._opened, 3)
+        attempts = self.fields["attempts"]
+        attempts[-1]["seconds"] = self._heartbeat.seconds
+        self.fields["seconds"] = round(sum(each["seconds"] for each in attempts), 3)
         self.fields["peak_memory_mb"] = max(self.fields["peak_memory_mb"], peak_memory_mb())
-        write_json(self.folder / RECORD, self.fields)
+        if self._begun:
+            write_json(self.folder / RECORD, self.fields)
 
     def finish(self, **fields: Any) -> None:
         """Close the record as finished, with the last row of each split as the final metrics."""
+        self._begin()
         self._close(status="finished", **fields)
 
     def fail(self, error: str) -> None:
-        """Close the record as failed, with the reason; the metrics so far stay."""
+        """Close the record as failed, with the reason; the metrics so far stay, and so does a finished record that
+        this attempt had nothing to put in place of."""
+        if not self._begun and self._before.get("status") != "finished":
+            kept = {**self._before, "attempts": self.fields["attempts"], "tracker": self.fields["tracker"]}
+            self.fields, self._begun = kept, True
+            self.last = kept.get("final") or {}
+            self._metrics = JsonLines(self.folder / METRICS)
         self._close(status="failed", error=error)
 
-    def truncate_after(self, step: int) -> None:
-        """Drop the rows past `step`, and a torn last line: a resumed run writes them again."""
-        self._metrics.close()
-        cut_jsonl(self.folder / METRICS, lambda row: row["step"] <= step)
-        self._append()
+    def leave(self) -> None:
+        """End the sign of life; a record that was not closed says from then on that the run was interrupted."""
+        self._heartbeat.stop()
 
-    def _append(self) -> None:
-        self.last = {row["split"]: row for row in read_jsonl(self.folder / METRICS, torn_end=True)}
-        self._metrics = (self.folder / METRICS).open("a", buffering=1, encoding="utf-8")
+    def _begin(self) -> None:
+        """Replace what an earlier attempt left, or cut its rows to those that the checkpoint knows."""
+        if self._begun:
+            return
+        self._begun = True
+        # First the record: no finished one may stand over emptied metrics, no other training over its checkpoints.
+        write_json(self.folder / RECORD, self.fields)
+        if self._rows is None:
+            for folder in (CHECKPOINTS, MODEL):
+                shutil.rmtree(self.folder / folder, ignore_errors=True)
+            write_whole(self.folder / METRICS, "")
+        else:
+            os.truncate(self.folder / METRICS, self._rows)
+        self.last = {row["split"]: row for row in read_jsonl(self.folder / METRICS)}
+        self._metrics = JsonLines(self.folder / METRICS)
 
     def _close(self, **fields: Any) -> None:
-        self._metrics.close()
+        if self._begun:
+            self._metrics.close()
         self.note(final=self.last or None, **fields)
+        self.leave()
+
+
+def made_by() -> dict[str, Any]:
+    """Return the code and the packages of this process."""
+    return {**git_state(), "code": code_hash(), "versions": versions()}
+
+
+def why_foreign(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Return why a checkpoint cannot go on with a run's record and metrics, None if it can."""
+    record = read_json(folder / RECORD, default={}, kind=dict)
+    if record and record.get("training") != manifest.get("training"):
+        return "it is of a training that was started again since"
+    rows = manifest.get("metrics") or {}
+    with suppress(OSError, KeyError):
+        if _digest(folder / METRICS, rows["bytes"]) == rows["sha256"]:
+            return None
+    return f"{folder / METRICS} does not hold the rows that were saved with it"
 
 
 @dataclass(frozen=True)
@@ -152,7 +222,7 @@ class RunView:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the rows of metrics.jsonl."""
-        return read_jsonl(self.folder / METRICS, torn_end=True)
+        return read_jsonl(self.folder / METRICS, torn_end=True, advice=ADVICE)
 
 
 def view_run(folder: Path) -> RunView:
@@ -160,10 +230,10 @@ def view_run(folder: Path) -> RunView:
     folder = Path(folder)
     try:
         fields = _load(folder)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return RunView(folder, {}, "broken", str(error))
     status = fields.get("status", "broken")
-    if status == "running" and process_is_gone(fields):
+    if status == "running" and process_is_gone(fields, folder / HEARTBEAT):
         status = "interrupted"
     return RunView(folder, fields, status, fields.get("error"))
 
@@ -190,15 +260,23 @@ def require_runs(outputs: Path, experiment: str, command: str) -> list[RunView]:
     )
 
 
-def find_run(outputs: Path, experiment: str, settings_hash: str) -> RunView | None:
-    """Return the run of the experiment with these settings, whatever its status, or None."""
-    return next(_matching(outputs, experiment, "settings_hash", settings_hash), None)
+def find_runs(outputs: Path, experiment: str | None, names: str, key: str, value: str) -> list[RunView]:
+    """Return the runs whose folder name fits the pattern `names` and whose record has this value; the finished first.
+
+    Only such folders' records are read, and parsed only where the value stands in the text.
+    """
+    found = [
+        view_run(path.parent)
+        for path in _record_paths(outputs, experiment, names)
+        if value.encode() in path.read_bytes()
+    ]
+    return sorted((run for run in found if run[key] == value), key=lambda run: run.status != "finished")
 
 
 def find_result(outputs: Path, result_hash: str) -> RunView | None:
-    """Return a finished run of any experiment that has this result, or None."""
-    found = _matching(outputs, None, "result_hash", result_hash)
-    return next((run for run in found if run.status == "finished"), None)
+    """Return a finished run of any experiment whose record has this result, or None."""
+    found = find_runs(outputs, None, "*", "result_hash", result_hash)
+    return found[0] if found and found[0].status == "finished" else None
 
 
 def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
@@ -211,47 +289,59 @@ def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
         write_json(folder / RECORD, record)
 
 
-def _matching(outputs: Path, experiment: str | None, key: str, wanted: str) -> Iterator[RunView]:
-    # Looks for the text before it parses: hundreds of records are searched in some tens of milliseconds.
-    for path in _record_paths(outputs, experiment):
-        if wanted.encode() in path.read_bytes():
-            run = view_run(path.parent)
-            if run.record.get(key) == wanted:
-                yield run
-
-
-def _record_paths(outputs: Path, experiment: str | None = None) -> list[Path]:
-    return sorted(Path(outputs).glob(f"{experiment or '*'}/*/{RECORD}"))
+def _record_paths(outputs: Path, experiment: str | None = None, names: str = "*") -> list[Path]:
+    return sorted(Path(outputs).glob(f"{experiment or '*'}/{names}/{RECORD}"))
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / RECORD} is not JSON ({error}); delete {folder}, run it again") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else None
+    fields = read_json(folder / RECORD, kind=dict, advice=ADVICE)
+    if fields.get("format") != FORMAT:
         raise ValueError(
-            f"{folder / RECORD} has format {found!r}, this code reads format {FORMAT}. "
+            f"{folder / RECORD} has format {fields.get('format')!r}, this code reads format {FORMAT}. "
             f"Use the code that wrote it, or move {folder} away."
         )
     return fields
 
 
-def _earlier(folder: Path, settings: Mapping[str, Any], settings_hash: str) -> dict[str, Any] | None:
-    """Return the record that is already in the folder, if it may be continued or replaced."""
-    if not (folder / RECORD).exists():
-        return None
-    before = _load(folder)
-    if before["settings_hash"] != settings_hash:
+def _earlier(folder: Path, identity: Identity, force: bool) -> dict[str, Any]:
+    """Return the record that is already in the folder, if it may be continued or replaced; {} if there is none."""
+    try:
+        before = _load(folder) if (folder / RECORD).exists() else {}
+    except DamagedError:
+        if not force:
+            raise
+        before = {}
+    if before and before.get("run_hash") != identity.run_hash:
         raise ValueError(
-            f"{folder} holds a run with other settings ({differences(before['settings'], settings)}). "
+            f"{folder} holds a run with other settings ({differences(before['settings'], identity.settings)}). "
             "Move that folder away, or use another experiment=..."
         )
     ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    if before["status"] == "running" and before["pid"] not in ours and not process_is_gone(before):
+    other = before.get("status") == "running" and before["pid"] not in ours
+    if other and not wait_until_judged(before, folder / HEARTBEAT):
         raise ValueError(f"{folder} is being trained by process {before['pid']}. Wait for it, or end it.")
     return before
+
+
+def _ended_attempts(folder: Path, before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the earlier attempts at what is not finished yet; a killed one worked until its last sign of life."""
+    attempts = list(before.get("attempts") or []) if before.get("status") != "finished" else []
+    with suppress(OSError, ValueError, IndexError):
+        last = max(float((folder / HEARTBEAT).read_text()), attempts[-1]["seconds"])
+        attempts[-1] = {**attempts[-1], "seconds": last}
+    return attempts
+
+
+def _digest(path: Path, size: int = -1) -> str:
+    """Hash the first `size` bytes of a file, all by default. Raise KeyError if it has fewer."""
+    content = path.read_bytes()
+    if len(content) < size:
+        raise KeyError(size)
+    return hash_buffers([content[:size] if size >= 0 else content], 64)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], limit: int = 4) -> str:

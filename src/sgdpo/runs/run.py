@@ -1,198 +1,186 @@
-"""One run in order: data, start, reference, trainer, record. It reads as the table of contents.
-
-`run` trains in this process, or as one rank of several; what must exist before (the SFT start) and where it
-runs (here, or relaunched over several processes) is `execute.py`'s business.
-"""
+"""One run: what it is, made once and passed on; and doing what it asks for, or finding that it is done."""
 
 from __future__ import annotations
 
+import glob
 import logging
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from omegaconf import OmegaConf
-from transformers import set_seed
-from transformers.utils.logging import disable_progress_bar
 
-from sgdpo.config.identity import Identity, needs_start, run_identity, start_config
+from sgdpo.config.compose import to_run_config
+from sgdpo.config.identity import Identity, identify, needs_start, start_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.data.prepare import describe, prepare
-from sgdpo.drawing.curves import draw_reward_curves
-from sgdpo.method import bind_method
-from sgdpo.models.allocator import keep_freed_memory
-from sgdpo.models.load import load_tokenizer
-from sgdpo.models.threads import threads_for
-from sgdpo.runs.assemble import (
-    Parts,
-    Reference,
-    Schedule,
-    build_trainer,
-    check_fit,
-    find_reference,
-    plan_steps,
-)
-from sgdpo.runs.records import METRICS, Record, find_result
-from sgdpo.runs.tracking import Tracker, open_tracker
-from sgdpo.store import read_jsonl
-from sgdpo.training.checkpoints import checkpoint_step, find_resumable, prune
-from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
-from sgdpo.training.trainer import PairTrainer
+from sgdpo.engine.launch import is_distributed, launch
+from sgdpo.engine.nodes import this_node
+from sgdpo.runs.contents import changes, read_contents
+from sgdpo.runs.records import CHECKPOINTS, MODEL, RECORD, RunView, amend_record, find_runs, view_run
+from sgdpo.store import held, what_is_wrong, write_json
 
 log = logging.getLogger("sgdpo")
 
 
-def run_folder(config: RunConfig, identity: Identity) -> Path:
-    """Return outputs/<experiment>/<run>."""
-    return Path(config.outputs) / config.experiment / identity.name
+@dataclass(frozen=True)
+class Run:
+    """Hold one run: its resolved settings, its identity, its folder, and the SFT run it starts from, if any."""
 
+    config: RunConfig
+    identity: Identity
+    folder: Path
+    start: Run | None
 
-def run(config: RunConfig) -> Path:
-    """Train one run and return its folder. Its SFT start, if it needs one, must be finished."""
-    disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
-    identity, state = run_identity(config), PartialState(cpu=config.device == "cpu")
-    if state.device.type == "cpu":
-        keep_freed_memory()
-    folder = run_folder(config, identity)
-    resume = _resumable(config, folder)
-    with _recorded(config, identity, folder, resume, state.process_index) as (record, tracker):
-        set_seed(config.seed)
-        method = bind_method(config.method, asdict(config.ratio), config.extra)
-        tokenizer = load_tokenizer(config.model)
-        prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache))
-        parts = Parts(config, method, prepared, tokenizer, start_weights(config), folder, state.num_processes)
-        check_fit(parts)
-        schedule = plan_steps(parts)
-        if record is not None:
-            print(describe(prepared.counts), flush=True)
-        reference = find_reference(parts, schedule)
-        if record is not None:
-            _note_plan(record, parts, schedule, reference)
-        trainer = build_trainer(parts, reference, schedule, _writer(record, tracker))
-        if resume is not None:
-            trainer.resume_method_state(resume)
-        with threads_for(trainer.model):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        trainer.save_model(str(folder / "model"))
-        if record is not None:
-            # A pickle; config.yaml says it all.
-            (folder / "model" / "training_args.bin").unlink(missing_ok=True)
-            _close(parts, trainer, record, tracker)
-    return folder
+    @classmethod
+    def of(cls, config: RunConfig) -> Run:
+        """Return the run that a config describes: the one place that computes an identity.
 
+        Its folder is that of the run with this identity, however it is called, else named by it. Raise ValueError
+        if what it reads is not there.
+        """
+        start = cls.of(start_config(config)) if needs_start(config) else None
+        identity = identify(config, read_contents(config), start.identity if start else None)
+        named = Path(config.outputs) / config.experiment / identity.name
+        pattern, wanted = f"*-{identity.run_hash[:8]}", identity.run_hash
+        found = find_runs(Path(config.outputs), config.experiment, pattern, "run_hash", wanted)
+        # A copy of its folder must not stand in for it.
+        found = sorted(found, key=lambda run: (run.status != "finished", run.folder != named))
+        return cls(config, identity, found[0].folder if found else named, start)
 
-def start_weights(config: RunConfig) -> Path | None:
-    """Return the folder of the SFT start's weights, or None for a run that starts from the model itself."""
-    if not needs_start(config):
-        return None
-    wanted = run_identity(start_config(config))
-    found = find_result(Path(config.outputs), wanted.result_hash)
-    assert found is not None, f"the start {wanted.name} must be trained before the run"
-    return found.folder / "model"
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Run:
+        """Return the run that another process made and handed over."""
+        start = cls.from_json(fields["start"]) if fields["start"] else None
+        config = to_run_config(OmegaConf.create(fields["config"]))
+        return cls(config, Identity(**fields["identity"]), Path(fields["folder"]), start)
 
-
-def _resumable(config: RunConfig, folder: Path) -> Path | None:
-    if config.resume != "auto" or config.force:
-        return None
-    checkpoint, notes = find_resumable(folder / "checkpoints", config.engine)
-    for note in notes:
-        log.warning(note)
-    if checkpoint is not None:
-        log.info("%s continues after step %d", folder.name, checkpoint_step(checkpoint))
-    return checkpoint
-
-
-@contextmanager
-def _recorded(
-    config: RunConfig, identity: Identity, folder: Path, resume: Path | None, rank: int
-) -> Iterator[tuple[Record | None, Tracker | None]]:
-    """Open the record, its log file and the tracker on rank 0; close all of them whatever happens."""
-    if rank != 0:
-        yield None, None
-        return
-    record = Record.open(
-        folder,
-        name=identity.name,
-        experiment=config.experiment,
-        settings=identity.settings,
-        settings_hash=identity.settings_hash,
-        result_hash=identity.result_hash,
-        phase=config.method["phase"],
-        resume=resume is not None,
-    )
-    record.truncate_after(checkpoint_step(resume) if resume else 0)
-    OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
-    tracker = open_tracker(config.tracking, record, asdict(config))
-    handler = logging.FileHandler(folder / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield record, tracker
-    except Exception as error:
-        with (folder / "log.txt").open("a") as file:
-            file.write(traceback.format_exc())
-        record.fail(f"{type(error).__name__}: {error}")
-        tracker.finish({"status": "failed"}, failed=True)
-        raise
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-
-
-def _writer(record: Record | None, tracker: Tracker | None) -> Any:
-    """Return what writes a row of metrics: the record first, the tracker mirrors it."""
-
-    def write(row: dict[str, Any]) -> None:
-        assert record is not None, "only rank 0 writes"
-        assert tracker is not None, "only rank 0 writes"
-        record.log(row)
-        tracker.log(row)
-
-    return write
-
-
-def _note_plan(record: Record, parts: Parts, schedule: Schedule, reference: Reference) -> None:
-    """Write into the record what will be trained on, and which shared work was there already."""
-    shared: dict[str, Any] = {"tokens": "hit" if parts.prepared.cached else "built"}
-    if reference.table is not None:
-        shared["reference"] = "built" if reference.table.forward_tokens else "hit"
-        shared["reference_forward_tokens"] = reference.table.forward_tokens
-        shared["reference_examples"] = {
-            "computed": reference.table.computed,
-            "reused": reference.table.reused,
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as JSON knows it."""
+        return {
+            "config": asdict(self.config),
+            "identity": asdict(self.identity),
+            "folder": str(self.folder),
+            "start": self.start.to_json() if self.start else None,
         }
-    record.note(
-        data={"fingerprint": parts.prepared.fingerprint, "counts": parts.prepared.counts},
-        start=parts.start.parent.name if parts.start else None,
-        steps=schedule.steps,
-        rows_per_step=schedule.rows,
-        shared=shared,
+
+    def finished(self) -> RunView | None:
+        """Return this run's record if it is finished and its weights are as they were written."""
+        found = view_run(self.folder)
+        return found if found["run_hash"] == self.identity.run_hash and self._is_done(found) else None
+
+    def result(self) -> RunView | None:
+        """Return a finished run of any experiment that has this run's weights."""
+        config = self.config
+        parts = (config.method["name"], config.model.name, config.data.name)
+        pattern = f"{glob.escape('-'.join(parts))}*-s{config.seed}-????????"
+        found = find_runs(Path(config.outputs), None, pattern, "result_hash", self.identity.result_hash)
+        return next((run for run in found if self._is_done(run)), None)
+
+    def relatives(self) -> list[RunView]:
+        """Return the experiment's other runs with these settings: what they read had another content."""
+        key, wanted = "settings_hash", self.identity.settings_hash
+        found = find_runs(Path(self.config.outputs), self.config.experiment, "*", key, wanted)
+        return [run for run in found if run["run_hash"] != self.identity.run_hash]
+
+    def _is_done(self, found: RunView) -> bool:
+        if found.status != "finished":
+            return False
+        wrong = what_is_wrong(found.folder / MODEL, Path(self.config.cache) / "hashes")
+        if wrong is not None:
+            log.warning("%s is finished, but its weights are not whole (model: %s)", found.folder, wrong)
+        return wrong is None
+
+
+def execute(config: RunConfig) -> Path:
+    """Return the folder of the finished run, training it and its SFT start only if they do not exist.
+
+    Two processes that ask for the same run train it once: the second waits, and takes over if the first dies
+    (the lock is the operating system's and ends with its owner).
+    """
+    return _train_once(Run.of(config))[0]
+
+
+def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
+    """Return the folder of the finished run, and whether it was trained here and now.
+
+    as_start: weights of any experiment serve.
+    """
+    find = run.result if as_start else run.finished
+    if not run.config.force and (done := find()) is not None:
+        log.info("%s is finished already and is not trained again (force=true does)", done.folder)
+        _tidy(run.config, done.folder)
+        return done.folder, False
+    with held(_lock(run), f"the run {run.identity.name}") as waited:
+        if waited and not run.config.force and (done := find()) is not None:
+            return done.folder, False
+        start = _ensure_start(run)
+        _take_over(run)
+        if is_distributed(run.config):
+            launch(run.config, run.folder, run.to_json())
+        else:
+            from sgdpo.runs.train import train  # torch and all that
+
+            train(run)
+        if this_node(run.config.engine).rank == 0:
+            amend_record(run.folder, shared={"start": start})
+    return run.folder, True
+
+
+def _tidy(config: RunConfig, folder: Path) -> None:
+    """Remove the checkpoints that a kill between the finished record and their removal left."""
+    if not config.trainer.keep_finished and (folder / CHECKPOINTS).exists():
+        shutil.rmtree(folder / CHECKPOINTS)
+
+
+def _ensure_start(run: Run) -> str | None:
+    """Train the SFT start unless a finished one exists; return "found", "trained", "waited" (another process
+    trained it meanwhile) or None (none needed)."""
+    if run.start is None:
+        return None
+    if run.start.result() is not None:
+        return "found"
+    log.info("the SFT start %s does not exist yet: training it first", run.start.identity.name)
+    return "trained" if _train_once(run.start, as_start=True)[1] else "waited"
+
+
+def _take_over(run: Run) -> None:
+    """Let an interrupted run of these settings, whose inputs changed, go on as this one if the user says so.
+
+    Raise ValueError with the two words that decide, if none was given.
+    """
+    if run.config.force or run.config.resume == "never" or (run.folder / RECORD).exists():
+        return
+    for other in run.relatives():
+        if other.status not in ("interrupted", "failed") or not (other.folder / CHECKPOINTS).is_dir():
+            continue
+        changed = changes(other["contents"] or {}, run.identity.contents)
+        if run.config.resume == "auto":
+            raise ValueError(stale(other.folder, changed))
+        log.warning("%s goes on as %s although %s", other.folder, run.folder.name, "; ".join(changed))
+        write_json(other.folder / RECORD, {**other.record, "run_hash": run.identity.run_hash})
+        other.folder.rename(run.folder)
+        return
+
+
+def stale(folder: Path, changed: list[str]) -> str:
+    """Say that an interrupted run is no longer what it was, and ask for a word."""
+    return (
+        f"{folder} was interrupted and could go on, but since then {'; '.join(changed)}. Say resume=anyway to go on "
+        "all the same, or resume=never to start again"
     )
 
 
-def _close(parts: Parts, trainer: PairTrainer, record: Record, tracker: Tracker) -> None:
-    """Write what a person looks at (curves, tokens with their rewards), then close the record."""
-    picture = record.folder / "reward_curves.png"
-    draw_reward_curves(read_jsonl(record.folder / METRICS, torn_end=True), picture, title=record.folder.name)
-    tracker.image("reward_curves", picture)
-    # A partitioned model gives log-probs only to all ranks together.
-    if parts.method.reference and not parts.config.engine.deepspeed:
-        shown = parts.prepared.train if parts.prepared.test is None else parts.prepared.test
-        write_token_rewards(
-            record.folder / "pairs.json",
-            trainer.model,
-            [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))],
-            trainer.data_collator,
-            parts.method,
-            parts.tokenizer,
-            parts.config.seed,
-            trainer.live_reference,
-        )
-    record.finish(skipped_steps=trainer.skipped_steps)
-    tracker.finish(record.fields["final"]["train"])
-    if not parts.config.trainer.keep_finished:
-        prune(record.folder / "checkpoints", keep=0)
+def _lock(run: Run) -> Path:
+    """Return what is locked: a start is trained once for all experiments, any other run once for its own.
+
+    The machines of one run train it together: each has a lock of its own.
+    """
+    engine = run.config.engine
+    machine = f"-node{this_node(engine).rank}" if engine.num_nodes > 1 else ""
+    is_start = run.config.method["phase"] == "sft"
+    words = f"start-{run.identity.result_hash[:16]}" if is_start else (
+        f"{run.config.experiment}-{run.identity.run_hash[:16]}"
+    )  # fmt: skip
+    return Path(run.config.cache) / "locks" / f"{words}{machine}"

@@ -98,7 +98,7 @@ def wandb_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, Any]) -> Tracker:
-    """Open the run's tracker and keep its id in the record; call it after `record.truncate_after`.
+    """Open the run's tracker and keep its id in the record.
 
     config: the resolved run, nested, as W&B shows and groups it. Falls back to offline when there is no key
     or no server within `tracking.init_timeout` seconds.
@@ -115,7 +115,7 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     if replayed is not None:
         shutil.rmtree(record.folder / before["folder"])
     tracker = WandbTracker(run, record.folder)
-    for row in replayed or []:
+    for row in record.kept_rows() if replayed is not None else []:
         tracker.log(row)
     return tracker
 

@@ -21,7 +21,7 @@ from sgdpo.models.load import model_errors
 CHOICES = {
     "init": ("sft", "pretrained"),
     "reference": ("cached", "live"),
-    "resume": ("auto", "never"),
+    "resume": ("auto", "anyway", "never"),
     "device": ("auto", "cpu", "cuda"),
     "trainer.layout": ("shared_prefix", "separate"),
     "trainer.on_nonfinite": ("stop", "skip"),

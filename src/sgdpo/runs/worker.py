@@ -47,19 +47,19 @@ def main() -> None:
 
 def _train(files: RankFiles) -> Path:
     import torch
-    from omegaconf import OmegaConf
 
-    from sgdpo.config.compose import to_run_config
     from sgdpo.console import set_up_process
+    from sgdpo.runs.run import Run
 
     set_up_process()
-    config = to_run_config(OmegaConf.create(json.loads(files.config.read_text())))
-    if config.device == "auto" and not torch.cuda.is_available():
-        config = replace(config, device="cpu")  # accelerate asks to be told
-    _join(config)
-    from sgdpo.runs.run import run
+    run = Run.from_json(json.loads(files.order.read_text()))
+    if run.config.device == "auto" and not torch.cuda.is_available():
+        run = replace(run, config=replace(run.config, device="cpu"))  # accelerate asks to be told
+    _join(run.config)
+    from sgdpo.runs.train import train
 
-    return run(config)
+    train(run)
+    return run.folder
 
 
 def _join(config: RunConfig) -> None:

@@ -6,12 +6,13 @@ is on the disk; a folder whose files do not match it is passed over, or built ag
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sgdpo.store.files import DamagedError, open_to_others, read_json, sync, write_json
+from sgdpo.store.files import DamagedError, open_to_others, read_json, sync, write_whole
 from sgdpo.store.hashes import hash_file, hash_json
 
 MANIFEST = "manifest.json"
@@ -35,7 +36,8 @@ def seal(folder: Path, **fields: Any) -> None:
             for path, digest in zip(files, digests, strict=True)
         },
     }
-    write_json(folder / MANIFEST, content | {"sha256": hash_json(content, 64)})
+    # No newline ends it: a manifest that lacks its last byte is not whole.
+    write_whole(folder / MANIFEST, json.dumps(content | {"sha256": hash_json(content, 64)}))
 
 
 def read_seal(folder: Path) -> dict[str, Any] | None:

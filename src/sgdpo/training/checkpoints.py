@@ -10,21 +10,18 @@ Every rank must see the same folder: over several machines the run's folder lies
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from sgdpo.config.schema import EngineConfig
+from sgdpo.store import MANIFEST, read_seal, seal, sync, what_is_wrong
 
-MANIFEST = "manifest.json"
+Answer = TypeVar("Answer")
 PREFIX = "checkpoint-"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -40,9 +37,12 @@ def checkpoint_step(folder: Path) -> int:
 
 
 @contextmanager
-def complete_checkpoint(folder: Path, engine: EngineConfig, keep: int) -> Iterator[None]:
+def complete_checkpoint(
+    folder: Path, engine: EngineConfig, keep: int, mark: Callable[[], Mapping[str, Any]] = dict
+) -> Iterator[None]:
     """Save a checkpoint inside the block, on every rank; it counts from the moment the block is left.
 
+    mark: called on rank 0 once all is saved; returns what else the manifest holds.
     What an interrupted save left at this step goes first; older checkpoints go last, once this one counts.
     Raise ValueError on a full disk, with the torn folder removed and the earlier checkpoints untouched.
     """
@@ -53,7 +53,7 @@ def complete_checkpoint(folder: Path, engine: EngineConfig, keep: int) -> Iterat
         yield
         _barrier()
         if _is_main():
-            mark_complete(folder, engine)
+            mark_complete(folder, engine, **mark())
             prune(folder.parent, keep)
         _barrier()
     except Exception as error:
@@ -62,72 +62,63 @@ def complete_checkpoint(folder: Path, engine: EngineConfig, keep: int) -> Iterat
         raise _full_disk_error(folder) from error
 
 
-def mark_complete(folder: Path, engine: EngineConfig) -> None:
-    """Write the manifest: every file's size and SHA-256 and who wrote them; on disk, atomically, last.
+def mark_complete(folder: Path, engine: EngineConfig, **fields: Any) -> None:
+    """Write the manifest: every file's size and SHA-256, who wrote them, and these fields; on disk, last.
 
     Call it on rank 0, after all ranks saved.
     """
-    files = _files(folder)
-    for path in files:
-        _sync(path)
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_sha256, files))
-    manifest = {
-        "format": 1,
-        "step": checkpoint_step(folder),
-        "engine": engine.name,
-        "state_layout": state_layout(engine),
-        "world_size": engine.num_processes * engine.num_nodes,
-        "files": {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(files, digests, strict=True)
-        },
-    }
-    beside = folder / f"{MANIFEST}.part"
-    beside.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
-    _sync(beside)
-    beside.replace(folder / MANIFEST)
-    _sync(folder)
+    seal(
+        folder,
+        step=checkpoint_step(folder),
+        engine=engine.name,
+        state_layout=state_layout(engine),
+        world_size=engine.num_processes * engine.num_nodes,
+        **fields,
+    )
 
 
-def find_resumable(checkpoints: Path, engine: EngineConfig) -> tuple[Path | None, list[str]]:
+def find_resumable(
+    checkpoints: Path,
+    engine: EngineConfig,
+    why_foreign: Callable[[Mapping[str, Any]], str | None] = lambda manifest: None,
+) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint, or None, and a note on each newer one that was passed over.
 
-    Raise ValueError if that checkpoint holds another engine's state, which would load wrongly or not at all.
+    why_foreign: says of a manifest why the run cannot go on there. Raise ValueError if that checkpoint holds
+    another engine's state, which would load wrongly or not at all.
     """
     notes = []
     for folder in _newest_first(checkpoints):
-        wrong = what_is_wrong(folder)
-        if wrong is None:
+        manifest = read_manifest(folder)
+        if (foreign := why_foreign(manifest) if manifest else None) is not None:
+            notes.append(f"{folder.name} is passed over: {foreign}")
+        elif (wrong := what_is_wrong(folder)) is not None:
+            notes.append(f"{folder.name} is not complete and is passed over: {wrong}")
+        else:
             _check_fit(folder, engine)
             return folder, notes
-        notes.append(f"{folder.name} is not complete and is passed over: {wrong}")
     return None, notes
-
-
-def what_is_wrong(folder: Path) -> str | None:
-    """Return why a checkpoint is not complete, as a phrase, or None if every file is as it was written."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return f"it has no readable {MANIFEST}, so the save did not end"
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} does not have the content that was saved"
-    return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a checkpoint, or None if it is missing or not as it was written."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return manifest if manifest.pop("sha256") == _digest(manifest) else None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return None
+    return read_seal(folder)
+
+
+def rank_0_decides(ask: Callable[[], Answer]) -> Answer:
+    """Return rank 0's answer on every rank; its ValueError is raised on all of them."""
+    if not dist.is_initialized():
+        return ask()
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = ask()
+        except ValueError as error:
+            told[1] = error
+    dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def prune(checkpoints: Path, keep: int) -> None:
@@ -146,7 +137,7 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; its manifest goes first, so that one half removed is never taken for complete."""
     if folder.is_dir():
         (folder / MANIFEST).unlink(missing_ok=True)
-        _sync(folder)
+        sync(folder)
         shutil.rmtree(folder)
 
 
@@ -198,29 +189,6 @@ def _disk_is_full(error: Exception) -> bool:
 def _newest_first(checkpoints: Path) -> list[Path]:
     found = [f for f in checkpoints.glob(f"{PREFIX}*") if f.is_dir() and f.name[len(PREFIX) :].isdigit()]
     return sorted(found, key=checkpoint_step, reverse=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    inside = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in inside if path.name not in (MANIFEST, f"{MANIFEST}.part"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_main() -> bool:

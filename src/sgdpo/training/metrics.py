@@ -5,7 +5,7 @@ A mean of means is wrong over an uneven last batch and over ranks, so nothing he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -48,6 +48,18 @@ class MetricSums:
             if key in self._sums:
                 total, count = self._sums[key][0] + total, self._sums[key][1] + count
             self._sums[key] = (total, count)
+
+    def state(self) -> dict[str, list[float]]:
+        """Return what has been added since the last `take`, on this rank; JSON keeps every bit of it."""
+        return {key: [float(total), float(count)] for key, (total, count) in self._sums.items()}
+
+    def restore(self, states: Iterable[Mapping[str, list[float]]], device: torch.device) -> None:
+        """Add what `state` returned, of one rank or several."""
+        for state in states:
+            pairs = {
+                key: torch.tensor(pair, dtype=torch.float64, device=device) for key, pair in state.items()
+            }
+            self.add({key: (total, count) for key, (total, count) in pairs.items()})
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the means since the last call, summed over ranks by one `reduce`, and start again."""

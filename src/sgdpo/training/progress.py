@@ -1,9 +1,10 @@
-"""Show a run's progress: a bar on a terminal, ten lines in a log."""
+"""Show a run's progress: a bar on a terminal, ten lines in the log."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -16,8 +17,9 @@ SHOWN = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accur
 class Progress(TrainerCallback):
     """Show the steps done, the time left and the latest loss, margin and accuracy (rank 0)."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, title: str, say: Callable[[str], None], note: Callable[[str], None]) -> None:
+        """say: puts a line on the screen and into the log. note: into the log alone, beside the bar."""
+        self._title, self._say, self._note = title, say, note
         self._bar: tqdm | None = None
         self._latest = ""
         self._first, self._started = 0, 0.0
@@ -41,8 +43,8 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix_str(self._latest, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
-        elif state.is_world_process_zero and self._line_is_due(state):
-            print(self._line(state), flush=True)
+        if state.is_world_process_zero and self._line_is_due(state):
+            (self._say if self._bar is None else self._note)(self._line(state))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from sgdpo.config.schema import EngineConfig
 from sgdpo.data.packing import model_inputs, pair_of
 from sgdpo.method import Method
 from sgdpo.pairs import DrawKey, Pair, PairLoss
+from sgdpo.store import beat
 from sgdpo.training import checkpoints
 from sgdpo.training.metrics import MetricSums, pair_metrics
 from sgdpo.training.selfcheck import check_step0
 
 METHOD_STATE = "method_state.json"
+LOG_SUMS = "log_sums_{rank}.json"  # of the rows of metrics that log_steps > 1 has not written yet
 MAX_IDS_SHOWN = 8
 
 
@@ -43,7 +45,8 @@ class PairTrainer(Trainer):
     """Train a model on packed rows of pairs.
 
     method: the bound method. train_rows, eval_rows: batch samplers of row indices. collator: examples to row.
-    log_row: receives each row of metrics (rank 0). seed keys the draws.
+    log_row: receives each row of metrics (rank 0). mark: gives what a checkpoint's manifest keeps beside its files
+    (rank 0). draws_seed keys the draws.
     """
 
     # compute_loss divides by the step's global count, so the base class must not divide by its rows again.
@@ -58,6 +61,7 @@ class PairTrainer(Trainer):
         collator: Callable[[list[Any]], dict[str, Tensor]],
         live_reference: torch.nn.Module | None,
         log_row: Callable[[dict[str, Any]], None],
+        mark: Callable[[], Mapping[str, Any]] = dict,
         draws_seed: int,
         precision: str,
         step0_check: bool,
@@ -70,7 +74,8 @@ class PairTrainer(Trainer):
         self.method, self.method_state = method, method.new_state()
         self._train_rows, self._eval_rows = train_rows, eval_rows
         self.live_reference = live_reference.to(self.args.device) if live_reference is not None else None
-        self._log_row, self._draws_seed, self._precision = log_row, draws_seed, precision
+        self._log_row, self._mark = log_row, mark
+        self._draws_seed, self._precision = draws_seed, precision
         self._step0_check, self._on_nonfinite = step0_check, on_nonfinite
         self._keep, self._engine = keep_checkpoints, engine
         self._sums, self._step = MetricSums(), StepNotes()
@@ -170,12 +175,15 @@ class PairTrainer(Trainer):
         return norm
 
     def _nonfinite_message(self, norm: float) -> str:
-        good, _ = checkpoints.find_resumable(Path(self.args.output_dir), self._engine)
         return (
             f"step {self.state.global_step + 1}: the loss or its gradient is not finite (gradient norm {norm}); "
-            f"pairs {self._step.suspects()}; last good checkpoint: {good.name if good else 'none'}. "
+            f"pairs {self._step.suspects()}; last good checkpoint: {self._last_good()}. "
             "Lower optimizer.lr, look at these pairs, or skip such steps with trainer.on_nonfinite=skip."
         )
+
+    def _last_good(self) -> str:
+        good, _ = checkpoints.find_resumable(Path(self.args.output_dir), self._engine)
+        return good.name if good else "none"
 
     def end_step(self) -> None:
         """Let the method's state see the rewards of the whole global batch, once a step."""
@@ -183,6 +191,7 @@ class PairTrainer(Trainer):
             total, count = self._reduce(self._step.reward_sums(self.args.device)).tolist()
             self.method_state.advance(total, int(count))
         self._step.clear()
+        beat()
 
     def _reduce(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums) if self.args.world_size > 1 else sums
@@ -214,6 +223,7 @@ class PairTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the metrics of the held-out pairs; draws are epoch 0's, always."""
         model, sums, paused = self.model_wrapped, MetricSums(), time.perf_counter()
+        notes = StepNotes()
         model.eval()
         with torch.no_grad():
             for row in self.get_eval_dataloader():
@@ -221,9 +231,15 @@ class PairTrainer(Trainer):
                 with self.compute_loss_context_manager():
                     pair, result = self._pair_loss(model, row, epoch=0)
                 sums.add(pair_metrics(pair, result, self._loss_count(row)))
+                notes.add(row["example_id_B"], result)
         model.train()
         metrics = sums.take(self._reduce)
         self._write("eval", metrics)
+        if not math.isfinite(metrics["loss"]):
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the loss of the held-out pairs is not finite; pairs "
+                f"{notes.suspects()}. Look at these pairs, or lower optimizer.lr."
+            )
         self._clock += time.perf_counter() - paused  # speed is of training alone
         metrics = {f"eval_{key}": value for key, value in metrics.items()}
         # This is what marks the evaluation as done; without it the last step is evaluated a second time.
@@ -232,17 +248,39 @@ class PairTrainer(Trainer):
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
+    def check_weights(self) -> None:
+        """Raise NonFiniteError, on all ranks alike, if the last update left a weight that is not finite."""
+        # ZeRO-3 leaves a rank its share of each parameter.
+        shares = [getattr(parameter, "ds_tensor", parameter) for parameter in self.model.parameters()]
+        bad = sum((~torch.isfinite(share).all()).double() for share in shares)
+        if self._reduce(bad).item() > 0:
+            raise NonFiniteError(
+                f"step {self.state.global_step}: its update left weights that are not finite; last good checkpoint: "
+                f"{self._last_good()}. Lower optimizer.lr."
+            )
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.check_weights()  # one that holds them would end every attempt that continues it
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
-        with checkpoints.complete_checkpoint(folder, self._engine, self._keep):
+        with checkpoints.complete_checkpoint(folder, self._engine, self._keep, self._mark):
             super()._save_checkpoint(model, trial)
+            if sums := self._sums.state():
+                (folder / LOG_SUMS.format(rank=self.args.process_index)).write_text(json.dumps(sums))
             if self.method_state is not None and self.is_world_process_zero():
                 (folder / METHOD_STATE).write_text(json.dumps(self.method_state.state_dict()))
 
-    def resume_method_state(self, folder: Path) -> None:
-        """Restore the method's state from a complete checkpoint."""
+    def resume_states(self, folder: Path) -> None:
+        """Restore, from a complete checkpoint, the method's state and the sums of a row that is not written yet.
+
+        Of more ranks than there are now, each takes several ranks' sums.
+        """
         if self.method_state is not None:
             self.method_state.load_state_dict(json.loads((folder / METHOD_STATE).read_text()))
+        mine = []
+        for file in sorted(folder.glob(LOG_SUMS.format(rank="*"))):
+            if int(file.stem.rpartition("_")[2]) % self.args.world_size == self.args.process_index:
+                mine.append(json.loads(file.read_text()))
+        self._sums.restore(mine, self.args.device)
 
 
 class StepNotes:

@@ -1,0 +1,124 @@
+"""Hash the content of what a run reads: rows, weights, model config, tokenizer, template, the method's code.
+
+Settings hold paths; two runs of one path are one run only if what lies there is the same. Large files are read once
+and their hashes remembered by path, size and times. Nothing heavy is imported and no row is read.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sgdpo.config.schema import DataConfig, ModelConfig, RunConfig
+from sgdpo.places import ROOT
+from sgdpo.source import find
+from sgdpo.store import hash_file, hash_folder, hash_json
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+MODEL_CODE = ("config.json", "*.py")
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*",
+)  # fmt: skip
+HUB_SECONDS = 5.0
+
+
+def read_contents(config: RunConfig) -> dict[str, str]:
+    """Return {what the run reads: hash of its content}. Raise ValueError for what is not there."""
+    memory = Path(config.cache) / "hashes"
+    try:
+        data, model = _data(config.data, config.method["phase"], memory), _model(config.model, memory)
+        code = _method_code(config.method, config.extra)
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+    rows = {f"data.{split}": value for split, value in data.items()}
+    return {**rows, **{f"model.{part}": value for part, value in model.items()}, "method.code": code}
+
+
+def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:
+    """Name what is read that has another content."""
+    return [
+        f"{key} has another content" for key in sorted({*there, *here}) if there.get(key) != here.get(key)
+    ]
+
+
+@cache
+def code_hash() -> str:
+    """Return the hash of this package's code, without comments and docstrings."""
+    return hash_code(sorted((ROOT / "src" / "sgdpo").rglob("*.py")))
+
+
+def hash_code(files: Iterable[Path]) -> str:
+    """Return a hash of what Python files do: neither comments, docstrings nor layout change it."""
+    return hash_json([_bare(file.read_text(encoding="utf-8")) for file in files])
+
+
+def _bare(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _data(data: DataConfig, phase: str, memory: Path) -> dict[str, str]:
+    from sgdpo.data.sources import split_location
+
+    if data.source == "generated":
+        return {"train": hash_code(sorted((ROOT / "src" / "sgdpo" / "world").glob("*.py")))}
+    found = {}
+    for split in ("train", "test"):
+        where, _ = split_location(data, phase, split)
+        if where is not None and data.source == "hub":
+            found[split] = _hub_commit(where, None, "dataset")
+        elif where is not None:
+            path = Path(where)
+            found[split] = hash_folder(path, memory=memory) if path.is_dir() else hash_file(path, memory)
+    return found
+
+
+def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
+    found = {}
+    if model.chat_template is not None:
+        template = Path(model.chat_template)
+        found["chat_template"] = _file_or_hub(template, ("chat_template*", "tokenizer_config.json"), memory)
+    if model.path is None:
+        return found | {"tokenizer": hash_code([ROOT / "src" / "sgdpo" / "models" / "tiny.py"])}
+    folder = Path(model.path).expanduser()
+    if not folder.is_dir():
+        return found | {"weights": _hub_commit(model.path, model.revision, "model")}
+    parts = {"weights": WEIGHTS, "config": MODEL_CODE, "tokenizer": TOKENIZER}
+    return found | {part: hash_folder(folder, patterns, memory) for part, patterns in parts.items()}
+
+
+def _file_or_hub(path: Path, patterns: Iterable[str], memory: Path) -> str:
+    if path.is_file():
+        return hash_file(path, memory)
+    return hash_folder(path, patterns, memory) if path.is_dir() else _hub_commit(str(path), None, "model")
+
+
+@cache
+def _hub_commit(name: str, revision: str | None, kind: str) -> str:
+    """Return the commit that a hub id means now; without network the one that was loaded last."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import HfHubHTTPError
+
+    wanted = revision or "main"
+    if not os.environ.get("HF_HUB_OFFLINE"):
+        try:
+            return str(HfApi().repo_info(name, repo_type=kind, revision=wanted, timeout=HUB_SECONDS).sha)
+        except (OSError, HfHubHTTPError, ValueError):  # no network, no access: loading says it better
+            pass
+    ref = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / wanted
+    return ref.read_text().strip() if ref.is_file() else wanted
+
+
+def _method_code(method: Mapping[str, Any], extra: Sequence[str]) -> str:
+    """Hash the files that define the method's function and its state."""
+    paths = [method["function"], (method.get("needs") or {}).get("state")]
+    return hash_code(sorted({find(path, extra).module.path for path in paths if path}))

@@ -1,0 +1,313 @@
+"""Train one run in order: data, start, reference, trainer, record. It reads as the table of contents.
+
+In this process, or as one rank of several; what must exist before (the SFT start) and where it runs (here, or
+relaunched over several processes) is `run.py`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from sgdpo.config.schema import RunConfig
+from sgdpo.data.batching import RowSampler, StepSampler, planned_examples, rows_per_step
+from sgdpo.data.example import Examples
+from sgdpo.data.packing import RowCollator
+from sgdpo.data.prepare import Prepared, describe, prepare
+from sgdpo.method import Method, bind_method
+from sgdpo.models.allocator import keep_freed_memory
+from sgdpo.models.load import fit_errors, load_config, load_model, load_tokenizer
+from sgdpo.models.logprobs import teach_logprobs
+from sgdpo.models.threads import threads_for
+from sgdpo.reference import ReferenceTable, Work, reference_key, reference_table
+from sgdpo.runs.attempt import SilentAttempt, open_attempt
+from sgdpo.runs.contents import changes
+from sgdpo.runs.records import CHECKPOINTS, MODEL, made_by, why_foreign
+from sgdpo.runs.run import Run, stale
+from sgdpo.training.arguments import total_steps, training_arguments
+from sgdpo.training.checkpoints import checkpoint_step, find_resumable, rank_0_decides, read_manifest
+from sgdpo.training.progress import Progress
+from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
+from sgdpo.training.trainer import PairTrainer
+
+log = logging.getLogger("sgdpo")
+
+# Of these another version may give other numbers in the middle of a run.
+ARITHMETIC = ("torch", "transformers", "accelerate", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Hold what a run is made of.
+
+    start: folder of the SFT start's weights, None for the model's own. world: processes.
+    """
+
+    run: Run
+    method: Method
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    start: Path | None
+    world: int
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the run's settings."""
+        return self.run.config
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Hold the reference: a table of cached log-probs, a live model, or neither."""
+
+    table: ReferenceTable | None = None
+    live: PreTrainedModel | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hold how a run is cut: optimizer steps, and rows of a step on each rank."""
+
+    steps: int
+    rows: int
+
+
+def train(run: Run) -> None:
+    """Train one run in its folder. Its SFT start, if it needs one, must be finished."""
+    disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
+    config, state = run.config, PartialState(cpu=run.config.device == "cpu")
+    if state.device.type == "cpu":
+        keep_freed_memory()
+    # Only rank 0 reads the checkpoints through; the others take its word.
+    checkpoint = rank_0_decides(lambda: find_checkpoint(run))
+    with open_attempt(run, checkpoint, state.process_index) as attempt:
+        set_seed(config.seed)
+        method = bind_method(config.method, asdict(config.ratio), config.extra)
+        tokenizer = load_tokenizer(config.model)
+        prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache))
+        parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
+        check_fit(parts)
+        schedule = plan_steps(parts)
+        attempt.say(describe(prepared.counts))
+        reference = find_reference(parts, schedule)
+        attempt.plan(**planned(parts, schedule, reference))
+        trainer = build_trainer(parts, reference, schedule, attempt)
+        if checkpoint is not None:
+            trainer.resume_states(checkpoint)
+        with threads_for(trainer.model):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.check_weights()
+        trainer.save_model(str(run.folder / MODEL))
+        attempt.close(
+            lambda path: write_pairs(path, parts, trainer),
+            keep_checkpoints=config.trainer.keep_finished,
+            skipped_steps=trainer.skipped_steps,
+        )
+
+
+def find_checkpoint(run: Run) -> Path | None:
+    """Return the checkpoint that this attempt continues, None to start at the first step.
+
+    Raise ValueError if there is one but something has changed since, or its rows of metrics are lost.
+    """
+    config, lost = run.config, []
+
+    def foreign(manifest: Mapping[str, Any]) -> str | None:
+        wrong = why_foreign(run.folder, manifest)
+        if wrong is not None and "rows" in wrong:
+            lost.append(wrong)
+        return wrong
+
+    if config.resume == "never" or config.force:
+        return None
+    checkpoint, notes = find_resumable(run.folder / CHECKPOINTS, config.engine, foreign)
+    for note in notes:
+        log.warning(note)
+    if checkpoint is None:
+        if lost:
+            raise ValueError(
+                f"the run cannot be continued without gaps: {lost[0]}. Say resume=never to start it again"
+            )
+        return None
+    manifest = read_manifest(checkpoint) or {}
+    if changed := changed_since(manifest["made_by"]):
+        if config.resume != "anyway":
+            raise ValueError(stale(run.folder, changed))
+        log.warning("%s goes on although %s", run.folder, "; ".join(changed))
+    log.info("%s continues after step %d", run.folder.name, checkpoint_step(checkpoint))
+    return checkpoint
+
+
+def changed_since(there: Mapping[str, Any]) -> list[str]:
+    """Name what is not as it was when a checkpoint was written: the code, or a package that does arithmetic."""
+    here, found = made_by(), []
+    if there["code"] != here["code"]:
+        commits = f"commit {(there['commit'] or '?')[:8]} there, {(here['commit'] or '?')[:8]} here"
+        found.append(f"the code has changed ({commits}{', with edits' if here['dirty'] else ''})")
+    for package in ARITHMETIC:
+        old, new = there["versions"].get(package), here["versions"].get(package)
+        if old != new:
+            found.append(f"{package} is {old} there, {new} here")
+    return found
+
+
+def start_weights(run: Run) -> Path | None:
+    """Return the folder of the SFT start's weights, or None for a run that starts from the model itself."""
+    if run.start is None:
+        return None
+    found = run.start.result()
+    assert found is not None, f"the start {run.start.identity.name} must be trained before the run"
+    return found.folder / MODEL
+
+
+def check_fit(parts: Parts) -> None:
+    """Raise ValueError if there is too little data for a step, or the data does not fit the model."""
+    train, batch = parts.prepared.train, parts.config.optimizer.batch_size
+    if len(train) < batch:
+        raise ValueError(
+            f"{len(train)} training examples are left but a step takes {batch}; "
+            f"set optimizer.batch_size to at most {len(train)}, or bring more data"
+        )
+    sets = [train] if parts.prepared.test is None else [train, parts.prepared.test]
+    longest = max(int((s.lengths[:, 0] + s.lengths[:, 1:].max(1)).max()) for s in sets)
+    if errors := fit_errors(load_config(parts.config.model, parts.start), len(parts.tokenizer), longest):
+        raise ValueError("\n".join(errors))
+
+
+def plan_steps(parts: Parts) -> Schedule:
+    """Return how many steps the run takes, and how many rows a step has on each rank."""
+    config, train = parts.config, parts.prepared.train
+    rows = rows_per_step(
+        train.lengths, config.optimizer.batch_size, parts.world, config.trainer.max_tokens_per_row,
+        config.trainer.layout, seed=config.seed, epochs=math.ceil(config.optimizer.epochs),
+    )  # fmt: skip
+    return Schedule(total_steps(config, len(train)), rows)
+
+
+def find_reference(parts: Parts, schedule: Schedule) -> Reference:
+    """Return the reference's per-token log-probs: from the cache, computed once, or a frozen model.
+
+    Call it before TrainingArguments exist: under ZeRO-3 every model loaded after them is partitioned.
+    """
+    config, state = parts.config, PartialState()
+    if not parts.method.reference:
+        return Reference()
+
+    def factory() -> PreTrainedModel:
+        return policy(config, parts.start).requires_grad_(False).eval()
+
+    if config.reference == "live":
+        return Reference(live=factory())
+    work = Work(
+        layout=config.trainer.layout,
+        max_tokens=config.trainer.max_tokens_per_row,
+        device=str(state.device),
+        autocast=torch.bfloat16 if config.precision.name == "bf16" else None,
+        rank=state.process_index,
+        world=state.num_processes,
+    )
+    cache = Path(config.cache)
+    key = work.agree(
+        lambda: reference_key(
+            config.model, parts.start, config.seed, parts.tokenizer, config.precision.name,
+            config.data.max_length, config.data.max_prompt_length, cache / "hashes",
+        )
+    )  # fmt: skip
+    sets = _looked_up(parts, schedule)
+    table = reference_table(sets, model_factory=factory, key=key, cache=cache, work=work)
+    return Reference(table=table)
+
+
+def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndarray]]:
+    """Return each data set with the positions of the examples whose reference the run will ask for."""
+    train, test = parts.prepared.train, parts.prepared.test
+    config = parts.config
+    steps = planned_examples(len(train), config.optimizer.batch_size, config.seed, schedule.steps)
+    if test is not None:
+        return [(train, steps), (test, np.arange(len(test)))]
+    shown = np.arange(min(PAIRS_SHOWN, len(train)))
+    return [(train, np.union1d(steps, shown))]
+
+
+def policy(config: RunConfig, start: Path | None) -> PreTrainedModel:
+    """Return the model that starts the run, taught to give per-token log-probs."""
+    model = load_model(config.model, weights=start, seed=config.seed)
+    teach_logprobs(model, config.trainer.head_budget_mb)
+    if config.trainer.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def planned(parts: Parts, schedule: Schedule, reference: Reference) -> dict[str, Any]:
+    """Return the record's fields: what will be trained on, and which shared work was there already."""
+    shared: dict[str, Any] = {"tokens": "hit" if parts.prepared.cached else "built"}
+    if reference.table is not None:
+        shared["reference"] = "built" if reference.table.forward_tokens else "hit"
+        shared["reference_forward_tokens"] = reference.table.forward_tokens
+        shared["reference_examples"] = {
+            "computed": reference.table.computed,
+            "reused": reference.table.reused,
+        }
+    finished = [run for run in parts.run.relatives() if run.status == "finished"]
+    return {
+        "data": {"fingerprint": parts.prepared.fingerprint, "counts": parts.prepared.counts},
+        "start": parts.start.parent.name if parts.start else None,
+        "steps": schedule.steps,
+        "rows_per_step": schedule.rows,
+        "shared": shared,
+        "differs_from": {
+            run.name: changes(run["contents"] or {}, parts.run.identity.contents) for run in finished
+        },
+    }
+
+
+def build_trainer(
+    parts: Parts, reference: Reference, schedule: Schedule, attempt: SilentAttempt
+) -> PairTrainer:
+    """Return the trainer of a run, whose rows and marks go to the attempt."""
+    config, train, test = parts.config, parts.prepared.train, parts.prepared.test
+    trainer, batch, folder = config.trainer, config.optimizer.batch_size, parts.run.folder
+    arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
+    return PairTrainer(
+        args=arguments,
+        model=policy(config, parts.start),
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=parts.tokenizer,
+        method=parts.method,
+        train_rows=StepSampler(train.lengths, batch, schedule.rows, parts.world, config.seed, trainer.layout),
+        eval_rows=RowSampler(test.lengths, trainer.max_tokens_per_row, parts.world, trainer.layout)
+        if test is not None
+        else None,
+        collator=RowCollator(trainer.layout, reference.table.lookup if reference.table else None),
+        live_reference=reference.live,
+        log_row=attempt.log,
+        mark=attempt.mark,
+        draws_seed=config.seed,
+        precision=config.precision.name,
+        step0_check=trainer.step0_check,
+        on_nonfinite=trainer.on_nonfinite,
+        keep_checkpoints=trainer.keep_checkpoints,
+        engine=config.engine,
+        callbacks=[Progress(folder.name, attempt.say, attempt.note)],
+    )
+
+
+def write_pairs(path: Path, parts: Parts, trainer: PairTrainer) -> None:
+    """Write the rewards of some held-out pairs' tokens, where rank 0 alone can compute them."""
+    # A partitioned model gives log-probs only to all ranks together.
+    if not parts.method.reference or parts.config.engine.deepspeed:
+        return
+    shown = parts.prepared.train if parts.prepared.test is None else parts.prepared.test
+    examples = [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))]
+    write_token_rewards(path, trainer, examples, parts.tokenizer, parts.config.seed)
