@@ -1,28 +1,28 @@
-"""The entrypoint: compose a run, check it, do it.
+"""Train one run, or sweep over many: compose a run from conf/, check it, do it.
 
 python src/train.py                                             the defaults: SGDPO on the tiny Llama
 python src/train.py method=dpo model=tiny_qwen2 seed=3          any group or value overridden
-python src/train.py -m ratio.chosen=0.6,0.8                     a multirun
+python src/train.py -m ratio.chosen=0.6,0.8                     a sweep; sweep=ratio_grid is a named one
 python src/train.py --cfg job --resolve                         print the resolved run
 python src/train.py dry_run=true                                print the plan, load nothing
 """
-
-import sys
 
 import hydra
 from omegaconf import DictConfig
 
 from sgdpo.config.compose import list_errors, register_schema, to_run_config
-from sgdpo.console import fail, greet, set_up_process
+from sgdpo.config.help import help_asked, help_page
+from sgdpo.console import expected_failures, fail, greet, run_command, set_up_process
 
 register_schema()
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
+@expected_failures()
 def main(config: DictConfig) -> None:
     """Do one composed run."""
     set_up_process()
-    from sgdpo.runs.validate import config_errors  # heavy imports only once the config composes
+    from sgdpo.runs.validate import config_errors
 
     if errors := config_errors(config):
         fail(errors)
@@ -36,14 +36,19 @@ def main(config: DictConfig) -> None:
     from sgdpo.runs.summary import summarise
 
     greet(run)
-    try:
-        folder = execute(run)
-    except ValueError as error:
-        fail([str(error)])
-    print(summarise(folder))
+    with expected_failures(code=1):
+        print(summarise(execute(run)))
+
+
+def command(arguments: list[str]) -> None:
+    """Answer --help, or let Hydra compose what the command line asks for."""
+    if help_asked(arguments):
+        print(help_page("config", __doc__, arguments))
+        return
+    if errors := list_errors(arguments):
+        fail(errors)
+    main()
 
 
 if __name__ == "__main__":
-    if errors := list_errors(sys.argv[1:]):
-        fail(errors)
-    sys.exit(main())
+    run_command(command, stopped="the same command continues from the newest checkpoint")

@@ -11,7 +11,7 @@ import pytest
 
 from sgdpo.contract import Kind, binding_errors, build, load, settings_of
 from sgdpo.source import find
-from sgdpo.values import Range, range_of, value_error
+from sgdpo.values import Range, marks_of, value_error
 
 JUDGE = """
 import nowhere_to_be_found  # reading the file does not run it
@@ -179,8 +179,8 @@ def test_a_range_holds_its_ends_as_mathematics_writes_them(
 ) -> None:
     assert all(value in Range(interval) for value in inside)
     assert not any(value in Range(interval) for value in outside)
-    assert range_of(Annotated[int, Range(interval)] | None) == Range(interval)
-    assert range_of(Literal[1, 2]) is None
+    assert marks_of(Annotated[int, Range(interval)] | None) == [Range(interval)]
+    assert marks_of(Literal[1, 2]) == []
 
 
 def test_checking_every_method_imports_nothing_heavy() -> None:

@@ -176,7 +176,7 @@ def test_a_failed_run_says_so_in_its_record_and_with_its_exit_code(tmp_path: Pat
 
 def test_bad_settings_stop_before_anything_is_written(tmp_path: Path) -> None:
     done = train(tmp_path, "ratio.chosen=1.5", "method.beta=-1")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("error:") == 2
     assert not (tmp_path / "outputs").exists()
 

@@ -1,29 +1,123 @@
-"""What a command says on the screen and how it behaves among others."""
+"""The one way in and out of every command: what it says, how it fails, how it behaves among others.
+
+Exit codes: 0 done; 1 it failed on the way; 2 bad input, and nothing was begun; 130 stopped by Ctrl-C; 141 whoever
+read the output closed it. An expected failure is one line a mistake, `error: ...`; a traceback is a bug of ours.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn
 
-from sgdpo.config.schema import RunConfig
+if TYPE_CHECKING:
+    from sgdpo.config.schema import RunConfig
 
 
-class ConfigError(SystemExit):
-    """End the program with code 1 after its errors were printed; a sweep counts the cell as failed."""
+class Failure(SystemExit):
+    """End the program after its errors were printed; a sweep counts the cell as failed, for these reasons."""
 
-    def __init__(self, errors: list[str]) -> None:
-        super().__init__(1)
+    def __init__(self, errors: list[str], code: int) -> None:
+        super().__init__(code)
         self.errors = errors
 
 
-def fail(errors: list[str]) -> NoReturn:
-    """Print every error, one a line, and end with exit code 1."""
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    raise ConfigError(errors)
+def fail(errors: list[str], code: int = 2) -> NoReturn:
+    """Print every error, one a line, and end with an exit code."""
+    _say("\n".join(error if error.startswith("error: ") else f"error: {error}" for error in errors))
+    raise Failure(errors, code)
+
+
+@contextlib.contextmanager
+def expected_failures(code: int = 2) -> Iterator[None]:
+    """Turn what may happen to a user (a bad value, a full disk) into one line; let our bugs through.
+
+    A ValueError is advice for the user if our own code raised it, and a bug if a library did, or an operation.
+    code: the exit code of advice; 1 once work was begun.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        # Hydra's errors first: some of them are OSErrors or ValueErrors too.
+        if any(base.__module__.startswith(("hydra.", "omegaconf.")) for base in type(error).__mro__):
+            from sgdpo.config.compose import composition_words
+
+            fail([composition_words(error)])
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            fail([f"{where}{error.strerror or error or type(error).__name__}"], code=1)
+        if not isinstance(error, ValueError) or not _is_advice(error):
+            raise
+        # A mistake a line; an indented line belongs to the one above.
+        fail(re.split(r"\n(?=\S)", str(error)), code=code)
+
+
+def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> NoReturn:
+    """Run a script's `main(arguments)` and end the process, with one line for every expected failure.
+
+    stopped: what Ctrl-C leaves behind and how to go on.
+    """
+    full_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "0") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not answer errors itself
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an ASCII terminal gets \u2013 instead of a traceback
+            stream.reconfigure(errors="backslashreplace")
+    code = 0
+    try:
+        with contextlib.nullcontext() if full_traceback else expected_failures():
+            try:
+                code = main(sys.argv[1:]) or 0
+            finally:
+                sys.stdout.flush()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        if isinstance(ended.code, str):
+            _say(ended.code)
+    except KeyboardInterrupt:
+        _say(f"\nstopped{'; ' + stopped if stopped else ''}")
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    except Exception:
+        _say(f"{traceback.format_exc()}This is a bug, not a mistake of yours: please report the lines above.")
+        code = 1
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; what cannot be written any more is dropped, or Python would complain while it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _is_advice(error: ValueError) -> bool:
+    """Say whether a `raise` of ours or of Hydra's raised it, and not another library or an operation like int("x")."""
+    step = error.__traceback__
+    assert step is not None, "it was raised"
+    while step.tb_next is not None:
+        step = step.tb_next
+    frame = step.tb_frame
+    room = frame.f_globals.get("__name__", "").split(".")[0]
+    raised = dis.opname[frame.f_code.co_code[step.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+    return raised and room in ("sgdpo", "lab", "hydra_plugins", "__main__", "hydra", "omegaconf")
 
 
 def greet(run: RunConfig) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from sgdpo.places import CONF
 from sgdpo.source import Definition, find, load_dotted
-from sgdpo.values import FINITE, Range, value_error
+from sgdpo.values import FINITE, NAME, Range, value_error
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def binding_errors(
     extra: files that the user named on this command. folders: where YAMLs come from.
     """
     name, group = config.get("name", "?"), kind.group
+    if problem := NAME.problem(name if name != "?" else None):
+        return [f"{group}.name{problem}"]
     if missing := [key for key in (kind.key, *kind.required) if key not in config]:
         example = next((path for path, _ in _yamls(group, (CONF,))), CONF / group)
         return [f"{group} {name!r} lacks {missing}; see {_shown(example)} for the form"]

@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sgdpo.values import Range, Unreadable
+from sgdpo.values import Name, OneOf, Range, Unreadable
 
 PACKAGES = ("sgdpo", "lab")
-KNOWN = {t.__name__: t for t in (int, float, bool, str, list, dict, tuple, Range)} | {
+KNOWN = {t.__name__: t for t in (int, float, bool, str, list, dict, tuple, Range, OneOf, Name)} | {
     "Mapping": dict,
     "Sequence": list,
     **{name: getattr(typing, name) for name in ("Any", "Literal", "Annotated", "Optional", "Union")},

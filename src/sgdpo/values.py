@@ -6,10 +6,11 @@ lr: Annotated[float, Range("(0, 100]")]
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
 
@@ -29,21 +30,75 @@ class Range:
         above = value >= low if self.interval[0] == "[" else value > low
         return above and (value <= high if self.interval[-1] == "]" else value < high)
 
-    def expected(self, value: float) -> str:
-        """Say what a value outside must do, after "must"."""
+    def problem(self, value: Any) -> str | None:
+        """Say what a number outside must do, after its key: " must be at least 1, not 0"."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value in self:
+            return None
+        return f" must {self._expected(value)}, not {value!r}"
+
+    def _expected(self, value: float) -> str:
         low, high = self.bounds
         if high <= 1:
             return f"lie in {self.interval}"
         if low == 0 and self.interval[0] == "(" and (value <= 0 or not math.isfinite(value)):
             return "be a positive number"
         if value <= low:
-            return f"be {'at least' if self.interval[0] == '[' else 'above'} {low:g}"
+            return f"be {'at least' if self.interval[0] == '[' else 'above'} {low:.10g}"
         if value != value:
             return "be a number"
         return f"be {'at most' if self.interval[-1] == ']' else 'below'} {high:.10g}"
 
 
+class OneOf:
+    """Hold the words that a setting may be."""
+
+    def __init__(self, *options: str):
+        self.options = options
+
+    def problem(self, value: Any) -> str | None:
+        """Say which words a value may be, after its key."""
+        if value is None or value in self.options:
+            return None
+        return f" must be one of {', '.join(self.options)}, not {value!r}"
+
+
+class Name:
+    """What becomes the name of a file or folder: one plain part of a path, of bounded length."""
+
+    def __init__(self, length: int = 60, reserved: tuple[str, ...] = ()):
+        self.length, self.reserved = length, reserved
+
+    def problem(self, value: Any) -> str | None:
+        """Say why a name cannot be one, after its key."""
+        if value is None:
+            return None
+        shown = repr(value if len(str(value)) <= 80 else f"{str(value)[:77]}...")
+        if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+@=~-]*", value):
+            return (
+                f" {shown} must be a plain folder name: letters, digits and . _ - + = @ ~, and no separator"
+            )
+        if len(value.encode()) > self.length:
+            return f" {shown} must be at most {self.length} bytes long, not {len(value.encode())}"
+        return f" {shown} is kept for other files; take another name" if value in self.reserved else None
+
+
+class Place:
+    """A path that is written to: a folder, made if it is missing."""
+
+    def problem(self, value: Any) -> str | None:
+        """Say why a path cannot be one, after its key."""
+        if value is None:
+            return None
+        if not str(value).strip() or not str(value).isprintable():
+            return f"={value!r} is no folder; outputs=outputs is the default"
+        if max(map(len, str(value).encode().split(b"/"))) > 255 or len(str(value).encode()) > 2048:
+            return f"={str(value)[:60]}... is too long for a path"
+        return None
+
+
 FINITE = Range("(-inf, inf)")
+NAME = Name()
+PLACE = Place()
 
 
 class Opaque(type):
@@ -67,10 +122,17 @@ def value_error(value: Any, hint: Any, default: Range = FINITE) -> str | None:
     """
     if not fits(value, hint):
         return f"={value!r} does not fit {words(hint)}"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        interval = range_of(hint) or default
-        return None if value in interval else f" must {interval.expected(value)}, not {value!r}"
-    return None
+    return next(filter(None, (mark.problem(value) for mark in [*marks_of(hint), default])), None)
+
+
+def schema_errors(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Hold every value of a typed configuration against its annotation, the nested ones too."""
+    for key, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, key)
+        if is_dataclass(value):
+            yield from schema_errors(value, f"{prefix}{key}.")
+        elif problem := value_error(value, hint):
+            yield f"{prefix}{key}{problem}"
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -93,12 +155,11 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def range_of(hint: Any) -> Range | None:
-    """Return the range that an annotation carries, an optional number's too."""
-    for part in (*getattr(hint, "__metadata__", ()), *typing.get_args(hint)):
-        if (found := part if isinstance(part, Range) else range_of(part)) is not None:
-            return found
-    return None
+def marks_of(hint: Any) -> list[Any]:
+    """Return the ranges, options and names that an annotation carries, an optional one's too."""
+    parts = typing.get_args(hint)
+    own = [part for part in parts if isinstance(part, (Range, OneOf, Name, Place))]
+    return own + [mark for part in parts if part not in own for mark in marks_of(part)]
 
 
 def words(hint: Any) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sgdpo.config.schema import RunConfig
 from sgdpo.places import CONF
+
+T = TypeVar("T")
+# Lines of OmegaConf's errors that tell a user nothing.
+NOISE = ("full_key:", "object_type=", "reference_type=")
 
 
 def register_schema() -> None:
@@ -29,45 +35,82 @@ def compose_run(overrides: list[str]) -> DictConfig:
         return compose("config", overrides)
 
 
-def unknown_keys(config: DictConfig) -> list[str]:
+def config_folders() -> list[Path]:
+    """Return the folders that YAMLs come from in this process: conf/, and those given by --config-dir."""
+    if not HydraConfig.initialized():
+        return [CONF]
+    sources = HydraConfig.get().runtime.config_sources
+    return list(dict.fromkeys([CONF, *(Path(s.path) for s in sources if s.schema == "file")]))
+
+
+def unknown_keys(config: DictConfig, schema: type = RunConfig) -> list[str]:
     """List the keys that no dataclass knows: `+typo=1` composes, and must not pass."""
-    return sorted(_unknown(OmegaConf.to_container(config, resolve=False), RunConfig, ""))
+    return sorted(_unknown(OmegaConf.to_container(config, resolve=False), schema(), ""))
 
 
-def _unknown(node: Any, schema: type, prefix: str) -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    defaults = schema()
-    known = {f.name: getattr(defaults, f.name) for f in fields(schema)}
-    found = [f"{prefix}{key}" for key in node if key not in known and key != "hydra"]
-    for key, value in known.items():
-        if is_dataclass(value) and key in node:
-            found += _unknown(node[key], type(value), f"{prefix}{key}.")
-    return found
+def _unknown(node: Any, known: Any, prefix: str) -> Iterator[str]:
+    for key in node if isinstance(node, dict) else ():
+        value = getattr(known, str(key), None)
+        if key != "hydra" and not hasattr(known, str(key)):
+            yield f"{prefix}{key}"
+        elif is_dataclass(value):
+            yield from _unknown(node[key], value, f"{prefix}{key}.")
+
+
+def composition_words(error: Exception) -> str:
+    """Return what Hydra or OmegaConf says of a configuration as one sentence, with the reason kept in its cause."""
+    if str(error).startswith("error: "):
+        return str(error)  # a sweep's, which lists the cells
+    causes = [e for e in (error, error.__cause__, error.__context__) if e is not None]
+    text = "\n".join(dict.fromkeys(str(e).strip() for e in causes)).split("Config search path:")[0]
+    lines = [
+        line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith(NOISE)
+    ]
+    options = ", ".join(line.strip() for line in lines if line.startswith("\t"))
+    sentence = ": ".join(line.rstrip(".:") for line in lines if not line.startswith("\t"))
+    return f"{sentence}: {options}" if options else sentence
 
 
 def list_errors(arguments: Sequence[str]) -> list[str]:
-    """List command-line overrides that give a list to a key of one value, as one tries who wants a sweep.
+    """List the command-line overrides that Hydra would answer in words about its own types.
 
-    Hydra composes the sweep's own config first and would speak of a type there, not of comma strings.
+    A group set to null; and a list given to a key of one value, as one tries who wants a sweep.
     """
     found, parser = [], OverridesParser.create()
     for word in arguments:
+        group, _, value = word.partition("=")
+        if value == "null" and group != "sweep" and group.isidentifier() and (CONF / group).is_dir():
+            options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+            found.append(f"{group}=null leaves nothing to take its place; choose one of {options}")
         if "=[" not in word or word.startswith("hydra"):
             continue
         try:
             override = parser.parse_override(word)
             OmegaConf.update(OmegaConf.structured(RunConfig), override.key_or_group, override.value())
         except (ConfigTypeError, ValidationError):
-            key, comma = override.key_or_group, ",".join(map(str, override.value()))
+            values: Any = override.value()
+            key, comma = override.key_or_group, ",".join(map(str, values))
             found.append(f"{key} takes one value, and a list is not swept over; write {key}={comma} with -m")
         except (HydraException, OmegaConfBaseException):
             continue  # Hydra says it better
     return found
 
 
+def to_typed(config: DictConfig, schema: type[T]) -> T:
+    """Return a configuration as resolved typed dataclasses. Raise ValueError naming what does not fit."""
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        resolved.pop("hydra", None)
+        typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), resolved))
+        return typed
+    except MissingMandatoryValue as error:
+        group = str(error.full_key).split(".")[0]
+        raise ValueError(f"{error.full_key} is not set; choose one of conf/{group}: {group}=...") from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise ValueError(f"{f'{key}: ' if key else ''}{composition_words(error)}") from None
+
+
 def to_run_config(config: DictConfig) -> RunConfig:
     """Return the resolved run as typed dataclasses; below this point no config object travels."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    resolved.pop("hydra", None)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), resolved))
+    return to_typed(config, RunConfig)

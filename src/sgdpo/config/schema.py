@@ -1,23 +1,36 @@
-"""The typed form of a run: what `conf/` composes to. Every field's comment is in its YAML.
+"""The typed form of a run: what `conf/` composes to. Every field's comment is in its YAML, its range here.
 
 Hydra merges the YAML files into these dataclasses, so that a wrong type or an unknown key stops at compose
-time, by name. Below the entrypoint only these dataclasses travel, never a config object.
+time, by name; `values.schema_errors` holds every value against its range. Below the entrypoint only these
+dataclasses travel, never a config object.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from sgdpo.values import NAME, PLACE, Name, OneOf, Range
+
+Share = Annotated[float, Range("[0, 1]")]
+Part = Annotated[float, Range("(0, 1]")]
+Decay = Annotated[float, Range("[0, 1)")]
+Size = Annotated[float, Range("(0, 1000000]")]
+WorldSize = Annotated[int, Range("[0, 10000000]")]
+Count = Annotated[int, Range("[1, 1000000000]")]
+CountOrZero = Annotated[int, Range("[0, 1000000000]")]
+Called = Annotated[str, NAME]
+Start = Annotated[str, OneOf("sft", "pretrained")]
 
 
 @dataclass
 class ModelConfig:
-    name: str = "???"
+    name: Called = "???"
     path: str | None = None
     revision: str | None = None
     tiny: dict[str, Any] | None = None
     chat_template: str | None = None
-    init: str = "pretrained"
+    init: Start = "pretrained"
     attention: str = "sdpa"
     trust_remote_code: bool = False
     facts: dict[str, Any] | None = None
@@ -26,33 +39,31 @@ class ModelConfig:
 
 @dataclass
 class RatioConfig:
-    name: str = "none"
-    chosen: float | None = None
-    rejected: float | None = None
+    name: Called = "none"
+    chosen: Part | None = None
+    rejected: Part | None = None
 
 
 @dataclass
 class PhaseConfig:
-    lr: float = 0.0
-    batch_size: int = 0
-    epochs: float = 0.0
-    max_steps: int = -1
+    lr: Annotated[float, Range("(0, 100]")] = 0.0
+    batch_size: Annotated[int, Range("[1, 1000000]")] = 0
+    epochs: Annotated[float, Range("[0, 100000]")] = 0.0
+    max_steps: Annotated[int, Range("[-1, 1000000000]")] = -1
 
 
 @dataclass
-class OptimizerConfig:
-    name: str = "???"
-    lr: float = 0.0
-    batch_size: int = 0
-    epochs: float = 0.0
-    max_steps: int = -1
-    schedule: str = "cosine"
-    warmup_ratio: float = 0.1
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
+class OptimizerConfig(PhaseConfig):
+    """The phase in use, and what both share."""
+
+    name: Called = "???"
+    schedule: Annotated[str, OneOf("cosine", "linear", "constant", "constant_with_warmup")] = "cosine"
+    warmup_ratio: Decay = 0.1
+    weight_decay: Annotated[float, Range("[0, 1000]")] = 0.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Part = 1e-8
+    max_grad_norm: Annotated[float, Range("[0, 1000000]")] = 1.0
     sft: PhaseConfig = field(default_factory=PhaseConfig)
     preference: PhaseConfig = field(default_factory=PhaseConfig)
 
@@ -61,21 +72,21 @@ class OptimizerConfig:
 class WorldConfig:
     """The generated world of `data=verifiable`."""
 
-    seed: int = 0
-    pairs: int = 0
-    demonstrations: int = 0
-    test_pairs: int = 0
-    prompts: int = 0
-    demonstration_noise: float = 0.0
-    length_bias: float = 0.5
-    ties: float = 0.0
-    identical: float = 0.0
-    empty: float = 0.0
+    seed: Annotated[int, Range("[0, 4294967296)")] = 0
+    pairs: WorldSize = 0
+    demonstrations: WorldSize = 0
+    test_pairs: WorldSize = 0
+    prompts: WorldSize = 0
+    demonstration_noise: Share = 0.0
+    length_bias: Share = 0.5
+    ties: Share = 0.0
+    identical: Share = 0.0
+    empty: Share = 0.0
 
 
 @dataclass
 class DataConfig:
-    name: str = "???"
+    name: Called = "???"
     source: str = "files"
     train: str | None = None
     test: str | None = None
@@ -85,61 +96,61 @@ class DataConfig:
     test_split: str = "test"
     sft_split: str = "train"
     sft_test_split: str = "test"
-    max_length: int = 2048
-    max_prompt_length: int = 1800
-    ties: str = "keep"
-    identical: str = "drop"
-    empty: str = "drop"
-    refused: str = "drop"
-    limit: int | None = None
-    test_limit: int | None = None
+    max_length: Annotated[int, Range("[3, 10000000]")] = 2048
+    max_prompt_length: Annotated[int, Range("[2, 10000000]")] = 1800
+    ties: Annotated[str, OneOf("keep", "drop")] = "keep"
+    identical: Annotated[str, OneOf("keep", "drop")] = "drop"
+    empty: Annotated[str, OneOf("drop", "error")] = "drop"
+    refused: Annotated[str, OneOf("drop", "error")] = "drop"
+    limit: Count | None = None
+    test_limit: Count | None = None
     world: WorldConfig | None = None
     facts: dict[str, Any] | None = None
 
 
 @dataclass
 class TrainerConfig:
-    layout: str = "shared_prefix"
-    max_tokens_per_row: int = 8192
+    layout: Annotated[str, OneOf("shared_prefix", "separate")] = "shared_prefix"
+    max_tokens_per_row: Count = 8192
     activation_checkpointing: bool = False
-    head_budget_mb: int = 64
-    eval_steps: int = 0
-    save_steps: int = 0
-    log_steps: int = 1
-    keep_checkpoints: int = 2
+    head_budget_mb: Annotated[int, Range("[1, 1000000]")] = 64
+    eval_steps: CountOrZero = 0
+    save_steps: CountOrZero = 0
+    log_steps: Count = 1
+    keep_checkpoints: Count = 2
     keep_finished: bool = False
-    on_nonfinite: str = "stop"
+    on_nonfinite: Annotated[str, OneOf("stop", "skip")] = "stop"
     step0_check: bool = True
-    workers: int = 0
+    workers: Annotated[int, Range("[0, 1024]")] = 0
 
 
 @dataclass
 class PrecisionConfig:
-    name: str = "float32"
+    name: Annotated[str, OneOf("float32", "bf16")] = "float32"
 
 
 @dataclass
 class TrackingConfig:
-    name: str = "wandb"
-    mode: str = "auto"
-    project: str = "sgdpo"
-    entity: str | None = None
+    name: Annotated[str, OneOf("wandb", "off")] = "wandb"
+    mode: Annotated[str, OneOf("auto", "online", "offline", "disabled")] = "auto"
+    project: Called = "sgdpo"
+    entity: Called | None = None
     tags: list[str] = field(default_factory=list)
-    init_timeout: int = 20
+    init_timeout: Annotated[int, Range("[1, 3600]")] = 20
 
 
 @dataclass
 class EngineConfig:
-    name: str = "single"
-    num_processes: int = 1
-    num_nodes: int = 1
+    name: Called = "single"
+    num_processes: Annotated[int, Range("[1, 1024]")] = 1
+    num_nodes: Annotated[int, Range("[1, 10000]")] = 1
     deepspeed: dict[str, Any] | None = None
-    timeout_minutes: float = 30.0
-    port: int | None = None
-    gpu_memory_gb: float = 80.0
-    gpu_tflops: float = 312.0
-    gpu_tflops_float32: float = 19.5
-    utilisation: float = 0.4
+    timeout_minutes: Annotated[float, Range("(0, 100000]")] = 30.0
+    port: Annotated[int, Range("[1024, 65535]")] | None = None
+    gpu_memory_gb: Size = 80.0
+    gpu_tflops: Size = 312.0
+    gpu_tflops_float32: Size = 19.5
+    utilisation: Part = 0.4
 
 
 @dataclass
@@ -154,16 +165,16 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    experiment: str = "default"
-    seed: int = 42
-    init: str = "sft"
-    reference: str = "cached"
-    resume: str = "auto"
+    experiment: Annotated[str, Name(100, reserved=("cache", "published", "report"))] = "default"
+    seed: Annotated[int, Range("[0, 4294967296)")] = 42
+    init: Start = "sft"
+    reference: Annotated[str, OneOf("cached", "live")] = "cached"
+    resume: Annotated[str, OneOf("auto", "never", "anyway")] = "auto"
     force: bool = False
     dry_run: bool = False
-    outputs: str = "outputs"
-    cache: str = "outputs/cache"
-    device: str = "auto"
-    n_jobs: int = 1
+    outputs: Annotated[str, PLACE] = "outputs"
+    cache: Annotated[str, PLACE] = "outputs/cache"
+    device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
+    n_jobs: Annotated[int, Range("[1, 1000]")] = 1
     extra: list[str] = field(default_factory=list)
     label: str = ""

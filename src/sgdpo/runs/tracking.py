@@ -132,18 +132,21 @@ def browse_hint(run: RunView) -> str:
 
 
 def choose_mode(wanted: str) -> str:
-    """Return "online", "offline" or "disabled": WANDB_MODE, else `wanted`, else online if there is a key.
+    """Return "online", "offline" or "disabled": WANDB_MODE, else `wanted`, else online if there is a key."""
+    mode = wanted_mode(wanted)
+    if mode in ("auto", "online"):
+        return "online" if _has_key() else "offline"
+    return mode
 
-    Raises ValueError for a mode that W&B does not know.
-    """
+
+def wanted_mode(wanted: str) -> str:
+    """Return what WANDB_MODE says, else `wanted`. Raise ValueError for a mode that W&B does not know."""
     mode = os.environ.get("WANDB_MODE") or wanted
     mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
     if mode not in ("auto", "online", "offline", "disabled"):
         raise ValueError(
             f"tracking.mode (or WANDB_MODE) is {mode!r}; it is auto, online, offline or disabled"
         )
-    if mode in ("auto", "online"):
-        return "online" if _has_key() else "offline"
     return mode
 
 
