@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+from sgdpo.source import PACKAGES
+
 if TYPE_CHECKING:
     from sgdpo.config.schema import RunConfig
 
@@ -117,7 +119,7 @@ def _is_advice(error: ValueError) -> bool:
     frame = step.tb_frame
     room = frame.f_globals.get("__name__", "").split(".")[0]
     raised = dis.opname[frame.f_code.co_code[step.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
-    return raised and room in ("sgdpo", "lab", "hydra_plugins", "__main__", "hydra", "omegaconf")
+    return raised and room in {*PACKAGES, "hydra_plugins", "__main__", "hydra", "omegaconf"}
 
 
 def greet(run: RunConfig) -> None:
