@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,37 @@ def test_the_gradient_is_that_of_finite_differences(chunk) -> None:
         lambda hidden, weight: ChunkedLogProb.apply(hidden, weight, target_L, chunk, torch.float64),
         (hidden_LD, weight_VD),
     )
+
+
+@CHUNKS
+@pytest.mark.parametrize("wanted", [("entropy",), ("log_p2",), ("log_p2", "entropy")])
+def test_features_are_those_of_the_dense_distribution_and_change_no_bit_of_the_rest(chunk, wanted) -> None:
+    hidden_LD, weight_VD, target_L, grad_L = inputs()
+    plain_L = ChunkedLogProb.apply(hidden_LD, weight_VD, target_L, chunk, torch.float64)
+    logp_L, *found = ChunkedLogProb.apply(hidden_LD, weight_VD, target_L, chunk, torch.float64, wanted)
+    assert torch.equal(logp_L, plain_L)
+    logp_LV = (hidden_LD @ weight_VD.T).log_softmax(-1)
+    expected = {"entropy": -(logp_LV.exp() * logp_LV).sum(-1), "log_p2": (2 * logp_LV).logsumexp(-1)}
+    for name, value_L in zip(wanted, found, strict=True):
+        assert torch.allclose(value_L, expected[name], rtol=0, atol=1e-12)
+        assert not value_L.requires_grad
+    for one, other in zip(
+        torch.autograd.grad(logp_L, (hidden_LD, weight_VD), grad_L),
+        torch.autograd.grad(plain_L, (hidden_LD, weight_VD), grad_L),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_features_of_huge_logits_are_finite_and_a_sure_distribution_has_none() -> None:
+    """One logit 1e4 above the rest: entropy 0 and log sum p^2 0; and two equal ones: ln 2 and -ln 2."""
+    hidden_LD, weight_VD = torch.ones(1, 1), torch.tensor([[1e4], [-1e4], [0.0]])
+    for weights, expected in ((weight_VD, 0.0), (torch.tensor([[1e4], [1e4], [0.0]]), math.log(2))):
+        _, entropy_L, log_p2_L = ChunkedLogProb.apply(
+            hidden_LD, weights, torch.tensor([0]), 1, torch.float32, ("entropy", "log_p2")
+        )
+        assert entropy_L.item() == pytest.approx(expected, abs=2e-3)  # 1e4 has a step of 1e-3 in float32
+        assert log_p2_L.item() == pytest.approx(-expected, abs=2e-3)
 
 
 def test_a_frozen_side_gets_no_gradient() -> None:

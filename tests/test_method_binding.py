@@ -231,7 +231,7 @@ def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path) -> None:
     extra = [str(tmp_path / "a_new_method.py")]
     Path(extra[0]).write_text(HINGE)
     config = {
-        "name": "hinge",
+        "name": "a_new_method",
         "function": "a_new_method.hinge",
         "phase": "preference",
         "needs": {"reference": True, "ratios": True, "draws": False, "state": "a_new_method.Count"},

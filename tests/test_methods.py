@@ -16,7 +16,7 @@ import torch
 
 from sgdpo.methods.bco import RunningDelta
 from sgdpo.pairs import DrawKey, Pair, PairLoss, Side
-from toy_pairs import METHODS, PREFERENCE, at_step_0, bind, gradients, random_pair, toy_pair
+from toy_pairs import METHODS, REFERENCED, at_step_0, bind, gradients, random_pair, toy_pair
 
 DRAWS = DrawKey(42)
 BETA = 0.5
@@ -188,7 +188,7 @@ def test_sgdpo_logs_its_pilots_their_sizes_and_the_balance_of_theorem_3() -> Non
     torch.testing.assert_close(metrics["pilot/rejected"], pilot_l, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", PREFERENCE)
+@pytest.mark.parametrize("name", REFERENCED)
 def test_rewards_are_beta_times_the_whole_log_ratio_for_every_method(name: str) -> None:
     """beta R_w = 0.3 and beta R_l = -0.1, whatever a method samples or averages; no gradient hangs on
     them.
@@ -257,9 +257,10 @@ def changed(pair: Pair, change) -> Pair:
 
     def side(part: Side) -> Side:
         logp_BT = change(part.logp_BT.detach(), 7.0).requires_grad_()
-        return Side(logp_BT, change(part.reference_BT, -3.0), change(part.mask_BT, False))
+        features = {key: change(value_BT, 5.0) for key, value_BT in part.features.items()}
+        return Side(logp_BT, change(part.reference_BT, -3.0), change(part.mask_BT, False), features)
 
-    return Pair(side(pair.chosen), side(pair.rejected), pair.example_id_B)
+    return replace(pair, chosen=side(pair.chosen), rejected=side(pair.rejected))
 
 
 @pytest.mark.parametrize("name", METHODS)

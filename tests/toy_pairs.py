@@ -34,12 +34,25 @@ def bind(name: str, ratio: tuple[float, float] = (0.6, 0.9), **changes: Any) -> 
     return bind_method(config, given)
 
 
+def takes(name: str, need: str) -> bool:
+    """Tell whether a method's YAML says that it needs something."""
+    return bool(method_yaml(name)["needs"].get(need))
+
+
+PREFERENCE = tuple(name for name in METHODS if method_yaml(name)["phase"] == "preference")
+REFERENCED = tuple(name for name in PREFERENCE if takes(name, "reference"))
+DRAWN = tuple(name for name in PREFERENCE if takes(name, "draws"))
+
+
 def side(logp: list[list[float]], reference: list[list[float]] | None) -> Side:
-    """Make a side from ragged lists of log-probs, float64, padded on the right with 0."""
+    """Make a side from ragged lists of log-probs, float64, padded on the right with 0.
+
+    Its log sum p^2 is 0.9 times the log-prob and its entropy half of its negative, so that methods that ask find some.
+    """
     width = max(map(len, logp))
     mask = torch.tensor([[t < len(row) for t in range(width)] for row in logp])
     padded = [_padded(rows, width) if rows else None for rows in (logp, reference)]
-    return Side(padded[0].requires_grad_(), padded[1], mask)
+    return Side(padded[0].clone().requires_grad_(), padded[1], mask, _features(padded[0]))
 
 
 def toy_pair(example_id: int = 7) -> Pair:
@@ -50,7 +63,7 @@ def toy_pair(example_id: int = 7) -> Pair:
     """
     chosen = side([[-1.0, -0.5, -0.7]], [[-1.4, -0.8, -0.6]])
     rejected = side([[-2.0, -1.0]], [[-1.5, -1.3]])
-    return Pair(chosen, rejected, torch.tensor([example_id]))
+    return _scored(chosen, rejected, torch.tensor([example_id]))
 
 
 def random_pair(lengths: list[tuple[int, int]], seed: int = 0, spread: float = 2.0) -> Pair:
@@ -62,22 +75,33 @@ def random_pair(lengths: list[tuple[int, int]], seed: int = 0, spread: float = 2
 
     counts = [list(column) for column in zip(*lengths, strict=True)]
     chosen, rejected = (side(draw(column), draw(column)) for column in counts)
-    return Pair(chosen, rejected, torch.randint(-(2**62), 2**62, (len(lengths),), generator=generator))
+    return _scored(chosen, rejected, torch.randint(-(2**62), 2**62, (len(lengths),), generator=generator))
 
 
 def at_step_0(pair: Pair) -> Pair:
     """Return the pair with the policy equal to the reference."""
 
     def equal(part: Side) -> Side:
-        return replace(part, logp_BT=part.reference_BT.clone().requires_grad_())
+        logp_BT = part.reference_BT.clone()
+        return replace(part, logp_BT=logp_BT.requires_grad_(), features=_features(logp_BT.detach()))
 
-    return Pair(equal(pair.chosen), equal(pair.rejected), pair.example_id_B)
+    return replace(pair, chosen=equal(pair.chosen), rejected=equal(pair.rejected))
 
 
 def gradients(loss_B: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
     """Return d(sum of losses) / d logp of both sides, shapes BT; zeros where nothing flows."""
     inputs = (pair.chosen.logp_BT, pair.rejected.logp_BT)
     return torch.autograd.grad(loss_B.sum(), inputs, allow_unused=True, materialize_grads=True)
+
+
+def _features(logp_BT: Tensor) -> dict[str, Tensor]:
+    return {"log_p2": 0.9 * logp_BT, "entropy": -0.5 * logp_BT}
+
+
+def _scored(chosen: Side, rejected: Side, example_id_B: Tensor) -> Pair:
+    """Score the chosen answers 8 and the rejected ones 6."""
+    score_w_B = torch.full(example_id_B.shape, 8.0, dtype=torch.float64)
+    return Pair(chosen, rejected, example_id_B, score_w_B, score_w_B - 2)
 
 
 def _padded(rows: list[list[float]], width: int) -> Tensor:

@@ -19,8 +19,10 @@ from sgdpo.values import Range
 if TYPE_CHECKING:
     from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
 
-NEEDS = ("reference", "ratios", "draws", "state")
-GIVEN = NEEDS[1:]  # these arrive as keywords of the function; the reference arrives in the pair
+NEEDS = ("reference", "ratios", "draws", "state", "features", "scores")
+GIVEN = NEEDS[1:4]  # these arrive as keywords of the function; the others arrive in the pair
+# What the lm-head can say of a token beside its log-prob (models/head.py).
+FEATURES = ("entropy", "log_p2")
 METHOD = Kind(
     "method",
     required=("phase", "needs"),
@@ -47,6 +49,8 @@ class Method:
     draws: bool
     ratios: Ratios | None
     state_class: type | None
+    features: tuple[str, ...] = ()
+    scores: bool = False
 
     def __call__(self, pair: Pair, draws: DrawKey, state: Any = None) -> PairLoss:
         """Return the loss of each pair; pass the function only what its YAML says it needs."""
@@ -98,6 +102,8 @@ def bind_method(config: Mapping[str, Any], ratio: Mapping[str, Any], extra: Sequ
         draws=bool(needs.get("draws")),
         ratios=Ratios(float(ratio["chosen"]), float(ratio["rejected"])) if needs.get("ratios") else None,
         state_class=load_dotted(needs["state"], extra) if needs.get("state") else None,
+        features=tuple(needs.get("features") or ()),
+        scores=bool(needs.get("scores")),
     )
 
 
@@ -114,9 +120,12 @@ def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[s
         if bool(needs.get(key)) != (key in taken):
             does = "takes" if key in taken else "does not take"
             yield f"method.needs.{key} is {needs.get(key)!r}, but its function {does} {key!r}"
-    for key in NEEDS[:3]:
+    for key in ("reference", "ratios", "draws", "scores"):
         if not isinstance(needs.get(key, False), bool):
             yield f"method.needs.{key} must be true or false, not {needs[key]!r}"
+    features = needs.get("features") or []
+    if not isinstance(features, list) or set(features) - set(FEATURES):
+        yield f"method.needs.features must be a list of {list(FEATURES)}, not {features!r}"
     if needs.get("state"):
         try:
             if not find(needs["state"], extra).is_class:

@@ -9,6 +9,7 @@ A tensor `logp_BT` has shape (B, T); `length_B` has shape (B,).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,11 +23,13 @@ class Side:
     logp_BT: policy log-probs, nats, float32 or float64, 0 outside the mask; gradient flows through it.
     reference_BT: reference log-probs, nats, same shape, no gradient; None for a method without a reference.
     mask_BT: bool, True on trained completion tokens (the closing end-of-turn token is one).
+    features: further numbers of each token, by name, same shape, no gradient; those that the method asks for.
     """
 
     logp_BT: Tensor
     reference_BT: Tensor | None
     mask_BT: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def ratio_BT(self) -> Tensor:
@@ -44,6 +47,26 @@ class Side:
         """Return R, the sum of the log-ratio over the whole completion, nats."""
         return self.ratio_BT.sum(-1)
 
+    @property
+    def mean_ratio_B(self) -> Tensor:
+        """Return R / n, nats a token."""
+        return self.ratio_B / self.length_B
+
+    @property
+    def logp_B(self) -> Tensor:
+        """Return the policy's log-prob of the whole completion, nats."""
+        return (self.logp_BT * self.mask_BT).sum(-1)
+
+    @property
+    def mean_logp_B(self) -> Tensor:
+        """Return the policy's log-prob a token, nats."""
+        return self.logp_B / self.length_B
+
+    @property
+    def position_BT(self) -> Tensor:
+        """Return each completion token's place among them, from 0, int64."""
+        return self.mask_BT.cumsum(-1) - 1
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -51,11 +74,14 @@ class Pair:
 
     rejected is None in the SFT phase, which trains on the chosen conversation alone.
     example_id_B: int64, stable over runs, shuffles and machines.
+    score_w_B, score_l_B: the data's scores of the two answers, float32; None unless the method asks for them.
     """
 
     chosen: Side
     rejected: Side | None
     example_id_B: Tensor
+    score_w_B: Tensor | None = None
+    score_l_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,8 @@ class PairLoss:
     """Hold what a method returns for a row of pairs.
 
     loss_B: the loss of each pair, unreduced; the trainer divides by the global batch's count.
-    chosen_reward_B, rejected_reward_B: beta times R over *all* tokens, detached; None without a reference.
+    chosen_reward_B, rejected_reward_B: beta times R over *all* tokens, detached; a method without a reference returns
+    its own implicit reward; None in the SFT phase.
     metrics: the method's own per-pair numbers, detached, keys as logged ("pilot/chosen").
     """
 

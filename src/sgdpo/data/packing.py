@@ -20,6 +20,7 @@ from sgdpo.pairs import Pair, Side
 
 MODEL_KEYS = ("input_ids", "position_ids", "span_S3", "source_L", "target_L")
 
+ModelOutput = Tensor | tuple[Tensor, dict[str, Tensor]]
 Lookup = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -92,29 +93,38 @@ def model_inputs(row: dict[str, Tensor]) -> dict[str, Any]:
     return {key: row[key] for key in MODEL_KEYS}
 
 
-def pair_of(row: dict[str, Tensor], logp_L: Tensor, reference_L: Tensor | None = None) -> Pair:
-    """Return the row's per-token log-probs as a Pair; gradient flows to `logp_L`.
+def pair_of(row: dict[str, Tensor], output: ModelOutput, reference_L: Tensor | None = None) -> Pair:
+    """Return the row's per-token log-probs as a Pair.
 
-    logp_L: policy log-probs in the row's order, nats. reference_L: the reference's, in the same order;
-    default: the row's own, if it has them. Every side is 0 outside its mask.
+    output: the policy's log-probs in the row's order, nats, with gradient; and features, if it was taught any.
+    reference_L: the reference's, in the same order; default: the row's own, if it has them. Every side is 0 outside
+    its mask.
     """
     reference_L = row.get("reference_L") if reference_L is None else reference_L
+    logp_L, features = output if isinstance(output, tuple) else (output, {})
     split = row["chosen_at"].shape[0]
-    chosen = _side(row, "chosen", logp_L[:split], None if reference_L is None else reference_L[:split])
-    if row["rejected_at"].shape[0] == 0:
-        return Pair(chosen, None, row["example_id_B"])
-    rejected = _side(row, "rejected", logp_L[split:], None if reference_L is None else reference_L[split:])
+
+    def side(name: str, part: slice) -> Side:
+        part_of = {key: value_L[part] for key, value_L in features.items()}
+        return _side(row, name, logp_L[part], None if reference_L is None else reference_L[part], part_of)
+
+    chosen = side("chosen", slice(split))
+    rejected = side("rejected", slice(split, None)) if row["rejected_at"].shape[0] else None
     return Pair(chosen, rejected, row["example_id_B"])
 
 
-def _side(row: dict[str, Tensor], name: str, logp_L: Tensor, reference_L: Tensor | None) -> Side:
+def _side(
+    row: dict[str, Tensor], name: str, logp_L: Tensor, reference_L: Tensor | None, features: dict[str, Tensor]
+) -> Side:
     mask_BT, at_L = row[f"{name}_mask_BT"], row[f"{name}_at"]
 
     def spread(value_L: Tensor) -> Tensor:
         return value_L.new_zeros(mask_BT.numel()).index_copy(0, at_L, value_L).view(mask_BT.shape)
 
     reference_BT = None if reference_L is None else spread(reference_L.detach().to(logp_L.dtype))
-    return Side(spread(logp_L), reference_BT, mask_BT)
+    return Side(
+        spread(logp_L), reference_BT, mask_BT, {key: spread(value_L) for key, value_L in features.items()}
+    )
 
 
 def _place(example: Example, layout: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 The lm-head is walked in blocks of the vocabulary. A block's logits live as long as the block: the forward
 pass keeps a running log-sum-exp for each token, the backward pass computes the block again. Blocks of the
-vocabulary, not of the tokens, so that each row of the weight's gradient is written once. Legend of the shape
-suffixes: `sgdpo/pairs.py`.
+vocabulary, not of the tokens, so that each row of the weight's gradient is written once. Further numbers of a token
+(its distribution's entropy, log sum p^2) come from the same blocks, without gradient, for those who ask. Legend of the
+shape suffixes: `sgdpo/pairs.py`; F are features.
 """
 
 from __future__ import annotations
@@ -19,20 +20,28 @@ class ChunkedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden_LD: Tensor, weight_VD: Tensor, target_L: Tensor, chunk: int, dtype: torch.dtype
-    ) -> Tensor:
-        lse_L = None
+        ctx, hidden_LD: Tensor, weight_VD: Tensor, target_L: Tensor, chunk: int, dtype: torch.dtype,
+        features: tuple[str, ...] = (),
+    ):  # fmt: skip
+        lse_L, moments = None, Moments(features)
         operand_LD = hidden_LD.to(dtype)
         for start in range(0, weight_VD.shape[0], chunk):
-            block_L = _logsumexp(_wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T))
-            lse_L = block_L if lse_L is None else torch.logaddexp(lse_L, block_L)
+            block_LV = _wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T)
+            block_L = _logsumexp(block_LV)
+            before_L, lse_L = lse_L, block_L if lse_L is None else torch.logaddexp(lse_L, block_L)
+            if features:
+                moments.add(block_LV, block_L, before_L, lse_L)
         picked_L = _wide((operand_LD[:, None] @ weight_VD[target_L].to(dtype)[:, :, None])[:, 0, 0])
         ctx.save_for_backward(hidden_LD, weight_VD, target_L, lse_L)
         ctx.chunk, ctx.dtype = chunk, dtype
-        return picked_L - lse_L
+        if not features:
+            return picked_L - lse_L
+        found = moments.features()
+        ctx.mark_non_differentiable(*found)
+        return picked_L - lse_L, *found
 
     @staticmethod
-    def backward(ctx, grad_L: Tensor):
+    def backward(ctx, grad_L: Tensor, *_: Tensor):
         hidden_LD, weight_VD, target_L, lse_L = ctx.saved_tensors
         chunk, dtype = ctx.chunk, ctx.dtype
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -55,11 +64,52 @@ class ChunkedLogProb(torch.autograd.Function):
             grad_hidden_LD *= grad_L[:, None]
         if wants_weight:
             grad_weight_VD.index_add_(0, target_L, scaled_LD.to(grad_weight_VD.dtype))
-        return grad_hidden_LD.to(hidden_LD.dtype) if wants_hidden else None, grad_weight_VD, None, None, None
+        return (
+            grad_hidden_LD.to(hidden_LD.dtype) if wants_hidden else None,
+            grad_weight_VD,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+class Moments:
+    """Gather features of each token's distribution from the blocks that `_logsumexp` has used up.
+
+    They are kept relative to the log-sum-exp so far: logits of 1e4 would leave no digits of their differences.
+    """
+
+    def __init__(self, wanted: tuple[str, ...]) -> None:
+        self.wanted = wanted
+        self.found: dict[str, Tensor] = {}
+
+    def add(self, exp_LV: Tensor, block_L: Tensor, before_L: Tensor | None, lse_L: Tensor) -> None:
+        """Take in a block: exp(logit - its largest), its log-sum-exp, that of all before it, and that of both."""
+        sum_L = exp_LV.sum(-1)
+        if "entropy" in self.wanted:
+            entropy_L = torch.special.entr(exp_LV).sum(-1) / sum_L + sum_L.log()
+            if before_L is not None:
+                # The entropy of a mixture: each part's own, and what it lacks of the whole, by its share.
+                kept_L, new_L = before_L - lse_L, block_L - lse_L
+                entropy_L = kept_L.exp() * (self.found["entropy"] - kept_L) + new_L.exp() * (
+                    entropy_L - new_L
+                )
+            self.found["entropy"] = entropy_L
+        if "log_p2" in self.wanted:
+            log_p2_L = exp_LV.square_().sum(-1).log() - 2 * sum_L.log()
+            if before_L is not None:
+                kept_L, new_L = before_L - lse_L, block_L - lse_L
+                log_p2_L = torch.logaddexp(self.found["log_p2"] + 2 * kept_L, log_p2_L + 2 * new_L)
+            self.found["log_p2"] = log_p2_L
+
+    def features(self) -> list[Tensor]:
+        """Return what was wanted, in that order: `entropy`, nats; `log_p2`, the log of sum p^2."""
+        return [self.found[name] for name in self.wanted]
 
 
 def _logsumexp(block_LV: Tensor) -> Tensor:
-    """Return the log-sum-exp of each row, and use the block up: no copy of it is made."""
+    """Return the log-sum-exp of each row, and use the block up: it is left as exp(logit - largest)."""
     top_L1 = block_LV.amax(-1, keepdim=True)
     return block_LV.sub_(top_L1).exp_().sum(-1).log_() + top_L1[:, 0]
 
@@ -87,10 +137,11 @@ class LogProbHead(nn.Linear):
     """Stand in for a model's lm-head: logits as before, or per-token log-probs if targets are given.
 
     The weight is used inside this module's forward, so that ZeRO-3 gathers it and DDP reduces its gradient.
-    budget_mb: memory for one block of logits, MiB.
+    budget_mb: memory for one block of logits, MiB. features: what it says of a token beside its log-prob.
     """
 
     budget_mb: int = 64
+    features: tuple[str, ...] = ()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, budget_mb: int) -> LogProbHead:
@@ -111,14 +162,20 @@ class LogProbHead(nn.Linear):
         head.budget_mb = budget_mb
         return head.train(linear.training)
 
-    def forward(self, input: Tensor, target_L: Tensor | None = None) -> Tensor:
-        """Return logits of `input`; or, with targets, log-probs float32 L (float64 for float64 states)."""
+    def forward(
+        self, input: Tensor, target_L: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Return logits of `input`; or, with targets, log-probs float32 L (float64 for float64 states).
+
+        With features: the log-probs and {feature: L}, without gradient.
+        """
         if target_L is None:
             return super().forward(input)
         device = input.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
         chunk = chunk_size(target_L.shape[0], self.weight.shape[0], self.budget_mb)
-        return ChunkedLogProb.apply(input, self.weight, target_L, chunk, dtype)
+        found = ChunkedLogProb.apply(input, self.weight, target_L, chunk, dtype, self.features)
+        return (found[0], dict(zip(self.features, found[1:], strict=True))) if self.features else found
 
 
 def chunk_size(tokens: int, vocabulary: int, budget_mb: int) -> int:

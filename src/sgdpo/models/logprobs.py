@@ -24,9 +24,10 @@ from sgdpo.models.rotation import rotate_rows
 SHARED_PREFIX_TYPES = ("llama", "qwen2", "qwen3", "mistral")
 
 
-def teach_logprobs(model: PreTrainedModel, head_budget_mb: int) -> None:
+def teach_logprobs(model: PreTrainedModel, head_budget_mb: int, features: tuple[str, ...] = ()) -> None:
     """Make `model(**model_inputs(row))` return log-probs L of the row's targets, nats, float32 at least.
 
+    With features it returns (log-probs, {feature: L}), see `head.py`.
     head_budget_mb: memory for one block of logits, MiB. Plain calls, `generate` and `save_pretrained` keep
     working; teaching twice only changes the budget. Raise ValueError naming what the model cannot do.
     """
@@ -36,6 +37,7 @@ def teach_logprobs(model: PreTrainedModel, head_budget_mb: int) -> None:
     attention.register()
     model.set_attn_implementation(attention.NAME)
     model.set_output_embeddings(LogProbHead.from_linear(model.get_output_embeddings(), head_budget_mb))
+    model.get_output_embeddings().features = features
     fuse(model)
     rotate_rows(model)
     model.forward = MethodType(_taught_forward(type(model).forward), model)

@@ -239,10 +239,10 @@ def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndar
     return [(train, np.union1d(steps, shown))]
 
 
-def policy(config: RunConfig, start: Path | None) -> PreTrainedModel:
+def policy(config: RunConfig, start: Path | None, features: tuple[str, ...] = ()) -> PreTrainedModel:
     """Return the model that starts the run, taught to give per-token log-probs."""
     model = load_model(config.model, weights=start, seed=config.seed)
-    teach_logprobs(model, config.trainer.head_budget_mb)
+    teach_logprobs(model, config.trainer.head_budget_mb, features)
     if config.trainer.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -280,7 +280,7 @@ def build_trainer(
     arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
     return PairTrainer(
         args=arguments,
-        model=policy(config, parts.start),
+        model=policy(config, parts.start, parts.method.features),
         train_dataset=train,
         eval_dataset=test,
         processing_class=parts.tokenizer,

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdpo.pairs import Pair, PairLoss
-
-Sums = dict[str, tuple[Tensor, Tensor]]
+from sgdpo.training.incentives import Sums, incentive_sums
 
 
 def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
@@ -31,9 +30,12 @@ def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
         values["rewards/chosen"], values["rewards/rejected"] = chosen_B, rejected_B
         values["rewards/margins"] = chosen_B - rejected_B
         values["rewards/accuracies"] = chosen_B > rejected_B
+        sums_of_incentives = incentive_sums(pair, result)
+    else:
+        sums_of_incentives = {}
     values.update(result.metrics)
     sums = {key: (value_B.detach().double().sum(), pairs) for key, value_B in values.items()}
-    return {"loss": (result.loss_B.detach().double().sum(), loss_count), **sums}
+    return {"loss": (result.loss_B.detach().double().sum(), loss_count), **sums, **sums_of_incentives}
 
 
 class MetricSums:
@@ -69,4 +71,4 @@ class MetricSums:
         table = torch.stack([torch.stack([t, c.to(t.dtype)]) for t, c in self._sums.values()])
         self._sums = {}
         rows = reduce(table).tolist()
-        return {key: total / count for key, (total, count) in zip(keys, rows, strict=True)}
+        return {key: total / count for key, (total, count) in zip(keys, rows, strict=True) if count}

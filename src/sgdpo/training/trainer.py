@@ -141,7 +141,11 @@ class PairTrainer(Trainer):
 
     def _pair_loss(self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int) -> tuple[Pair, PairLoss]:
         pair = pair_of(row, model(**model_inputs(row)), self._live_reference(row))
-        with torch.autocast(self.args.device.type, enabled=False):
+        with torch.autocast(self.args.device.type, enabled=False), torch.enable_grad():
+            if not pair.chosen.logp_BT.requires_grad and pair.rejected is not None:
+                # Held-out pairs: their incentives need the method's own graph.
+                pair.chosen.logp_BT.requires_grad_()
+                pair.rejected.logp_BT.requires_grad_()
             return pair, self.method(pair, DrawKey(self._draws_seed, epoch), self.method_state)
 
     @torch.no_grad()
