@@ -1,11 +1,16 @@
 """Measure speed and memory of the fast path: `python scripts/bench.py --help`."""
 
-import sys
+from sgdpo.console import run_command
 
-from lab.bench.cli import main
+
+def main(arguments: list[str]) -> None:
+    from lab.bench.options import parse
+
+    options = parse(arguments)
+    from lab.bench.cli import measure
+
+    measure(options)
+
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -5,26 +5,24 @@ The metric: eval/rewards/margins, eval/rewards/accuracies, eval/loss, or of an e
 verifiable-checker:win_rate. Writes best.json and best.md beside the records.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from sgdpo.console import Parser, run_command
 
-from lab.sweeps.results import find_best, render_best, write_best
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("experiment", help="name of the experiment")
     parser.add_argument("--metric", default="eval/rewards/margins", help="what to select by")
     parser.add_argument(
         "--key", nargs="*", default=[], help="what to select; default: all but model and method"
     )
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the records")
-    given = parser.parse_args()
-    try:
-        findings = find_best(given.outputs, given.experiment, given.metric, given.key)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    parser.add_outputs()
+    options = parser.parse_args(arguments)
+    from lab.sweeps.results import find_best, render_best, write_best
+
+    findings = find_best(options.outputs, options.experiment, options.metric, options.key)
     print(render_best(findings))
-    print("\n".join(map(str, write_best(findings, given.outputs / given.experiment))))
+    print("\n".join(map(str, write_best(findings, options.outputs / options.experiment))))
+
+
+if __name__ == "__main__":
+    run_command(main)

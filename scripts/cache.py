@@ -1,23 +1,26 @@
 """List and prune the shared cache: `python scripts/cache.py list`, `python scripts/cache.py prune --help`."""
 
-import argparse
 from pathlib import Path
 
-from sgdpo.reference.caches import entries, listing, prune
+from sgdpo.console import Parser, number, run_command
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="the runs' cache folder")
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("list", help="what is there, the largest first")
     shown.add_argument("--check", action="store_true", help="read the files and compare their checksums")
     pruned = commands.add_parser("prune", help="what would go; --yes deletes it. What a run uses now stays")
     pruned.add_argument("--kind", help="only this kind: reference, tokens, models, ...")
-    pruned.add_argument("--older-than", type=float, metavar="DAYS", help="only what was written before")
+    pruned.add_argument(
+        "--older-than", type=number(float, "[0, 100000]"), metavar="DAYS", help="only what was written before"
+    )
     pruned.add_argument("--broken", action="store_true", help="only half-written or damaged entries")
     pruned.add_argument("--yes", action="store_true", help="delete")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    from sgdpo.reference.caches import entries, listing, prune
+
     if options.command == "list":
         print(listing(entries(options.cache, check=options.check)))
         return
@@ -33,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,14 +1,17 @@
 """Run the demonstration: python scripts/demo.py [seed=1 ...]; what is finished is not done again."""
 
-import sys
+from sgdpo.console import Parser, run_command, set_up_process
 
-from sgdpo.console import fail, set_up_process
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run: seed=1")
+    overrides = parser.parse_args(arguments).overrides
     set_up_process()
     from lab.demo import demonstrate  # imports torch, whose threads are set up above
 
-    try:
-        print(demonstrate(sys.argv[1:]))
-    except ValueError as error:
-        fail([str(error)])
+    print(demonstrate(overrides))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -10,28 +10,42 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from lab.evaluation.command import runs_first, show
-from lab.evaluation.settings import evaluation_errors, register_schema, to_evaluate_config
-from sgdpo.console import fail, set_up_process
-
-register_schema()
+from sgdpo.config.compose import list_errors
+from sgdpo.config.help import help_asked, help_page
+from sgdpo.console import expected_failures, fail, run_command, set_up_process
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
+@expected_failures()
 def main(config: DictConfig) -> None:
     """Do one composed evaluation."""
     set_up_process()
-    try:
-        evaluation = to_evaluate_config(config)
-        if errors := evaluation_errors(evaluation):
-            fail(errors)
-        from lab.evaluation.evaluate import evaluate  # heavy imports only once the settings are sound
+    from lab.evaluation.command import show
+    from lab.evaluation.settings import evaluation_errors, to_evaluate_config
 
+    evaluation = to_evaluate_config(config)
+    if errors := evaluation_errors(evaluation):
+        fail(errors)
+    from lab.evaluation.evaluate import evaluate  # heavy imports only once the settings are sound
+
+    with expected_failures(code=1):
         print(show(evaluate(evaluation)))
-    except ValueError as error:
-        fail(str(error).splitlines())
+
+
+def command(arguments: list[str]) -> None:
+    """Answer --help, or let Hydra compose what the command line asks for."""
+    if help_asked(arguments):
+        print(help_page("evaluate", __doc__, arguments))
+        return
+    from lab.evaluation.command import runs_first
+    from lab.evaluation.settings import register_schema
+
+    register_schema()
+    sys.argv[1:] = runs_first(arguments)
+    if errors := list_errors(sys.argv[1:]):
+        fail(errors)
+    main()
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = runs_first(sys.argv[1:])
-    sys.exit(main())
+    run_command(command, stopped="the same command continues: what was judged is kept")

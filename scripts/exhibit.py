@@ -1,25 +1,23 @@
 """Make a table or figure from the records: `python scripts/exhibit.py table3 evaluation=verifiable-checker`."""
 
-import argparse
 from pathlib import Path
 
+from sgdpo.console import Parser, run_command
 
-def main() -> None:
-    """Read the command line, write OUTPUTS/<name>/ and show what was made."""
-    parser = argparse.ArgumentParser(description=__doc__)
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("name", help="a file of conf/report: table1, figure2, ...")
     parser.add_argument("settings", nargs="*", help="of its function: metric=eval/rewards/margins")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are")
     parser.add_argument("--experiment", help="whose runs (default: its own)")
     parser.add_argument("--into", type=Path, help="folder for the files (default: OUTPUTS/<name>)")
-    args = parser.parse_intermixed_args()
-    try:
-        from lab.report.exhibit import find_exhibit, make
+    parser.add_outputs()
+    options = parser.parse_intermixed_args(arguments)
+    from lab.report.exhibit import find_exhibit, make
 
-        print(make(find_exhibit(args.name, args.settings), args.outputs, args.experiment, args.into)[1])
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+    exhibit = find_exhibit(options.name, options.settings)
+    print(make(exhibit, options.outputs, options.experiment, options.into)[1])
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,5 +1,7 @@
 """Serve the local judge by hand, until standard input closes: python scripts/judge.py [FILE.gguf] [--port 8080]"""
 
 from lab.serving.local_server import main
+from sgdpo.console import run_command
 
-main()
+if __name__ == "__main__":
+    run_command(main)

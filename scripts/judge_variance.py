@@ -5,32 +5,33 @@ python scripts/judge_variance.py RUN... --benchmarks mt_bench --repeats 3 judge=
 python scripts/judge_variance.py --files alpaca_eval first/annotations.json second/annotations.json
 """
 
-import argparse
 from pathlib import Path
 
-from rich.console import Console
+from sgdpo.console import Parser, number, run_command, set_up_process
 
-from lab.evaluation.variance_command import DEFAULT_OUTPUT, measure_all
-from sgdpo.console import fail, set_up_process
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("words", nargs="*", metavar="RUN or key=value", help="run folders and overrides")
     parser.add_argument("--benchmarks", nargs="+", default=["alpaca_eval", "mt_bench"])
-    parser.add_argument("--repeats", type=int, default=2, help="how often each answer is judged")
+    parser.add_argument(
+        "--repeats", type=number(int, "[2, 1000]"), default=2, help="how often each is judged"
+    )
     parser.add_argument(
         "--files", nargs="+", action="append", metavar="BENCHMARK FILE", help="judgments there are"
     )
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="data of the figure")
-    options = parser.parse_intermixed_args()
+    parser.add_argument("--output", type=Path, help="data of the figure")
+    options = parser.parse_intermixed_args(arguments)
     set_up_process()
-    try:
-        table = measure_all(
-            options.words, options.benchmarks, options.repeats, options.files or [], options.output
-        )
-    except ValueError as error:
-        fail(str(error).splitlines())
+    from rich.console import Console
+
+    from lab.evaluation.variance_command import DEFAULT_OUTPUT, measure_all
+
+    output = options.output or DEFAULT_OUTPUT
+    table = measure_all(options.words, options.benchmarks, options.repeats, options.files or [], output)
     Console(width=140).print(table)
-    print(f"data      {options.output}")
+    print(f"data      {output}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,27 +1,27 @@
-"""Gather the tables and figures into outputs/published, which is tracked: `python scripts/publish.py`."""
+"""Gather the tables and figures into outputs/published, which is tracked: `python scripts/publish.py`.
 
-import argparse
+Copies what stands, writes RESULTS.md, and puts the tables into the README.
+"""
+
 from pathlib import Path
 
-from lab.report.exhibit import PUBLISHED
-from lab.report.publish import publish, refresh
+from sgdpo.console import Parser, run_command
 
 
-def main() -> None:
-    """Read the command line, copy what stands, write RESULTS.md, and put the tables into the README."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where tables and figures are")
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--scale", default="tiny", help="tiny, smollm2 or paper")
     parser.add_argument("--mixed", action="store_true", help="publish results of several commits, and say so")
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose blocks take the tables")
-    args = parser.parse_args()
-    suffix = "" if args.scale == "tiny" else f"-{args.scale}"
-    try:
-        print("\n".join(map(str, publish(args.outputs, suffix, mixed=args.mixed))))
-        refresh(args.readme, args.outputs / PUBLISHED)
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+    parser.add_outputs()
+    options = parser.parse_args(arguments)
+    from lab.report.exhibit import PUBLISHED
+    from lab.report.publish import publish, refresh
+
+    suffix = "" if options.scale == "tiny" else f"-{options.scale}"
+    print("\n".join(map(str, publish(options.outputs, suffix, mixed=options.mixed))))
+    refresh(options.readme, options.outputs / PUBLISHED)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -4,24 +4,21 @@ What was swept against the held-out metrics and the benchmarks' scores, seeds fo
 best first. Writes results.md, results.csv, results.tex and results.json beside the records.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from sgdpo.console import Parser, run_command
 
-from lab.sweeps.results import experiment_results
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("experiment", help="name of the experiment")
     parser.add_argument("--metric", help="what to sort by, as scripts/best.py takes it")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the records")
-    given = parser.parse_args()
-    try:
-        table = experiment_results(given.outputs, given.experiment, given.metric).table()
-        written = table.write(given.outputs / given.experiment)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    parser.add_outputs()
+    options = parser.parse_args(arguments)
+    from lab.sweeps.results import experiment_results
+
+    table = experiment_results(options.outputs, options.experiment, options.metric).table()
     print(table.console())
-    print("\n".join(map(str, written)))
+    print("\n".join(map(str, table.write(options.outputs / options.experiment))))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,24 +1,22 @@
 """Put SmolLM2-135M-Instruct in place: `python scripts/smollm2.py [--cache outputs/cache]`."""
 
-import argparse
-import sys
 from pathlib import Path
 
-from transformers.utils import logging
-
-from sgdpo.models.smollm2 import put_in_place
+from sgdpo.console import Parser, run_command
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="the runs' cache folder")
+    folder = parser.parse_args(arguments).cache / "models" / "smollm2-135m-instruct"
+    from transformers.utils import logging
+
+    from sgdpo.models.smollm2 import put_in_place
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        put_in_place(parser.parse_args().cache / "models" / "smollm2-135m-instruct")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    put_in_place(folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,30 +2,31 @@
 
 python scripts/soak.py --kills 100              all cases, their kills in turn
 python scripts/soak.py --case zero3 --kills 5   one case
+
+Ends with 1 if any run ended otherwise than one left alone.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
 import tempfile
 from pathlib import Path
 
-from tqdm import tqdm
-
-from lab.soak import CASES, render, soak
+from sgdpo.console import Parser, number, run_command
 
 
-def main() -> int:
-    """Print the table; return 1 if any run ended otherwise than one left alone."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: list[str]) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--kills", type=number(int, "[1, 100000]"), default=100, help="SIGKILLs, over all cases"
     )
-    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs in all, spread over the cases")
-    parser.add_argument("--case", choices=CASES, action="append", help="only this case; may be repeated")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
-    options = parser.parse_args()
+    parser.add_argument("--case", action="append", help="only this case; may be repeated")
+    parser.add_argument("--seed", type=number(int, "[0, 4294967296)"), default=0, help="seed of the moments")
+    options = parser.parse_args(arguments)
+    from tqdm import tqdm
+
+    from lab.soak import CASES, render, soak
+
     cases = options.case or list(CASES)
+    if unknown := sorted(set(cases) - set(CASES)):
+        parser.error(f"argument --case: {', '.join(unknown)} is none of {', '.join(CASES)}")
     outcomes = []
     with tqdm(total=options.kills, unit="kill") as bar:
         for position, case in enumerate(cases):
@@ -39,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

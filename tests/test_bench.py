@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lab.bench import cli, rounds, scaling
+from lab.bench.options import parse
 from lab.bench.steps import Stepper, build_model
 from lab.bench.variant import Measurement, Variant, around
 from lab.bench.worker import measure, useful_flops
@@ -132,8 +133,8 @@ def test_the_command_line_measures_in_processes_and_writes_a_table(
 ) -> None:
     monkeypatch.setattr(cli, "around", lambda base, precisions: [base])
     out = tmp_path / "out"
-    cli.main(["--model", folder, "--steps", "1", "--rounds", "1", "--max-length", "60", "--out", str(out),
-              "--precisions", "float32"])  # fmt: skip
+    cli.measure(parse(["--model", folder, "--steps", "1", "--rounds", "1", "--max-length", "60", "--out", str(out),
+              "--precisions", "float32"]))  # fmt: skip
     text = (out / "bench.md").read_text()
     assert "shared prefix, cached, chunked, sgdpo, float32" in text
     assert f'`make bench BENCH="--model {folder} --steps 1' in text
@@ -143,7 +144,7 @@ def test_the_command_line_measures_in_processes_and_writes_a_table(
 
 def test_a_missing_model_is_an_error() -> None:
     with pytest.raises(ValueError, match="there is no model in nowhere; run `make smollm2`"):
-        cli.main(["--model", "nowhere"])
+        cli.measure(parse(["--model", "nowhere"]))
 
 
 def test_a_failing_measurement_says_why(tmp_path, monkeypatch) -> None:
@@ -164,7 +165,9 @@ def test_a_scaling_plot_is_a_picture_with_its_numbers_beside_it(tmp_path) -> Non
 
 @pytest.mark.slow
 def test_a_profile_is_kept(folder, tmp_path, capsys) -> None:
-    cli.main(["--model", folder, "--profile", "--steps", "1", "--max-length", "60", "--out", str(tmp_path)])
+    cli.measure(
+        parse(["--model", folder, "--profile", "--steps", "1", "--max-length", "60", "--out", str(tmp_path)])
+    )
     text = (tmp_path / "bench_profile.md").read_text()
     assert text.count("| matrix products |") == 2
     assert text in capsys.readouterr().out

@@ -6,6 +6,7 @@ read the output closed it. An expected failure is one line a mistake, `error: ..
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dis
 import logging
@@ -15,12 +16,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sgdpo.source import PACKAGES
+from sgdpo.values import Range
 
 if TYPE_CHECKING:
     from sgdpo.config.schema import RunConfig
+
+N = TypeVar("N", int, float)
+EXIT_CODES = "exit codes: 0 done, 1 failed on the way, 2 bad input and nothing begun, 130 stopped by Ctrl-C"
 
 
 class Failure(SystemExit):
@@ -61,6 +67,37 @@ def expected_failures(code: int = 2) -> Iterator[None]:
             raise
         # A mistake a line; an indented line belongs to the one above.
         fail(re.split(r"\n(?=\S)", str(error)), code=code)
+
+
+class Parser(argparse.ArgumentParser):
+    """Read a script's command line; its docstring is the page of --help, a mistake is one line."""
+
+    def __init__(self, description: str | None = None, **kwargs: Any) -> None:
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            description=description, formatter_class=style, epilog=EXIT_CODES, allow_abbrev=False, **kwargs
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        fail([f"{message} ({self.prog} --help)"])
+
+    def add_outputs(self) -> None:
+        """Take --outputs, where the records are."""
+        self.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the records are")
+
+
+def number(kind: type[N], interval: str) -> Callable[[str], N]:
+    """Return what reads a number of the command line: number(int, "[1, 100]")."""
+
+    def read(text: str) -> N:
+        value = kind(text)
+        if problem := Range(interval).problem(value):
+            raise argparse.ArgumentTypeError(problem.strip())
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
 
 
 def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> NoReturn:

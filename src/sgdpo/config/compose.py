@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -74,9 +75,13 @@ def composition_words(error: Exception) -> str:
 def list_errors(arguments: Sequence[str]) -> list[str]:
     """List the command-line overrides that Hydra would answer in words about its own types.
 
-    A group set to null; and a list given to a key of one value, as one tries who wants a sweep.
+    An option that is none; a group set to null; a list given to a key of one value, as one tries who wants a sweep.
     """
-    found, parser = [], OverridesParser.create()
+    _, unknown = get_args_parser().parse_known_args(list(arguments))
+    found = [
+        f"{word} is no option; a setting is KEY=VALUE, without dashes (--help lists them)" for word in unknown
+    ]
+    parser = OverridesParser.create()
     for word in arguments:
         group, _, value = word.partition("=")
         if value == "null" and group != "sweep" and group.isidentifier() and (CONF / group).is_dir():
