@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +29,7 @@ KEY = "sk-secret-0123456789"
 class ChatServer(ThreadingHTTPServer):
     """Answer POST /v1/chat/completions by `reply(request, number)`; keep every request and its headers.
 
-    `reply` returns a dict (sent as JSON), bytes (sent as they are), (status, dict, headers), or a Cut.
+    `reply` returns a dict (sent as JSON), bytes (sent as they are), (status, dict, headers), a Cut or a Drip.
     """
 
     daemon_threads = True
@@ -47,6 +47,10 @@ class ChatServer(ThreadingHTTPServer):
 
 class Cut:
     """Close the connection in the middle of the answer."""
+
+
+class Drip:
+    """Send an answer byte by byte, without end."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -77,6 +81,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b'{"choices": [{"mess')
             self.close_connection = True
             return
+        if isinstance(answer, Drip):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.02)
+            return
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -84,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        with suppress(OSError):  # a client that gave up, or was killed
+            self.wfile.write(data)
 
     def log_message(self, *args: Any) -> None:
         """Keep quiet."""

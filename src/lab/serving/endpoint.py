@@ -124,7 +124,7 @@ class Endpoint:
         self._wire = _Wire({"Authorization": f"Bearer {self._key}"})
         self._lock, self._next = threading.Lock(), 0.0
         self._paid_now: set[str] = set()
-        self._models: set[Any] = {settings.model}
+        self._models = {settings.model, str(None)}
 
     def chat(
         self,
@@ -153,9 +153,7 @@ class Endpoint:
         if reply is None:
             with self.ledger.alone(key):
                 reply = self._kept(key, top_logprobs) or read_reply(self._pay(key, request), top_logprobs)
-        return replace(
-            reply, text=self._scrub(reply.text), problem=reply.problem and self._named(reply.problem)
-        )
+        return replace(reply, problem=reply.problem and self._named(reply.problem))
 
     def _kept(self, key: str, top_logprobs: int) -> Reply | None:
         text = self.ledger.find(key)
@@ -166,16 +164,19 @@ class Endpoint:
     def _pay(self, key: str, request: Mapping[str, Any]) -> str:
         """Try until an answer comes or the retries are used up; return it as it is kept."""
         for attempt in range(self.settings.retries + 1):
-            number = self.ledger.reserve(key, _worst_case(request))
+            sent = self.ledger.reserve(key, _worst_case(request))
             self._wait_for_turn()
-            outcome = self._try(key, request)
+            # A gateway that knows the header bills a request once, however often it arrives.
+            outcome = self._try(sent.number if self.ledger.find(key) else key, request)
             if not outcome.problem:
                 answer = json.loads(outcome.text)
-                self.ledger.keep(number, key, outcome.text, read_usage(answer))
+                # Written anew, so that a key in the answer looks as it does here, however it was escaped.
+                text = self._scrub(json.dumps(answer))
+                self.ledger.keep(sent, text, read_usage(answer))
                 self._paid_now.add(key)
-                self._say_model(answer.get("model"))
-                return outcome.text
-            self.ledger.give_up(number, outcome.problem, billed=outcome.billed, answer=outcome.text)
+                self._say_model(self._scrub(str(answer.get("model"))))
+                return text
+            self.ledger.give_up(sent, outcome.problem, billed=outcome.billed, answer=outcome.text)
             if outcome.final:
                 raise outcome.final(self._named(outcome.problem))
             if attempt < self.settings.retries:
@@ -203,8 +204,8 @@ class Endpoint:
             return _Outcome(text, problem + _advice(status, headers, self.settings), final=final)
         return _Outcome(text, problem, billed=bool(problem), pause=pause)
 
-    def _say_model(self, model: Any) -> None:
-        if isinstance(model, str) and model not in self._models:
+    def _say_model(self, model: str) -> None:
+        if model not in self._models:
             self._models.add(model)
             log.info(
                 "%s was asked for %s and answers as %s", self.settings.base_url, self.settings.model, model
@@ -245,7 +246,6 @@ class _Wire:
         return asyncio.run_coroutine_threadsafe(self._post(url, body, key, seconds), self._loop).result()
 
     async def _post(self, url: str, body: Any, key: str, seconds: float) -> tuple[int, httpx.Headers, str]:
-        # A gateway that knows the header bills a request once, however often it arrives.
         same = {"Idempotency-Key": key}
         async with (
             asyncio.timeout(seconds),

@@ -1,9 +1,9 @@
 """What was asked of an endpoint, what it answered, what that cost: one file of JSON lines, shared by processes.
 
-A request is written down with its worst case before it is sent, and the server's answer, as it came, before
-anything reads it. So a budget holds over resumes and over processes that run at once, an answer that was paid
-for is never lost, whatever it holds, and nobody pays for it twice. A request without an answer (cut off, too
-late, its process killed) may have been billed: its worst case stays counted.
+A request is written down with its worst case before it is sent, and the server's answer before anything reads
+it. So a budget holds over resumes and over processes that run at once, an answer that was paid for is never lost,
+whatever it holds, and nobody pays for it twice. A request without an answer (cut off, too late, its process
+killed) may have been billed: its worst case stays counted. The tokens of all lines add up to what was spent.
 """
 
 from __future__ import annotations
@@ -42,6 +42,27 @@ class Budget:
         """Return dollars."""
         return (used.prompt * self.price_prompt + used.new * self.price_completion) / 1e6
 
+    def check(self, spent: Tokens, after: Tokens, file: Path) -> None:
+        """Raise BudgetError if `after` passes a limit."""
+        for name, limit, before, with_it in (
+            ("budget_tokens", self.tokens, spent.prompt + spent.new, after.prompt + after.new),
+            ("budget_dollars", self.dollars, round(self.cost(spent), 4), round(self.cost(after), 4)),
+        ):
+            if limit is not None and with_it > limit:
+                raise BudgetError(
+                    f"the next request could pass {name}={limit} ({before} used, up to {with_it} with it; {file} "
+                    "holds all that was asked of this model so far)"
+                )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Hold one sending of a request: its own number, the request's key, its worst case."""
+
+    number: str
+    key: str
+    bound: Tokens
+
 
 class Ledger:
     """Keep one endpoint's requests and answers; safe for threads and processes. Counts are of this process."""
@@ -50,15 +71,14 @@ class Ledger:
         self.path, self.budget = path, budget
         self.requests = self.failed = self.possibly_billed = 0
         self.used = Tokens(0, 0)
-        self._whole = Tokens(0, 0)  # of all processes, ever
-        self._bounds: dict[str, Tokens] = {}
+        self._spent = Tokens(0, 0)  # by all processes, ever
         self._answers: dict[str, str] = {}
         self._offset = self._rows = 0
         self._lines = JsonLines(path)
         self._thread_lock, self._file_lock = threading.RLock(), FileLock(f"{path}.lock", mode=0o666)
 
     def find(self, key: str) -> str | None:
-        """Return the answer to a request, whichever process received it, as the server sent it."""
+        """Return the answer to a request, whichever process received it."""
         with self._current():
             return self._answers.get(key)
 
@@ -72,54 +92,36 @@ class Ledger:
             # Whoever waits for this file finds the answer in the ledger; without one the file stays.
             file.unlink(missing_ok=True)
 
-    def reserve(self, key: str, bound: Tokens) -> str:
-        """Write down a request that is about to be sent; return its number. Raise BudgetError if it may not be."""
-        budget, number = self.budget, uuid.uuid4().hex
+    def reserve(self, key: str, bound: Tokens) -> Sent:
+        """Write down a request that is about to be sent. Raise BudgetError if it may not be."""
         with self._current():
-            after = self._whole + bound
-            spent = self._whole.prompt + self._whole.new
-            if budget.tokens is not None and after.prompt + after.new > budget.tokens:
-                raise BudgetError(
-                    f"the next request could pass budget_tokens={budget.tokens} ({spent} used, up to "
-                    f"{after.prompt + after.new} with it; {self.path} holds all that was asked so far)"
-                )
-            if budget.dollars is not None and budget.cost(after) > budget.dollars:
-                raise BudgetError(
-                    f"the next request could pass budget_dollars={budget.dollars} ({budget.cost(self._whole):.4f} "
-                    f"spent, up to {budget.cost(after):.4f} with it; {self.path} holds all that was asked so far)"
-                )
-            self._write(event="sent", id=number, key=key, prompt_tokens=bound.prompt, new_tokens=bound.new)
-        return number
+            self.budget.check(self._spent, self._spent + bound, self.path)
+            sent = Sent(uuid.uuid4().hex, key, bound)
+            self._write("sent", sent, bound)
+        return sent
 
-    def keep(self, number: str, key: str, answer: str, used: Tokens | None) -> None:
+    def keep(self, sent: Sent, answer: str, used: Tokens | None) -> None:
         """Write the server's answer down, with its own count; without one the worst case stands."""
+        used = used or sent.bound
         with self._current():
-            used = used or self._bounds[number]
-            self._write(
-                event="answer",
-                id=number,
-                key=key,
-                prompt_tokens=used.prompt,
-                new_tokens=used.new,
-                text=answer,
-            )
+            self._write("answer", sent, used - sent.bound, text=answer)
             self.requests += 1
             self.used += used
 
-    def give_up(self, number: str, why: str, *, billed: bool, answer: str = "") -> None:
+    def give_up(self, sent: Sent, why: str, *, billed: bool, answer: str) -> None:
         """Write down why a request has no answer; one that may have been billed counts its worst case."""
+        cost = sent.bound if billed else Tokens(0, 0)
         with self._current():
-            bound = self._bounds[number]
-            self._write(event="lost" if billed else "free", id=number, why=why, text=answer)
+            self._write(
+                "lost" if billed else "free",
+                sent,
+                cost - sent.bound,
+                why=why,
+                text=answer,
+            )
             self.failed += 1
-            if billed:
-                self.possibly_billed += 1
-                self.used += bound
-
-    @property
-    def dollars(self) -> float:
-        """Return what this process spent."""
-        return self.budget.cost(self.used)
+            self.possibly_billed += billed
+            self.used += cost
 
     def report(self) -> dict[str, Any]:
         """Return the cost as it goes into a result."""
@@ -129,7 +131,7 @@ class Ledger:
             "possibly_billed": self.possibly_billed,
             "prompt_tokens": self.used.prompt,
             "completion_tokens": self.used.new,
-            "dollars": round(self.dollars, 6),
+            "dollars": round(self.budget.cost(self.used), 6),
         }
 
     @contextmanager
@@ -139,8 +141,10 @@ class Ledger:
             self._catch_up()
             yield
 
-    def _write(self, **row: Any) -> None:
-        self._lines.append({**row, "at": round(time.time(), 3)}, durable=True)
+    def _write(self, event: str, sent: Sent, more: Tokens, **row: Any) -> None:
+        tokens = {"prompt_tokens": more.prompt, "completion_tokens": more.new}
+        head = {"event": event, "id": sent.number, "key": sent.key, "at": round(time.time(), 3)}
+        self._lines.append({**head, **tokens, **row}, durable=True)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -148,29 +152,23 @@ class Ledger:
             return
         with open(self.path, "rb") as file:
             file.seek(self._offset)
-            for text in file:
-                if not text.endswith(b"\n"):
-                    # The lock is ours, so its writer was killed; what it would have said is counted at its bound.
+            for line in file:
+                if not line.endswith(b"\n"):
+                    # The lock is ours, so its writer was killed; what it sent is counted at its worst.
                     os.truncate(self.path, self._offset)
                     return
                 self._rows += 1
-                self._offset += len(text)
-                self._take(text)
+                self._offset += len(line)
+                self._take(line)
 
-    def _take(self, text: bytes) -> None:
+    def _take(self, line: bytes) -> None:
         try:
-            row = json.loads(text)
-            event, number = row["event"], row["id"]
-            if event == "sent":
-                self._bounds[number] = Tokens(row["prompt_tokens"], row["new_tokens"])
-                self._whole += self._bounds[number]
-            elif event == "answer":
-                self._whole += Tokens(row["prompt_tokens"], row["new_tokens"]) - self._bounds[number]
-                self._answers[row["key"]] = row["text"]
-            elif event == "free":
-                self._whole -= self._bounds[number]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            row = json.loads(line)
+            self._spent += Tokens(int(row["prompt_tokens"]), int(row["completion_tokens"]))
+            if row["event"] == "answer":
+                self._answers[row["key"]] = str(row["text"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedError(
-                f"{self.path}, line {self._rows}: not a line of this ledger ({error!r}); remove the line (its "
-                "answer is then paid for again), or the file to start from nothing"
+                f"{self.path}, line {self._rows}: not a line of this ledger ({error!r}); remove the line (its answer "
+                "is then paid for again), or the file to start from nothing"
             ) from None
