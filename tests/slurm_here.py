@@ -2,8 +2,10 @@
 on the PATH, and name a folder in SLURM_HERE.
 
 What it does as Slurm does: numbers, arrays and how many of their tasks run at a time, dependencies (afterany), the
-signal before the time limit and the kill at it, requeue on another host, cancel, states. A minute lasts
-SLURM_HERE_MINUTE seconds (60). Every start of a task has a host name of its own, told to our code by SGDPO_HOST.
+signal before the time limit and the kill at it, requeue on another host, cancel, states. Every start of a task has a
+host name of its own, told to our code by SGDPO_HOST. SLURM_HERE_EVENT={"when": glob, "what": "limit" or "node_fail"}:
+what happens to the first start of every task as soon as a file that is younger than it matches. It stands for a clock,
+so that a test does not depend on how fast this machine is.
 """
 
 import json
@@ -14,10 +16,11 @@ import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 HERE = Path(os.environ["SLURM_HERE"])
-MINUTE = float(os.environ.get("SLURM_HERE_MINUTE", "60"))
+EVENT = json.loads(os.environ.get("SLURM_HERE_EVENT", "null"))
 OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 
 
@@ -66,10 +69,7 @@ def controller(job: str) -> None:
         while not all(state in OVER for state in states(after).values()):
             time.sleep(0.1)
     at_a_time = int(flags["array"].split("%")[1]) if "array" in flags else 1
-    limit = int(flags["time"]) * MINUTE
-    warning = int(flags["signal"].split("@")[1]) / 60 * MINUTE
     running: dict[str, tuple[subprocess.Popen, float]] = {}
-    signalled: set[str] = set()
     while any(state not in OVER for state in states(job).values()):
         for task in known["tasks"]:
             state = read(f"state-{task}", "PENDING")
@@ -80,15 +80,35 @@ def controller(job: str) -> None:
                 if process.poll() is not None:
                     del running[task]
                     end(task, process.returncode)
-                    signalled.discard(task)
-                elif time.time() - began > limit:
-                    write(f"over-{task}", "TIMEOUT")
-                    tell(task, signal.SIGKILL)
-                elif time.time() - began > limit - warning and task not in signalled:
-                    signalled.add(task)
-                    log("signal", task)
-                    tell(task, signal.SIGUSR2)
+                elif read(f"attempt-{task}") == 0 and (HERE / f"step-{task}").exists() and is_time(began):
+                    happen(task, int(flags["signal"].split("@")[1]))
         time.sleep(0.05)
+
+
+def is_time(began: float) -> bool:
+    """Say whether the event's file is there: a checkpoint of this start, not of an earlier one."""
+    return EVENT is not None and any(os.stat(path).st_ctime > began for path in glob(EVENT["when"]))
+
+
+def happen(task: str, grace: int) -> None:
+    """Do what Slurm does at the time limit (signal, kill after the grace) or when a node fails (kill, requeue)."""
+    log(EVENT["what"], task)
+    if EVENT["what"] == "node_fail":
+        (HERE / f"requeue-{task}").touch()
+        tell(task, signal.SIGKILL)
+        return
+    tell(task, signal.SIGUSR2)
+    until = time.time() + grace
+    while alive(task):
+        if time.time() > until:
+            write(f"over-{task}", "TIMEOUT")
+            tell(task, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def alive(task: str) -> bool:
+    status = Path(f"/proc/{read(f'step-{task}')}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def start(known: dict, task: str) -> subprocess.Popen:

@@ -1,14 +1,18 @@
 """launcher=slurm, the whole way with the real entry: submitit talks to an sbatch that runs the jobs on this machine."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from test_sweep_continues import SMALL, numbers
+from test_sweep_continues import SMALL, numbers, sweep
 
 HERE = Path(__file__).with_name("slurm_here.py")
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
@@ -16,9 +20,9 @@ COMMANDS = ("sbatch", "srun", "sacct", "squeue", "scancel", "scontrol")
 
 
 class Cluster:
-    """A Slurm of this machine for one test: its commands on the PATH, its log."""
+    """A Slurm of this machine for one test: its commands on the PATH, its log. event: see slurm_here.py."""
 
-    def __init__(self, folder: Path, minute: float = 60.0):
+    def __init__(self, folder: Path, event: dict[str, str] | None = None):
         self.folder = folder / "slurm"
         (self.folder / "bin").mkdir(parents=True)
         for command in COMMANDS:
@@ -26,14 +30,15 @@ class Cluster:
             script.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE} {command} "$@"\n')
             script.chmod(0o755)
         self.environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "SLURM_HERE": str(self.folder), "SLURM_HERE_MINUTE": str(minute),
+            **os.environ, "OMP_NUM_THREADS": "1", "SLURM_HERE": str(self.folder), "SLURM_HERE_EVENT": json.dumps(event),
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, str(TRAIN), *arguments]
         return subprocess.Popen(
-            [sys.executable, str(TRAIN), *arguments], env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *arguments: str) -> tuple[int, str]:
@@ -45,41 +50,101 @@ class Cluster:
         path = self.folder / "log"
         return path.read_text() if path.exists() else ""
 
+    def wait_for(self, words: str) -> None:
+        until = time.monotonic() + 200
+        while words not in self.log():
+            assert time.monotonic() < until, self.log()
+            time.sleep(0.1)
+
     def close(self) -> None:
         """Cancel what a failed test left."""
         jobs = [path.name.removeprefix("job-") for path in self.folder.glob("job-*")]
-        subprocess.run(["scancel", *jobs], env=self.environment, check=False)
+        subprocess.run([self.folder / "bin" / "scancel", *jobs], env=self.environment, check=False)
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    cluster = Cluster(tmp_path, minute=float(os.environ.get("SLURM_HERE_MINUTE", "60")))
+    cluster = Cluster(tmp_path)
     yield cluster
     cluster.close()
 
 
-def arguments(outputs: Path, *more: str) -> list[str]:
-    fast = ("launcher=slurm", "hydra.launcher.poll_seconds=0.5", f"outputs={outputs}")
-    return [*SMALL, *fast, *more]
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Return the numbers of the same sweep, left alone in processes of this machine."""
+    outputs = tmp_path_factory.mktemp("straight")
+    sweep(outputs, None)
+    return numbers(outputs)
+
+
+def on_slurm(outputs: Path, *more: str) -> list[str]:
+    return [*SMALL, "launcher=slurm", "hydra.launcher.poll_seconds=0.5", f"outputs={outputs}", *more]
 
 
 @pytest.mark.slow
-def test_the_starts_come_first_then_the_cells_as_one_array_and_the_numbers_are_the_local_ones(
-    cluster, tmp_path
-):
-    code, screen = cluster.run(*arguments(tmp_path / "there"))
+def test_the_starts_come_first_then_the_cells_as_one_array(cluster, straight, tmp_path):
+    """And their numbers are those of a local sweep; what is finished is not submitted again."""
+    code, screen = cluster.run(*on_slurm(tmp_path))
     assert code == 0, screen
     assert "3 of 3 cells done, 0 failed" in screen
     submitted = re.findall(r"submitted (\d+) (\S+) (\S*) (\d+)", cluster.log())
     assert submitted == [("7", "ratio_grid-start", "", "1"), ("8", "ratio_grid", "afterany:7", "3")]
     assert cluster.log().index("end 7") < cluster.log().index("start 8_0")
     assert "SFT start: trained 0×, reused 3×" in screen
-    local = subprocess.run(
-        [sys.executable, str(TRAIN), *SMALL, f"outputs={tmp_path / 'here'}"], env=cluster.environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert local.returncode == 0, local.stdout
-    assert numbers(tmp_path / "there") == numbers(tmp_path / "here")
-    code, screen = cluster.run(*arguments(tmp_path / "there"))
-    assert (code, "3 are finished already" in screen) == (0, True)
+    assert "held-out margin" in screen
+    assert numbers(tmp_path) == straight
+    code, screen = cluster.run(*on_slurm(tmp_path))
+    assert (code, "3 are finished already" in screen) == (0, True), screen
     assert len(re.findall("submitted", cluster.log())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["limit", "node_fail"])
+def test_a_cell_that_is_stopped_continues_on_another_host_bit_for_bit(tmp_path, straight, what):
+    """The start and every cell are stopped once, after their first checkpoint; array_parallelism=1 tells them apart."""
+    cluster = Cluster(tmp_path, {"when": f"{tmp_path}/out/ratio_grid/*/checkpoints/*", "what": what})
+    try:
+        code, screen = cluster.run(*on_slurm(tmp_path / "out", "hydra.launcher.array_parallelism=1"))
+        assert code == 0, screen + cluster.log()
+        starts = re.findall(r"start (\S+) (\S+)", cluster.log())
+        stopped = re.findall(rf"{what} (\S+)", cluster.log())
+        assert stopped == ["7", "8_0", "8_1", "8_2"]
+        assert starts == [(task, f"node{attempt}-{task}") for task in stopped for attempt in (0, 1)]
+        logs = "".join(path.read_text() for path in (tmp_path / "out").rglob("output.log"))
+        assert logs.count("continues after step") == 4
+        assert numbers(tmp_path / "out") == straight
+    finally:
+        cluster.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ending_the_sweep_cancels_its_jobs_and_killing_it_is_noticed(cluster, straight, tmp_path, how):
+    """After SIGKILL the jobs go on: the same command refuses to submit them twice, and continues once they are gone."""
+    process = cluster.start(*on_slurm(tmp_path))
+    cluster.wait_for("submitted 8")
+    process.send_signal(how)
+    screen = process.communicate(timeout=60)[0]
+    if how == signal.SIGKILL:
+        code, screen = cluster.run(*on_slurm(tmp_path))
+        assert (code, "jobs of the last sweep of 'ratio_grid' are in the queue still" in screen) == (
+            1,
+            True,
+        ), screen
+        cluster.close()
+    else:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[how], screen
+    cluster.wait_for("cancelled 8_2")
+    code, screen = cluster.run(*on_slurm(tmp_path))
+    assert code == 0, screen
+    assert numbers(tmp_path) == straight
+
+
+def test_without_slurm_it_is_one_clear_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), *on_slurm(tmp_path)], env={**os.environ, "PATH": ""}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: launcher=slurm needs sbatch, srun, sacct, squeue on the PATH" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -138,12 +138,11 @@ def _shared(cells: Sequence[Cell]) -> list[str]:
 
 def _show_results(run: RunConfig) -> None:
     """End the sweep with what came out of it; a sweep of which nothing is finished has said why."""
-    from lab.sweeps.results import read_results  # scipy
+    from lab.sweeps.results import experiment_results  # scipy
 
-    runs = read_runs(Path(run.outputs), run.experiment)
-    if any(view.status == "finished" for view in runs):
-        results = read_results(runs)
-        print(f"\n{results.table().console()}\nagain: make results EXPERIMENT={run.experiment}", flush=True)
+    if any(view.status == "finished" for view in read_runs(Path(run.outputs), run.experiment)):
+        table = experiment_results(Path(run.outputs), run.experiment).table()
+        print(f"\n{table.console()}\nagain: make results EXPERIMENT={run.experiment}", flush=True)
 
 
 def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:

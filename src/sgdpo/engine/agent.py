@@ -1,6 +1,6 @@
 """Start and watch the ranks: torch.distributed.run, tied to the launcher's life, its failures kept as data.
 
-python -m sgdpo.engine.agent FOLDER PARENT_PID <arguments of torch.distributed.run>
+python -m sgdpo.engine.agent FOLDER <arguments of torch.distributed.run> PARENT_PID
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ AGENT_PID = "SGDPO_AGENT_PID"
 def main() -> int:
     """Run the ranks; on failure write which ranks failed, when and how, and return 1."""
     files = RankFiles(Path(sys.argv[1]))
-    die_with_parent(int(sys.argv[2]))
+    die_with_parent(int(sys.argv[-1]))
     os.environ[AGENT_PID] = str(os.getpid())
     try:
-        run(parse_args(sys.argv[3:]))
+        run(parse_args(sys.argv[2:-1]))
     except ChildFailedError as error:
         failures = [
-            {"rank": rank, "exitcode": failure.exitcode, "signal": failure.signal_name()}
-            for rank, failure in error.failures.items()
+            {"rank": rank, "exitcode": f.exitcode, "signal": f.signal_name(), "time": f.timestamp}
+            for rank, f in error.failures.items()
         ]
         files.agent_report.write_text(json.dumps(failures))
         return 1

@@ -25,7 +25,9 @@ def engine_errors(config: RunConfig) -> list[str]:
             f"trainer.on_nonfinite=skip does not work with engine={engine.name}: DeepSpeed updates the weights "
             "before anyone sees the gradient's norm; use on_nonfinite=stop, or engine=ddp"
         )
-    found = (_device_errors(config), _batch_errors(config), _package_errors(engine), _port_errors(engine))
+    found = [_batch_errors(config)]
+    if not config.dry_run:  # a plan may be for another machine
+        found += [_device_errors(config), _package_errors(engine), _port_errors(engine)]
     return errors + [error for errors_of_a_kind in found for error in errors_of_a_kind]
 
 
@@ -40,7 +42,7 @@ def _device_errors(config: RunConfig) -> Iterator[str]:
     gpus = visible_gpus() if config.device != "cpu" else 0
     if config.device == "cuda" and gpus == 0:
         yield "device=cuda, but no CUDA device is visible; use device=cpu, or check CUDA_VISIBLE_DEVICES"
-    elif gpus and not config.dry_run and config.engine.num_processes > gpus:
+    elif gpus and config.engine.num_processes > gpus:
         yield (
             f"engine.num_processes={config.engine.num_processes}, but {gpus} GPUs are visible on this "
             f"machine; set engine.num_processes={gpus}, or device=cpu"

@@ -11,6 +11,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,17 +20,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.nodes import Node, this_node
 from sgdpo.engine.ranks import RankFiles
+from sgdpo.processes import start_python
 
 log = logging.getLogger("sgdpo")
 
 POLL_SECONDS = 0.2
 LAST_LINES = 15
-# A rank stuck in a collective ends by torch's own timeout first; the watchdog is for what that misses.
-WATCHDOG_GRACE = 1.25
 STOP_SECONDS = 10
+ANSWER_SECONDS = 1.0
+# The agent ends the ranks that are left within 30 s; what ended so long after the first failure did not answer it.
+UNANSWERED_SECONDS = 20
 
 
 class LaunchError(ValueError):
@@ -65,12 +71,12 @@ def launch(
 
 
 def _start(config: RunConfig, node: Node, files: RankFiles, worker: str) -> subprocess.Popen[bytes]:
-    arguments = [*node.arguments(config.engine), "-m", worker, str(files.folder)]
-    command = [sys.executable, "-m", "sgdpo.engine.agent", str(files.folder), str(os.getpid()), *arguments]
+    arguments = [str(files.folder), *node.arguments(config.engine), "-m", worker, str(files.folder)]
     with files.agent_log.open("ab") as output:
-        return subprocess.Popen(
-            command, env=_environment(config), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
+        return start_python(
+            "sgdpo.engine.agent", *arguments, env=_environment(config), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output,
+        )  # fmt: skip
 
 
 def _environment(config: RunConfig) -> dict[str, str]:
@@ -85,14 +91,15 @@ def _watch(
 ) -> int:
     """Show rank 0's output until the agent ends; stop it if nothing has moved for too long."""
     shown = Tail(files.log(first_rank))
-    limit = config.engine.timeout_minutes * 60 * WATCHDOG_GRACE
+    limit = config.engine.timeout_minutes * 60
     try:
         while agent.poll() is None:
             shown.copy()
             if time.time() - last_sign_of_life(run_folder, shown.started) > limit:
                 raise LaunchError(
-                    f"no rank has written anything for {limit / 60:.1f} minutes, so the run was stopped "
-                    f"(engine.timeout_minutes={config.engine.timeout_minutes}); the logs: {files.folder}"
+                    f"no rank has shown a sign of life for {limit / 60:.1f} minutes, so the run was stopped "
+                    f"(engine.timeout_minutes={config.engine.timeout_minutes}); the logs: {files.folder}\n"
+                    + "\n".join(where_ranks_are(agent.pid, files))
                 )
             time.sleep(POLL_SECONDS)
         shown.copy()
@@ -113,16 +120,37 @@ def _stop(agent: subprocess.Popen[bytes]) -> None:
 
 
 def last_sign_of_life(folder: Path, started: float) -> float:
-    """Return when anything in a run's folder was last written: a log, a row of metrics, a checkpoint.
+    """Return when anything in a run's folder was last written: a sign of life, a log, a row, a checkpoint.
 
-    Not `rglob`: it raises where a folder goes while it is read, and checkpoints are renamed and pruned all along.
+    A hidden file is a thread's and tells only that the process exists. Not `rglob`: it raises where a folder goes
+    while it is read, and checkpoints are renamed and pruned all along.
     """
     latest = started
     for parent, _, names in os.walk(folder):
-        for name in names:
+        for name in (name for name in names if not name.startswith(".")):
             with contextlib.suppress(FileNotFoundError):
                 latest = max(latest, os.stat(os.path.join(parent, name)).st_mtime)
     return latest
+
+
+def where_ranks_are(agent: int, files: RankFiles) -> list[str]:
+    """Say of each rank of a run that does not move what it does: where its code is, or that it does not answer."""
+    ranks = {}
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(agent).children(recursive=True):
+            with contextlib.suppress(psutil.Error, KeyError):
+                ranks[int(process.environ()["RANK"])] = process
+    said = {rank: files.log(rank).stat().st_size for rank in ranks if files.log(rank).is_file()}
+    for rank in said:
+        ranks[rank].send_signal(signal.SIGUSR1)  # the worker then writes its stack into its log
+    time.sleep(ANSWER_SECONDS)
+    lines = []
+    for rank, before in sorted(said.items()):
+        answer = files.log(rank).read_bytes()[before:].decode(errors="replace")
+        frame = re.search(r'File "([^"]+)", line (\d+) in (\w+)', answer)
+        where = f"in {frame[3]} ({Path(frame[1]).name}:{frame[2]})" if frame else "does not answer: it hangs"
+        lines.append(f"  rank {rank} {where}")
+    return lines
 
 
 class Tail:
@@ -149,23 +177,28 @@ class Tail:
 def first_failure(files: RankFiles, code: int) -> str:
     """Return what made a launch fail: the first rank that failed, and its traceback.
 
-    A rank killed by a signal leaves no report, and the others then fail because it is gone: it comes first.
+    A rank killed by a signal leaves no report, and the others then fail because it is gone: it comes first. One
+    that the agent had to kill long after the first failure hung, and did not run out of memory.
     """
     failures = json.loads(files.agent_report.read_text()) if files.agent_report.is_file() else []
     reports = [json.loads(path.read_text()) for path in files.folder.glob("rank*.error.json")]
     reported = {report["rank"] for report in reports}
-    for failure in failures:
+    began = min(
+        [failure["time"] for failure in failures] + [report["time"] for report in reports], default=0.0
+    )
+    killed = [f for f in failures if f["exitcode"] < 0 and f["rank"] not in reported]
+    hung = [f["rank"] for f in killed if f["signal"] == "SIGKILL" and f["time"] - began > UNANSWERED_SECONDS]
+    for failure in killed:
         # SIGTERM is how the agent stops the ranks that are left.
-        stopped = reports and failure["signal"] == "SIGTERM"
-        if failure["exitcode"] < 0 and failure["rank"] not in reported and not stopped:
+        if failure["rank"] not in hung and not (reports and failure["signal"] == "SIGTERM"):
             return _killed(files, failure)
     if not reports:
         return f"the ranks ended with code {code} and left no report. {_last_lines(files.agent_log)}"
     first = min(reports, key=lambda report: report["time"])
-    where = f"rank {first['rank']} failed first"
-    if first["expected"]:
-        return f"{where}: {first['message']}\n(its log: {files.log(first['rank'])})"
-    return f"{where}: {first['error']}\n{first['traceback']}(its log: {files.log(first['rank'])})"
+    told = f"rank {first['rank']} failed first: "
+    told += first["message"] + "\n" if first["expected"] else f"{first['error']}\n{first['traceback']}"
+    told += "".join(f"rank {rank} hung: it did not answer and had to be killed\n" for rank in hung)
+    return f"{told}(its log: {files.log(first['rank'])})"
 
 
 def _killed(files: RankFiles, failure: dict) -> str:

@@ -40,6 +40,10 @@ class RankFiles:
         """Return the log of a rank: its whole output, over all attempts."""
         return self.folder / f"rank{rank}.log"
 
+    def alive(self, rank: int) -> Path:
+        """Return what a rank touches as its sign of life."""
+        return self.folder / f"rank{rank}.alive"
+
     def error(self, rank: int) -> Path:
         """Return the report of a rank that raised."""
         return self.folder / f"rank{rank}.error.json"

@@ -6,8 +6,10 @@ python -m sgdpo.runs.worker FOLDER          (started by sgdpo.engine.agent, neve
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -20,6 +22,7 @@ from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles
 from sgdpo.processes import die_with_parent
 from sgdpo.store import write_json
+from sgdpo.store.life import ALIVE
 
 
 def main() -> None:
@@ -31,6 +34,10 @@ def main() -> None:
     files, rank = RankFiles(Path(sys.argv[1])), int(os.environ["RANK"])
     die_with_parent(int(os.environ[AGENT_PID]))
     _log_to(files.log(rank))
+    os.environ[ALIVE] = str(files.alive(rank))
+    faulthandler.register(
+        signal.SIGUSR1, all_threads=False
+    )  # the launcher asks where a run stands that hangs
     try:
         folder = _train(files)
         _meet()
@@ -63,14 +70,15 @@ def _train(files: RankFiles) -> Path:
 
 
 def _join(config: RunConfig) -> None:
-    """Join the ranks' process group; a collective that waits longer than the engine's timeout raises.
+    """Join the ranks' process group. A collective waits as long as it takes: a rank may wait for another run's work
+    in it, and the launcher ends a run that shows no sign of life.
 
     DeepSpeed must open the group itself: it partitions models as they load, before there is a trainer.
     """
     import torch
 
     backend = "gloo" if config.device == "cpu" else "nccl"
-    timeout = timedelta(minutes=config.engine.timeout_minutes)
+    timeout = timedelta(days=24)  # the most that 32 bits of milliseconds hold
     if not config.engine.deepspeed:
         torch.distributed.init_process_group(backend, timeout=timeout)
         return
