@@ -169,7 +169,7 @@ class TestResults:
                 for seed in (42, 43):
                     write_run(tmp_path, "grid", method, lr=lr, seed=seed)
         header, rows, table = self.table(tmp_path)
-        assert header[:3] == ["method", "optimizer.lr", "verifiable-checker win_rate"]
+        assert header[:3] == ["method", "optimizer.lr", "win rate over the SFT start, %"]
         assert "held-out margin" in header
         assert [row[0] for row in rows] == ["sgdpo", "sgdpo", "dpo", "dpo"]
         assert {row[1] for row in rows} == {"1e-05", "2e-05"}

@@ -187,7 +187,7 @@ def test_the_live_view_gives_the_bar_a_line_of_its_own():
         skipped=0,
         n_jobs=1,
     )
-    screen.running["a"] = (SimpleNamespace(folder=Path("nowhere"), start=None), 0.0)
+    screen.running["a"] = (SimpleNamespace(folder=Path("nowhere"), run=SimpleNamespace(start=None)), 0.0)
     with screen.console.capture() as shown:
         screen.console.print(screen.draw())
     headline, bar, cell = re.sub(r"\x1b\[[\d;]*m", "", shown.get()).splitlines()

@@ -17,7 +17,7 @@ ARGUMENTS = ("method=sgdpo", "experiment=x", "ratio.chosen=0.6,0.7,0.8", "ratio.
 
 
 def record_of(cell) -> Record:
-    record = Record.open(cell.folder, cell.identity, phase="preference")
+    record = Record.open(cell.folder, cell.run.identity, phase="preference")
     record.note(steps=150)
     return record
 

@@ -16,7 +16,7 @@ def expanded(params, also=(), arguments=()):
 
 
 def ratios(cells):
-    return [(c.run.method["name"], c.run.ratio.chosen, c.run.ratio.rejected) for c in cells]
+    return [(c.config.method["name"], c.config.ratio.chosen, c.config.ratio.rejected) for c in cells]
 
 
 class TestGrids:
@@ -24,7 +24,7 @@ class TestGrids:
         cells = cells_of("sweep=ratio_grid")
         values = (0.6, 0.7, 0.8, 0.9, 1.0)
         assert ratios(cells) == [("sgdpo", c, r) for c in values for r in values] + [("dpo", None, None)]
-        assert {cell.run.experiment for cell in cells} == {"ratio_grid"}
+        assert {cell.config.experiment for cell in cells} == {"ratio_grid"}
 
     def test_the_command_line_wins_and_reaches_the_grids_that_name_the_key(self):
         """Two chosen ratios x one rejected x three seeds are 6 cells of SGDPO; DPO takes the seeds alone."""
@@ -42,8 +42,8 @@ class TestGrids:
             ("sgdpo", 0.8, 1.0),
         ]
         assert len(cells) == 9
-        assert {cell.run.model.name for cell in cells} == {"tiny_qwen2"}
-        assert {cell.run.seed for cell in cells} == {0, 1, 2}
+        assert {cell.config.model.name for cell in cells} == {"tiny_qwen2"}
+        assert {cell.config.seed for cell in cells} == {0, 1, 2}
 
     @pytest.mark.parametrize(
         ("sweep", "number"),
@@ -54,11 +54,23 @@ class TestGrids:
         """figure3: 5 over chosen and 5 over rejected share the cell (0.6, 0.9), and DPO: 5 + 5 - 1 + 1."""
         cells = cells_of(f"sweep={sweep}")
         assert len(cells) == number
-        assert {cell.run.experiment for cell in cells} == {sweep}
+        assert {cell.config.experiment for cell in cells} == {sweep}
 
     def test_a_diagonal_gives_each_cell_its_own_other_ratio(self):
         chosen = ratios(cells_of("sweep=ratio_diagonal", "ratio.chosen=0.3,0.5"))
         assert chosen == [("sgdpo", 0.3, 0.3), ("sgdpo", 0.5, 0.5), ("dpo", None, None)]
+
+    def test_a_range_counts_in_the_decimals_that_were_typed(self):
+        cells = cells_of("method=sgdpo", "ratio.chosen=range(0.6,1.0,0.1)", "ratio.rejected=1.0")
+        assert [chosen for _, chosen, _ in ratios(cells)] == [0.6, 0.7, 0.8, 0.9]
+        assert all("99999" not in cell.name and "0000" not in cell.name for cell in cells)
+        assert [c.config.seed for c in cells_of("seed=range(3,0,-1)")] == [3, 2, 1]
+
+    def test_the_name_of_a_run_holds_the_swept_key(self):
+        cells = cells_of("method=dpo,ipo", "optimizer.lr=1e-4,2e-4", "seed=1,2")
+        assert {cell.name.rsplit("-", 1)[0] for cell in cells} >= {
+            "dpo-tiny_llama-verifiable-lr0.0001-s1", "ipo-tiny_llama-verifiable-lr0.0002-s2"}  # fmt: skip
+        assert "-lr" not in cells_of("optimizer.lr=1e-4", "seed=1,2")[0].name
 
     def test_a_cell_that_two_grids_share_is_there_once(self):
         """(0.6, 0.9) lies on both lines of figure 3."""
@@ -116,12 +128,21 @@ class TestRefused:
             "1e-5", "1e-05"
         )
 
+    def test_an_error_of_many_cells_is_shown_for_a_few(self):
+        message = self.refused("seed=range(0,40)", "method=dpo", "ratio.chosen=2.0")
+        assert message.count("\n    in ") == 12
+        assert "and in 28 more" in message
+
     def test_one_cell_twice(self):
         assert "the same cell is there twice" in self.refused("seed=1,2,1")
 
     @pytest.mark.parametrize(
         ("argument", "words"),
-        [("modle=a,b", "Key 'modle' not in 'RunConfig'"), ("model=nope,tiny_llama", "Could not find 'model/nope'"),
+        [("modle=a,b", "error: unknown key 'modle': did you mean model"),
+         ("ratio.choosen=0.6,0.7", "error: unknown key 'ratio.choosen': did you mean ratio.chosen?"),
+         ("optimizer.lrr=1,2", "did you mean optimizer.lr?"), ("seed=interval(0,1)", "give some: a,b,c or a range"),
+         ("seed=range(0,100000000)", "has 100,000,000 cells"), ("seed=range(0,3,0)", "a step that is not 0"),
+         ("optimizer.lr=range(0,inf)", "finite numbers"), ("model=nope,tiny_llama", "Could not find 'model/nope'"),
          ("+typo=1,2", "unknown key 'typo'"), ("experiment=a,b", "experiment must be one for all cells")],
     )  # fmt: skip
     def test_unknown_groups_keys_and_two_experiments(self, argument, words):

@@ -90,6 +90,11 @@ def metric_title(metric: str) -> str:
     return str(_metric(metric).get("title", metric))
 
 
+def metrics_in_order() -> list[str]:
+    """List the metrics that matter, in the order that results show them (conf/metrics.yaml)."""
+    return list(_read("metrics"))
+
+
 def lower_is_better(metric: str) -> bool:
     """Tell whether a smaller value of a metric is the better one."""
     return _metric(metric).get("better") == "lower"

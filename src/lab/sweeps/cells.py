@@ -8,7 +8,7 @@ gets its values on a copy, with Hydra's own function. A test compares the two wa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
 from sgdpo.config.compose import to_run_config
-from sgdpo.config.identity import Identity
 from sgdpo.config.schema import RunConfig
-from sgdpo.runs.records import RunView, read_runs
 from sgdpo.runs.run import Run
 
 # What says how a sweep is run, not which cell this is.
@@ -38,31 +36,26 @@ class SweepError(CompactHydraException, ValueError):
 
 @dataclass(frozen=True)
 class Cell:
-    """Hold one cell: its overrides, its typed run, its identity, and that of its SFT start if it has one.
-
-    before: the run of the experiment that has these settings already, whatever it is called; None if none has.
-    """
+    """Hold one cell: its overrides, its run, and whether that was finished when the sweep was composed."""
 
     overrides: tuple[str, ...]
-    run: RunConfig
-    identity: Identity
-    start: Identity | None
-    before: RunView | None = None
+    run: Run
+    finished: bool
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the settings of its run."""
+        return self.run.config
 
     @property
     def name(self) -> str:
-        """Return the name of its run, which is its folder's."""
-        return self.before.name if self.before else self.identity.name
+        """Return the name of its run's folder."""
+        return self.run.folder.name
 
     @property
     def folder(self) -> Path:
-        """Return its run folder, outputs/<experiment>/<run>."""
-        return Path(self.run.outputs) / self.run.experiment / self.name
-
-    @property
-    def finished(self) -> bool:
-        """Say whether this very run was finished when the sweep was composed."""
-        return self.before is not None and self.before.status == "finished"
+        """Return its run's folder."""
+        return self.run.folder
 
 
 class Composer:
@@ -72,12 +65,11 @@ class Composer:
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create(config_loader=loader)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
-        self._runs: dict[Path, Mapping[str, RunView]] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the cell's config without Hydra's own node. Raises Hydra's and OmegaConf's errors."""
         parsed = self.parser.parse_overrides(list(overrides))
-        groups = tuple(o.input_line for o in parsed if self._chooses_a_group(o))
+        groups = tuple(o.input_line for o in parsed if self.chooses_a_group(o))
         if groups not in self._bases:
             base = self.loader.load_sweep_config(self.master, list(groups))
             with open_dict(base):
@@ -85,28 +77,24 @@ class Composer:
             self._bases[groups] = base
         config = deepcopy(self._bases[groups])
         ConfigLoaderImpl._apply_overrides_to_config(
-            [o for o in parsed if not self._chooses_a_group(o) and not o.is_hydra_override()], config
+            [o for o in parsed if not self.chooses_a_group(o) and not o.is_hydra_override()], config
         )
         return config
 
     def cell(self, overrides: Sequence[str], config: DictConfig | None = None) -> Cell:
-        """Return the cell of a valid config, with the run that has its settings already."""
+        """Return the cell of a valid config."""
         run = Run.of(to_run_config(self.compose(overrides) if config is None else config))
-        start = run.start.identity if run.start else None
-        before = self.runs_of(run.config).get(run.identity.run_hash)
-        return Cell(tuple(overrides), run.config, run.identity, start, before)
+        return Cell(tuple(overrides), run, run.finished() is not None)
 
-    def runs_of(self, run: RunConfig) -> Mapping[str, RunView]:
-        """Return the experiment's runs by their settings, broken ones by name; each record is read once."""
-        folder = Path(run.outputs) / run.experiment
-        if folder not in self._runs:
-            # Two folders may hold the same settings, a copy for one: a finished run comes last and stays.
-            views = sorted(read_runs(run.outputs, run.experiment), key=lambda view: view.status == "finished")
-            self._runs[folder] = {view["run_hash"] or view.name: view for view in views}
-        return self._runs[folder]
-
-    def _chooses_a_group(self, override: Override) -> bool:
+    def chooses_a_group(self, override: Override) -> bool:
+        """Say whether an override chooses a file of a group, rather than a value."""
         return self.loader.repository.group_exists(override.key_or_group)
+
+
+def missing_starts(cells: Sequence[Cell]) -> list[Run]:
+    """Return every SFT start that cells need and no finished run is, each once."""
+    starts = {cell.run.start.identity.result_hash: cell.run.start for cell in cells if cell.run.start}
+    return [start for start in starts.values() if start.result() is None]
 
 
 def label_cells(batch: Sequence[Sequence[str]]) -> list[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,8 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lab.sweeps.cells import Cell, Composer, SweepError, label_cells, label_runs
 from sgdpo.config.compose import unknown_keys
+from sgdpo.config.schema import RunConfig
+from sgdpo.runs.records import RECORD, flatten, view_run
 
 MOST_CELLS = 10_000
+MOST_SHOWN = 12
 # Lines of OmegaConf's errors that tell a user nothing.
 NOISE = ("full_key:", "object_type=", "reference_type=")
 Batch = Sequence[tuple[int, Sequence[str]]]
@@ -69,8 +73,12 @@ def _exact(override: Override) -> int:
     Hydra adds up binary fractions: range(0.6,1.0,0.1) would hold 0.7999999999999999, a run of its own.
     """
     sweep = override.value()
+    if not override.is_discrete_sweep():
+        raise SweepError(
+            f"error: {override.input_line}: an interval has no end of values; give some: a,b,c or a range"
+        )
     if not isinstance(sweep, RangeSweep):
-        return sum(1 for _ in override.sweep_iterator()) if override.is_discrete_sweep() else 1
+        return sum(1 for _ in override.sweep_iterator())
     numbers = {"start": sweep.start, "stop": sweep.stop, "step": sweep.step}
     if not all(math.isfinite(number) for number in numbers.values()) or sweep.step == 0:
         raise SweepError(
@@ -121,6 +129,7 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
     Raises SweepError that lists every invalid cell, cells that are one run, and records of another version.
     """
     every = [overrides for _, overrides in batch]
+    _refuse_unknown_keys(every, composer)
     labels, errors = label_cells(every), {}
     found: list[tuple[int, str, Cell]] = []
     for (grid, overrides), label, of_run in zip(batch, labels, label_runs(every), strict=True):
@@ -133,9 +142,27 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
     _refuse(errors, len(batch))
     _refuse(_misplaced([cell for _, _, cell in found]), len(batch))
     _refuse(_duplicates(found), len(batch))
-    cells = list({cell.identity.settings_hash: cell for _, _, cell in reversed(found)}.values())[::-1]
-    _refuse(_unreadable(cells, composer), len(batch))
+    cells = list({cell.run.identity.run_hash: cell for _, _, cell in reversed(found)}.values())[::-1]
+    _refuse(_unreadable(cells), len(batch))
     return cells
+
+
+def _refuse_unknown_keys(batch: Sequence[Sequence[str]], composer: Composer) -> None:
+    """Raise SweepError that names every key that no run has, once and not for every cell."""
+    words = sorted({override for overrides in batch for override in overrides})
+    parsed = [o for o in composer.parser.parse_overrides(words) if not o.is_hydra_override()]
+    keys = {o.key_or_group for o in parsed if not composer.chooses_a_group(o)}
+    settings = asdict(RunConfig())
+    known, unknown = [*settings, *flatten(settings)], []
+    for key in sorted(keys):
+        nested: Any = None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        if unknown_keys(OmegaConf.create(nested)):
+            close = get_close_matches(key, known, 1)
+            unknown.append(f"unknown key '{key}'" + (f": did you mean {close[0]}?" if close else ""))
+    if unknown:
+        raise SweepError("\n".join(f"error: {problem}" for problem in unknown))
 
 
 def _cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
@@ -144,7 +171,7 @@ def _cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
         config = composer.compose(overrides)
         if not unknown_keys(config):
             cell = composer.cell(overrides, config)
-            if cell.finished and not cell.run.force:
+            if cell.finished and not cell.config.force:
                 return cell
         from sgdpo.runs.validate import config_errors  # imports torch, seconds
 
@@ -179,7 +206,7 @@ def _duplicates(found: Iterable[tuple[int, str, Cell]]) -> dict[str, list[str]]:
     errors: dict[str, list[str]] = {}
     seen: dict[tuple[int, str], tuple[str, Cell]] = {}
     for grid, label, cell in found:
-        first_label, first = seen.setdefault((grid, cell.identity.settings_hash), (label, cell))
+        first_label, first = seen.setdefault((grid, cell.run.identity.run_hash), (label, cell))
         if first is not cell:
             errors.setdefault(_same_run(first, cell), []).append(f"{first_label}   and   {label}")
     return errors
@@ -190,7 +217,7 @@ def _same_run(first: Cell, second: Cell) -> str:
         return "the same cell is there twice: a value is repeated in the grid"
     differing = {o.split("=")[0] for o in set(first.overrides) ^ set(second.overrides)} - {"label"}
     return (
-        f"two cells are one run ({first.name}): a {first.run.method['name']} run does not depend on "
+        f"two cells are one run ({first.name}): a {first.config.method['name']} run does not depend on "
         f"{', '.join(sorted(differing))}, so sweeping over it repeats the run; leave it out of the sweep"
     )
 
@@ -199,17 +226,16 @@ def _misplaced(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """A sweep is one experiment: its cells share the folder and the cache."""
     errors = {}
     for key in ("experiment", "outputs", "cache"):
-        values = sorted({str(getattr(cell.run, key)) for cell in cells})
+        values = sorted({str(getattr(cell.config, key)) for cell in cells})
         if len(values) > 1:
             errors[f"{key} must be one for all cells of a sweep; run one sweep for each"] = values
     return errors
 
 
-def _unreadable(cells: Sequence[Cell], composer: Composer) -> dict[str, list[str]]:
+def _unreadable(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """Find records of these cells that cannot be read: half a file, another format version."""
-    names = {cell.name for cell in cells}
-    broken = [v for v in composer.runs_of(cells[0].run).values() if v.status == "broken" and v.name in names]
-    return {str(view.error): [view.name] for view in broken}
+    views = [view_run(cell.folder) for cell in cells if not cell.finished and (cell.folder / RECORD).exists()]
+    return {str(view.error): [view.name] for view in views if view.status == "broken"}
 
 
 def _refuse(errors: dict[str, list[str]], total: int) -> None:
@@ -217,5 +243,6 @@ def _refuse(errors: dict[str, list[str]], total: int) -> None:
         return
     lines = [f"error: the sweep of {total} cells is not valid, and nothing was started"]
     for problem, labels in errors.items():
-        lines += [f"- {problem}", *(f"    in {label}" for label in labels)]
+        more = [f"    and in {len(labels) - MOST_SHOWN} more"] if len(labels) > MOST_SHOWN else []
+        lines += [f"- {problem}", *(f"    in {label}" for label in labels[:MOST_SHOWN]), *more]
     raise SweepError("\n".join(lines))

@@ -66,7 +66,7 @@ class Worker:
     def give(self, cell: Cell) -> None:
         """Start a cell; a worker that died in the meantime shows at the next read."""
         self.cell, self.since = cell, time.monotonic()
-        job = {"config": asdict(cell.run), "output": str((cell.folder / OUTPUT).absolute())}
+        job = {"config": asdict(cell.config), "output": str((cell.folder / OUTPUT).absolute())}
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -126,9 +126,11 @@ class Pool:
 
     def _choose(self, pending: Sequence[Cell]) -> int:
         """Take the first cell whose SFT start nobody is training now: otherwise it would only wait for it."""
-        taken = {w.cell.start.result_hash for w in self._busy().values() if w.cell.start}
+        taken = {w.cell.run.start.identity.result_hash for w in self._busy().values() if w.cell.run.start}
         free = (
-            i for i, cell in enumerate(pending) if cell.start is None or cell.start.result_hash not in taken
+            i
+            for i, cell in enumerate(pending)
+            if cell.run.start is None or cell.run.start.identity.result_hash not in taken
         )
         return next(free, 0)
 
@@ -184,8 +186,8 @@ def slots_for(cells: Sequence[Cell], n_jobs: int) -> list[dict[str, str]]:
 
     They depend on n_jobs, not on how many cells are left: a continued sweep computes with the same threads.
     """
-    gpus = [] if all(cell.run.device == "cpu" for cell in cells) else visible_gpus()
-    processes = max(cell.run.engine.num_processes for cell in cells)
+    gpus = [] if all(cell.config.device == "cpu" for cell in cells) else visible_gpus()
+    processes = max(cell.config.engine.num_processes for cell in cells)
     slots = [slot | share_of_cores(n_jobs) for slot in gpu_slots(gpus, n_jobs, processes)]
     return slots[: len(cells)]
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lab.report.cells import Estimate, Repeats, last_metric, read_metric
+from lab.report.cells import Estimate, Repeats, evaluation_keys, last_metric, read_metric
 from lab.report.figures import ratio_grid
+from lab.report.names import headline, lower_is_better, metric_title, metrics_in_order
 from lab.report.selection import paired
 from lab.sweeps.roster import read_roster
 from sgdpo.drawing.table import Entry, Table, number
-from sgdpo.places import CONF
 from sgdpo.runs.records import RunView, flatten, require_runs
 from sgdpo.runs.tracking import choose_mode
 from sgdpo.store import write_json, write_whole
@@ -48,7 +46,7 @@ class Results:
     """
 
     keys: Sequence[str]
-    metrics: Mapping[str, str]
+    metrics: Sequence[str]
     rows: Sequence[Row]
 
     def table(self) -> Table:
@@ -61,12 +59,12 @@ class Results:
             labels = [Entry(_text(row.setting[key])) for key in self.keys] or [Entry("all runs")]
             body.append([*labels, *entries, Entry(str(len(row.runs.finished)))])
         facts = [
-            f"Best first by {next(iter(self.metrics.values()), 'nothing')}. "
+            f"Best first by {metric_title(self.metrics[0]) if self.metrics else 'setting'}. "
             "± is the standard error: over seeds, or over prompts if there is one seed."
         ]
         left = sum(len(row.runs.runs) - len(row.runs.finished) for row in self.rows)
         facts += [f"{left} runs are not finished and count for nothing."] if left else []
-        header = [*(self.keys or [""]), *self.metrics.values(), "seeds"]
+        header = [*(self.keys or [""]), *map(metric_title, self.metrics), "seeds"]
         return Table("results", "", header, body, labels=max(1, len(self.keys)), facts=facts)
 
     def _digits(self, metric: str) -> int:
@@ -102,7 +100,7 @@ def read_results(runs: Sequence[RunView], metric: str | None = None) -> Results:
     metrics = _metrics_to_show(readable)
     if metric is not None:
         refuse_unknown(readable, metric)
-        metrics = {metric: metrics.get(metric, metric), **metrics}
+        metrics = [metric, *(name for name in metrics if name != metric)]
     keys, values = swept_keys(readable)
     folded: dict[tuple[Any, ...], list[RunView]] = {}
     for run in readable:
@@ -110,14 +108,13 @@ def read_results(runs: Sequence[RunView], metric: str | None = None) -> Results:
     rows = [
         Row(dict(zip(keys, setting, strict=True)), Repeats(tuple(own))) for setting, own in folded.items()
     ]
-    first = next(iter(metrics), None)
-    return Results(keys, metrics, sorted(rows, key=lambda row: _rank(row, first)))
+    return Results(keys, metrics, sorted(rows, key=lambda row: _rank(row, metrics[0] if metrics else None)))
 
 
 def _rank(row: Row, metric: str | None) -> tuple[float, str]:
     """Order rows best first; equal values by their setting, so that the order of the files decides nothing."""
     found = row.estimate(metric) if metric else None
-    sign = 1.0 if metric and better(metric) == "lower" else -1.0
+    sign = 1.0 if metric and lower_is_better(metric) else -1.0
     return (sign * found.value if found else math.inf, str([_text(value) for value in row.setting.values()]))
 
 
@@ -144,28 +141,10 @@ def _split(members: Sequence[dict[str, Any]], key: str) -> list[list[dict[str, A
     return list(parts.values())
 
 
-def known_metrics() -> Mapping[str, Mapping[str, str]]:
-    """Read conf/metrics.yaml: {metric: {"title", "better"}}."""
-    return yaml.safe_load((CONF / "metrics.yaml").read_text(encoding="utf-8"))
-
-
-def better(metric: str) -> str:
-    """Say whether more or less of a metric is better: "higher" unless conf/metrics.yaml says "lower"."""
-    return known_metrics().get(metric, {}).get("better", "higher")
-
-
-def _metrics_to_show(runs: Sequence[RunView]) -> dict[str, str]:
-    """Return {metric: title} of what the runs have: the scores of their evaluations, then the known ones."""
-    results = {key: fields for run in runs for key, fields in (run["eval"] or {}).items()}
-    scores = {f"{key}:{name}": f"{key} {name}" for key, fields in results.items() if (name := _score(fields))}
-    known = {name: facts["title"] for name, facts in known_metrics().items()}
-    return {n: title for n, title in (scores | known).items() if any(_has(run, n) for run in runs)}
-
-
-def _score(fields: Mapping[str, Any]) -> str | None:
-    """Return which field of an evaluation is its score: the one it names, or the first with a standard error."""
-    names = (key.removesuffix("_se") for key in fields if key.endswith("_se"))
-    return fields.get("score") or next((name for name in names if name in fields), None)
+def _metrics_to_show(runs: Sequence[RunView]) -> list[str]:
+    """List what the runs have of the metrics that matter: what says most of each evaluation comes first."""
+    scores = [f"{key}:{headline(key)}" for key in evaluation_keys(runs)]
+    return [name for name in [*scores, *metrics_in_order()] if any(_has(run, name) for run in runs)]
 
 
 def metrics_of(runs: Sequence[RunView]) -> list[str]:

@@ -30,7 +30,7 @@ SILENT_SECONDS = 30.0
 class Roster:
     """Hold the cells of an experiment's last sweep.
 
-    cells: {name: {"label", "overrides", "settings_hash", "start", "error"}}, in the sweep's order;
+    cells: {name: {"label", "overrides", "error"}}, in the sweep's order;
     `error` is why the last attempt of the cell ended, null if it did not fail. jobs: what it has in a queue.
     pid: of the process that runs it, null once it has ended.
     """
@@ -85,8 +85,6 @@ def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
         cell.name: {
             "label": label,
             "overrides": list(cell.overrides),
-            "settings_hash": cell.identity.settings_hash,
-            "start": cell.start.name if cell.start else None,
             "error": before.cells.get(cell.name, {}).get("error") if before else None,
         }
         for cell, label in zip(cells, label_cells([cell.overrides for cell in cells]), strict=True)

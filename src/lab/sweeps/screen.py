@@ -113,7 +113,7 @@ class Screen:
         """Return the live view: counts, a bar, and what each running cell does."""
         table = Table.grid(padding=(0, 2))
         for name, (cell, since) in self.running.items():
-            now = describe_running(cell.folder, cell.start.name if cell.start else None)
+            now = describe_running(cell.folder, cell.run.start.folder if cell.run.start else None)
             table.add_row(escape(self.labels[name]), clock(time.monotonic() - since), Text(now))
         bar = ProgressBar(total=max(1, self.total), completed=self.done + self.failed, width=60)
         return Group(Text(self.headline()), Padding(bar), table)  # a bar alone does not end its line
@@ -147,13 +147,13 @@ def run_progress(run: RunView) -> Progress:
     return Progress(step, steps, left)
 
 
-def describe_running(folder: Path, start: str | None) -> str:
+def describe_running(folder: Path, start: Path | None) -> str:
     """Say what a cell does now: training at a step, its SFT start at a step, or getting ready."""
     run = view_run(folder)
     if run.status == "running":
         return str(run_progress(run))
     if start is not None:
-        sft = view_run(folder.parent / start)
+        sft = view_run(start)
         if sft.status == "running":
             return f"SFT start: {run_progress(sft)}"
     return "getting ready"

@@ -7,21 +7,19 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
-from lab.sweeps.cells import Cell, SweepError
+from lab.sweeps.cells import Cell, SweepError, missing_starts
 from lab.sweeps.pool import OUTPUT, Outcome, Task, Watcher
 from lab.sweeps.roster import Roster
 from lab.sweeps.worker import Job
-from sgdpo.config.identity import start_config
-from sgdpo.config.schema import RunConfig
 from sgdpo.processes import ask
-from sgdpo.runs.records import find_result, view_run
+from sgdpo.runs.records import view_run
+from sgdpo.runs.run import Run
 
 # What says how we wait for the jobs, not what they are.
 OURS = ("submitit_folder", "max_num_timeout", "poll_seconds")
@@ -42,13 +40,13 @@ class SlurmQueue:
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
         """Return how every cell ended. Raises SweepError if there is no Slurm, or jobs of an earlier sweep wait."""
-        self._refuse_what_cannot_be(cells[0].run.experiment)
+        self._refuse_what_cannot_be(cells[0].config.experiment)
         poll = float(self.settings["poll_seconds"])
         submitit.SlurmJob.watcher = submitit.slurm.slurm.SlurmInfoWatcher(delay_s=poll)
         name, starts = str(self.settings["name"]), missing_starts(cells)
         try:
             first = self._submit(f"{name}-start", starts, None) if starts else []
-            jobs = self._submit(name, [(c.run, c.folder) for c in cells], first[0].job_id if first else None)
+            jobs = self._submit(name, [cell.run for cell in cells], first[0].job_id if first else None)
             return self._wait(dict(zip(jobs, cells, strict=True)))
         except BaseException:
             self._cancel()
@@ -67,17 +65,20 @@ class SlurmQueue:
                 f"Wait for them (make status), or end them: scancel {' '.join(self.roster.jobs)}"
             )
 
-    def _submit(
-        self, name: str, runs: Sequence[tuple[RunConfig, Path]], after: str | None
-    ) -> list[submitit.Job]:
+    def _submit(self, name: str, runs: Sequence[Run], after: str | None) -> list[submitit.Job]:
         """Submit one array; `after` is a job of the array that has to end first, however it ends."""
         executor = self._executor()
         executor.update_parameters(name=name)
         if after is not None:
             executor.update_parameters(slurm_dependency=f"afterany:{after.split('_')[0]}")
         jobs = [
-            Job(str(self.task.script), self.task.function, asdict(run), str((folder / OUTPUT).absolute()))
-            for run, folder in runs
+            Job(
+                str(self.task.script),
+                self.task.function,
+                asdict(run.config),
+                str((run.folder / OUTPUT).absolute()),
+            )
+            for run in runs
         ]
         submitted = executor.submit_array(jobs)
         self._note_jobs([*self.roster.jobs, submitted[0].job_id.split("_")[0]])
@@ -122,15 +123,6 @@ class SlurmQueue:
     def _note_jobs(self, ids: list[str]) -> None:
         self.roster.jobs = ids
         self.roster.write()
-
-
-def missing_starts(cells: Sequence[Cell]) -> list[tuple[RunConfig, Path]]:
-    """Return (run, folder) of every SFT start that cells need and no finished run is, each once."""
-    starts = {}
-    for cell in cells:
-        if cell.start and find_result(Path(cell.run.outputs), cell.start.result_hash) is None:
-            starts[cell.start.result_hash] = (start_config(cell.run), cell.folder.parent / cell.start.name)
-    return list(starts.values())
 
 
 def _in_queue(jobs: Sequence[str]) -> list[str]:

@@ -15,15 +15,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
-from lab.sweeps.cells import Cell, Composer, SweepError, label_cells
+from lab.sweeps.cells import Cell, Composer, SweepError, label_cells, missing_starts
 from lab.sweeps.grid import check_cells, expand
 from lab.sweeps.pool import OUTPUT
 from lab.sweeps.roster import Roster, open_roster
 from lab.sweeps.screen import clock
 from lab.sweeps.status import last_line
-from sgdpo.config.identity import start_config
 from sgdpo.config.schema import RunConfig
-from sgdpo.runs.records import RunView, find_result, read_runs, view_run
+from sgdpo.runs.records import RunView, read_runs, view_run
 
 # The record's field `shared`: what a run found made by another one, and what it made itself.
 SHARED = (
@@ -40,7 +39,7 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     failed, SystemExit(130) after Ctrl-C.
     """
     cells = _checked(sweeper, arguments)
-    first = cells[0].run
+    first = cells[0].config
     todo = [cell for cell in cells if first.force or not cell.finished]
     if first.dry_run:
         print(preview(cells, todo))
@@ -127,9 +126,7 @@ def _shared(cells: Sequence[Cell]) -> list[str]:
         counts = Counter(fields[key] for _, fields in shared if fields.get(key))
         if counts:
             reused = [cell for cell, fields in shared if fields.get(key) not in (None, made)]
-            starts = [
-                cell.folder.parent / cell.start.name for cell in reused if cell.start and key == "start"
-            ]
+            starts = [cell.run.start.folder for cell in reused if cell.run.start and key == "start"]
             saved = sum(view_run(folder)["seconds"] or 0.0 for folder in starts)
             note = f", {clock(saved)} of training saved" if saved else ""
             lines.append(f"  {words}: {made} {counts[made]}×, reused {len(reused)}×{note}")
@@ -155,7 +152,7 @@ def preview(cells: Sequence[Cell], todo: Sequence[Cell]) -> str:
     ]
     about = "time not known yet"
     if todo and (seconds := estimate(todo)) is not None:
-        about = f"about {clock(seconds / todo[0].run.n_jobs)} with n_jobs={todo[0].run.n_jobs}"
+        about = f"about {clock(seconds / todo[0].config.n_jobs)} with n_jobs={todo[0].config.n_jobs}"
     return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} would run: {about}; nothing was started"])
 
 
@@ -165,12 +162,10 @@ def estimate(todo: Sequence[Cell]) -> float | None:
     A run takes its tokens over the tokens a second, and what comes beside training (start-up, evaluation), both
     as finished runs of the same model and phase had them.
     """
-    outputs = Path(todo[0].run.outputs)
-    starts = {cell.start.result_hash: start_config(cell.run) for cell in todo if cell.start}
-    runs = [run for key, run in starts.items() if find_result(outputs, key) is None]
-    finished = [run for run in read_runs(outputs) if run.status == "finished"]
+    runs = [start.config for start in missing_starts(todo)] + [cell.config for cell in todo]
+    finished = [run for run in read_runs(Path(todo[0].config.outputs)) if run.status == "finished"]
     work: dict[str, int] = {}
-    guesses = [_guess(run, finished, work) for run in [*runs, *(cell.run for cell in todo)]]
+    guesses = [_guess(run, finished, work) for run in runs]
     return None if None in guesses else sum(guesses)
 
 
