@@ -174,7 +174,7 @@ def heat_map(
     axes.set_ylabel("ratio.chosen (r1)")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.supxlabel(facts, fontsize=8.5, color=QUIET, x=0.01, ha="left")
-    scale = figure.colorbar(image, ax=axes, pad=0.16 if base else 0.05)
+    scale = figure.colorbar(image, ax=axes, pad=0.03)
     if base is not None:
         scale.ax.axhline(base.value, color=REJECTED, linewidth=3)
         scale.ax.annotate(

@@ -24,6 +24,9 @@ function tick(value) {
   if (Math.abs(value) < 1e-9) return "0";
   return (Math.abs(value) < 0.1 ? value.toPrecision(2) : value.toFixed(2)).replace("-", "−");
 }
+function ratio(value) {
+  return Number.isInteger(value) ? value.toFixed(1) : String(value);
+}
 function exact(value) {
   if (typeof value !== "number") return value === null ? "–" : String(value);
   return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential().replace("-", "−") : String(value);
@@ -35,7 +38,7 @@ const COLUMNS = [
   ["status", (r) => r.status, "left"],
   ["method", (r) => r.title, "left"],
   ["model", (r) => r.model, "left wide"],
-  ["r1, r2", (r) => (r.ratio ? r.ratio.join(", ") : null), ""],
+  ["r1, r2", (r) => (r.ratio ? r.ratio.map(ratio).join(", ") : null), ""],
   ["seed", (r) => r.seed, ""],
   ["lr", (r) => r.lr, "wide"],
   ["rewards", null, "wide"],
@@ -239,12 +242,12 @@ function drawGrid() {
     const runs = at(c, r);
     const value = mean(runs.map((run) => run.grid[metric]));
     if (value === null) return node("td", {}, "–");
-    const label = `r1 ${c}, r2 ${r}: ${number(value)}, ${runs.length} seeds`;
+    const label = `r1 ${ratio(c)}, r2 ${ratio(r)}: ${number(value)}, ${runs.length} seeds`;
     return node("td", {}, node("button", { type: "button", title: label, "aria-label": label, style: `background:${shade(share(value))};color:${share(value) > 0.45 ? "#000" : "#fff"}`, onclick: () => openRun(runs[0]) }, number(value, 2)));
   };
   const table = node("table", { class: "heat" },
-    node("tbody", {}, ...rows.map((c) => node("tr", {}, node("th", { scope: "row" }, `r1 ${c}`), ...columns.map((r) => cell(c, r))))),
-    node("tfoot", {}, node("tr", {}, node("th", {}), ...columns.map((r) => node("th", { scope: "col" }, `r2 ${r}`)))));
+    node("tbody", {}, ...rows.map((c) => node("tr", {}, node("th", { scope: "row" }, `r1 ${ratio(c)}`), ...columns.map((r) => cell(c, r))))),
+    node("tfoot", {}, node("tr", {}, node("th", {}), ...columns.map((r) => node("th", { scope: "col" }, `r2 ${ratio(r)}`)))));
   const scale = node("div", { class: "scale", style: `background:linear-gradient(90deg,${[0, 0.2, 0.4, 0.6, 0.8, 1].map(shade).join(",")})` },
     node("span", { style: "left:0" }, number(low)), node("span", { style: "right:0" }, number(high)));
   if (beside !== null) scale.append(node("b", { style: `left:${100 * share(beside)}%` }, `${base[0].title} ${number(beside)}`));
