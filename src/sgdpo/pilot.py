@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sgdpo import keyed
 from sgdpo.pairs import DrawKey, Side
 
 Draw = Literal["shared", "independent"]
@@ -27,10 +28,6 @@ POLICY, REFERENCE = 0, 1
 
 _watcher: ContextVar[dict[int, Tensor] | None] = ContextVar("watcher", default=None)
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLY_1 = 0xBF58476D1CE4E5B9
-_MULTIPLY_2 = 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
 _LIMB_DIGITS = 9
 _LAST = torch.iinfo(torch.int64).max
 
@@ -60,10 +57,8 @@ def draw_subset(
     size_B: int64, at least 1 and at most the number of completion tokens. example_id_B: int64.
     side: CHOSEN or REJECTED. stream: POLICY, or REFERENCE for the reference's own draw (`draw: independent`).
     """
-    base = _fold(draws.seed, draws.epoch, side, stream)
-    key_B = _mix64_(example_id_B + _signed(base))
-    count_BT = mask_BT.cumsum(-1)  # t + 1 at position t: the t-th number of splitmix64's stream of key_B
-    key_BT = _mix64_(count_BT.mul_(_signed(_GOLDEN)).add_(key_B[:, None]))
+    key_B = keyed.mix64_(example_id_B + keyed.signed(keyed.fold(draws.seed, draws.epoch, side, stream)))
+    key_BT = keyed.stream(key_B, mask_BT.cumsum(-1))  # t + 1 at position t
     key_BT.masked_fill_(~mask_BT, _LAST)
     smallest_BT = key_BT.sort(-1).values
     kth_B1 = smallest_BT.gather(-1, (size_B - 1)[:, None])
@@ -96,28 +91,3 @@ def subset_ratio(
         return (part.ratio_BT * subset_BT).sum(-1)
     other_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws, REFERENCE)
     return (part.logp_BT * subset_BT).sum(-1) - (part.reference_BT * other_BT).sum(-1)
-
-
-def _mix64_(x: Tensor) -> Tensor:
-    """Apply splitmix64's finaliser in place (Steele et al., 2014); int64 wraps, masks make shifts logical."""
-    for shift, factor in ((30, _MULTIPLY_1), (27, _MULTIPLY_2), (31, None)):
-        x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
-        if factor is not None:
-            x *= _signed(factor)
-    return x
-
-
-def _fold(*words: int) -> int:
-    """Hash a few integers of any size or sign to 64 bits, on the host."""
-    state = 0
-    for word in words:
-        state = (state + _GOLDEN + (word & _MASK)) & _MASK
-        state = ((state ^ (state >> 30)) * _MULTIPLY_1) & _MASK
-        state = ((state ^ (state >> 27)) * _MULTIPLY_2) & _MASK
-        state ^= state >> 31
-    return state
-
-
-def _signed(word: int) -> int:
-    """Return the int64 with the same 64 bits."""
-    return word - (1 << 64) if word >> 63 else word

@@ -22,9 +22,7 @@ from transformers import (
 )
 
 from lab.answers.prompts import Sample, Sampling, prompt_key, stop_ids
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+from sgdpo import keyed
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,8 @@ def gumbel_noise(key_B: Tensor, step: int, size: int) -> Tensor:
     key_B: int64, one key a row. step: 0-based count of new tokens. size: the vocabulary.
     """
     token_V = torch.arange(size, dtype=torch.int64, device=key_B.device)
-    row_B1 = _mix(key_B + _signed((step + 1) * _GOLDEN))[:, None]
-    bits_BV = _mix(row_B1 + (token_V + 1) * _signed(_GOLDEN))
-    # 53 random bits, centred: never 0 and never 1, so both logarithms are finite.
-    uniform_BV = (_shift(bits_BV, 11).double() + 0.5) * 2.0**-53
+    row_B1 = keyed.mix64_(key_B + keyed.signed((step + 1) * keyed.GOLDEN))[:, None]
+    uniform_BV = keyed.uniform(keyed.mix64_(row_B1 + (token_V + 1) * keyed.signed(keyed.GOLDEN)))
     return -torch.log(-torch.log(uniform_BV))
 
 
@@ -109,20 +105,3 @@ class GumbelProcessor(LogitsProcessor):
         """Return the noisy scores, float64, shape (B, V); columns that were ruled out (-inf) stay so."""
         step = input_ids.shape[1] - self.prompt_length
         return scores.double() + gumbel_noise(self.key_B, step, scores.shape[1])
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scramble 64 bits (the finaliser of splitmix64); int64 wraps around as the unsigned form does."""
-    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    # torch shifts int64 arithmetically; the mask makes it the logical shift.
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    x &= (1 << 64) - 1
-    return x - (1 << 64) if x >> 63 else x

@@ -12,7 +12,10 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
+
+from sgdpo import keyed
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +36,13 @@ def tokens_of(lengths: np.ndarray, layout: str) -> np.ndarray:
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Return the keyed permutation of an epoch: a counter-based hash of (seed, epoch, index), sorted."""
-    key = _mix(_mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)) + np.uint64(epoch))
-    return np.argsort(_mix(key + np.arange(count, dtype=np.uint64)), kind="stable")
+    keys = keyed.mix64_(torch.arange(count) + keyed.signed(_step(_step(seed) + epoch) + keyed.GOLDEN))
+    return np.argsort(keys.numpy().view(np.uint64), kind="stable")
 
 
-def _mix(value: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
-    """Return splitmix64 of the value (Steele et al., 2014); wraps modulo 2**64."""
-    with np.errstate(over="ignore"):
-        value = value + np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return value ^ (value >> np.uint64(31))
+def _step(state: int) -> int:
+    """Return the first number of splitmix64 from a state."""
+    return int(keyed.mix64_(torch.tensor([keyed.signed(state + keyed.GOLDEN)])))
 
 
 def even_rows(tokens: np.ndarray, rows: int) -> list[list[int]]:
