@@ -1,4 +1,4 @@
-"""Serve the local judge by hand, until standard input closes: python scripts/judge.py [FILE.gguf] [--port 8080]"""
+"""Serve the local judge by hand, until Ctrl-C: python scripts/judge.py [FILE.gguf] [--port 8080]"""
 
 from lab.serving.local_server import main
 from sgdpo.console import run_command

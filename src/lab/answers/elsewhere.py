@@ -12,8 +12,7 @@ from typing import Any, cast
 from lab.answers.formats import read_answers, read_outputs
 from lab.answers.generate import Generator
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_seed
-from lab.serving.asking import ask_each
-from lab.serving.endpoint import Endpoint, EndpointSettings
+from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.reply import Reply
 from sgdpo.store import hash_json
 

@@ -26,7 +26,7 @@ from lab.benchmarks.statistics import win_rate
 from lab.judging.guard import Guarded, fill, guard, markers_of
 from lab.judging.judges import Judge, ask_all
 from lab.judging.requests import JudgeRequest
-from lab.serving.asking import MOST_UNUSABLE
+from lab.serving.endpoint import MOST_UNUSABLE
 from lab.serving.reply import Reply
 from sgdpo.store import hash_text
 

