@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sgdpo.console import Parser, number, run_command
+from sgdpo.store.caches import KINDS, PAID, entries, listing, prune
 
 
 def main(arguments: list[str]) -> None:
@@ -10,17 +11,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="the runs' cache folder")
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("list", help="what is there, the largest first")
-    shown.add_argument("--check", action="store_true", help="read the files and compare their checksums")
+    shown.add_argument("--check", action="store_true", help="read the files and compare their hashes")
     pruned = commands.add_parser("prune", help="what would go; --yes deletes it. What a run uses now stays")
-    pruned.add_argument("--kind", help="only this kind: reference, tokens, models, ...")
+    pruned.add_argument("--kind", choices=KINDS, help=f"only this kind; {', '.join(PAID)} goes only if named")
     pruned.add_argument(
         "--older-than", type=number(float, "[0, 100000]"), metavar="DAYS", help="only what was written before"
     )
     pruned.add_argument("--broken", action="store_true", help="only half-written or damaged entries")
     pruned.add_argument("--yes", action="store_true", help="delete")
     options = parser.parse_args(arguments)
-    from sgdpo.reference.caches import entries, listing, prune
-
     if options.command == "list":
         print(listing(entries(options.cache, check=options.check)))
         return
