@@ -66,6 +66,9 @@ class Parts:
         return self.run.config
 
 
+ROWS_AHEAD = 2  # torch's prefetch_factor
+
+
 @dataclass(frozen=True)
 class Reference:
     """Hold the reference: a table of cached log-probs, a live model, or neither."""
@@ -232,7 +235,9 @@ def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndar
     """Return each data set with the positions of the examples whose reference the run will ask for."""
     train, test = parts.prepared.train, parts.prepared.test
     config = parts.config
-    steps = planned_examples(len(train), config.optimizer.batch_size, config.seed, schedule.steps)
+    # The loader collates rows past the last step's: accelerate one, each of its workers as many as torch lets it.
+    ahead = math.ceil((1 + ROWS_AHEAD * config.trainer.workers) / schedule.rows)
+    steps = planned_examples(len(train), config.optimizer.batch_size, config.seed, schedule.steps + ahead)
     if test is not None:
         return [(train, steps), (test, np.arange(len(test)))]
     shown = np.arange(min(PAIRS_SHOWN, len(train)))
