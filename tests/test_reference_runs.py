@@ -1,0 +1,49 @@
+"""A run asks for the reference of what its steps see, through the entrypoint: accumulation, workers, ranks, reuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
+SMALL = (
+    "device=cpu", "tracking=off", "method=dpo", "init=pretrained", "model.tiny.num_hidden_layers=1",
+    "model.tiny.hidden_size=32", "model.tiny.intermediate_size=64", "data.world.pairs=80",
+    "data.world.test_pairs=8", "optimizer.batch_size=4", "optimizer.max_steps=2",
+)  # fmt: skip
+
+
+def shared(outputs: Path, *overrides: str) -> dict:
+    """Train as a user does; return what the record says of shared work."""
+    command = [sys.executable, str(TRAIN), *SMALL, f"outputs={outputs}", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = sorted(outputs.glob("*/*/record.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(records[-1].read_text())["shared"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "computed"),
+    [
+        (["trainer.max_tokens_per_row=96"], 12),  # 2 steps of 4, the next one, whose first row is loaded ahead
+        (["trainer.workers=2"], 28),  # 5 rows ahead, of 1 row a step
+        (["engine=ddp", "engine.num_processes=2", "trainer.max_tokens_per_row=96"], 12),
+    ],
+    ids=["accumulation", "workers", "two ranks"],
+)
+def test_a_run_shorter_than_an_epoch_computes_what_it_looks_up(tmp_path, overrides, computed) -> None:
+    """Of 80 training pairs; and the 8 held-out ones that it evaluates on."""
+    found = shared(tmp_path, *overrides)
+    assert found["reference_examples"] == {"computed": computed + 8, "reused": 0}
+
+
+def test_another_method_and_more_steps_take_over_what_is_there(tmp_path) -> None:
+    first, second = shared(tmp_path), shared(tmp_path, "method=bco", "optimizer.max_steps=20")
+    assert first["reference"] == second["reference"] == "built"
+    assert second["reference_examples"] == {"computed": 80 - 12, "reused": 12 + 8}
