@@ -31,7 +31,10 @@ def shared(outputs: Path, *overrides: str) -> dict:
 @pytest.mark.parametrize(
     ("overrides", "computed"),
     [
-        (["trainer.max_tokens_per_row=96"], 12),  # 2 steps of 4, the next one, whose first row is loaded ahead
+        (
+            ["trainer.max_tokens_per_row=96"],
+            12,
+        ),  # 2 steps of 4, the next one, whose first row is loaded ahead
         (["trainer.workers=2"], 28),  # 5 rows ahead, of 1 row a step
         (["engine=ddp", "engine.num_processes=2", "trainer.max_tokens_per_row=96"], 12),
     ],
