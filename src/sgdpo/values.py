@@ -40,7 +40,7 @@ class Range:
         low, high = self.bounds
         if high <= 1:
             return f"lie in {self.interval}"
-        if low == 0 and self.interval[0] == "(" and (value <= 0 or not math.isfinite(value)):
+        if low == 0 and self.interval[0] == "(" and (value <= 0 or not -math.inf < value < math.inf):
             return "be a positive number"
         if value <= low:
             return f"be {'at least' if self.interval[0] == '[' else 'above'} {low:.10g}"
