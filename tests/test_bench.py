@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from lab.bench import cli, rounds, scaling
 from lab.bench.options import parse
+from lab.bench.rounds import (
+    Measurement,
+    Variant,
+    around,
+    fixed_lengths,
+    load,
+    save,
+    ultrafeedback_like,
+)
 from lab.bench.steps import Stepper, build_model
-from lab.bench.variant import Measurement, Variant, around
 from lab.bench.worker import measure, useful_flops
-from lab.bench.workload import fixed_lengths, load, save, ultrafeedback_like
 from packed_rows import tiny_model
+from sgdpo.drawing.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +86,7 @@ def test_a_measurement_counts_steps_pairs_and_tokens(folder) -> None:
     assert found.utilisation == pytest.approx(sum(found.flops) / sum(found.seconds) / found.peak_flops)
     assert found.memory_mb > 10
     assert set(found.method_ms) == {"dpo", "sgdpo"}
-    assert Measurement.from_json(found.to_json()) == found
+    assert Measurement(**{**asdict(found), "variant": found.variant}) == found
 
 
 def test_generated_lengths_look_like_ultrafeedbacks_and_survive_a_file(tmp_path) -> None:
@@ -105,16 +114,26 @@ def test_ratios_compare_measurements_of_the_same_round() -> None:
         [measured(slow, 1.0, 100), measured(slow, 2.0, 100)],
         [measured(fast, 0.5, 50), measured(fast, 1.0, 50)],
     ]
-    assert rounds.speed_ratios(found[1], found[0]) == (2, 2, 2)
-    lines = rounds.table(found).splitlines()
-    assert "| 3.000 |" in lines[2]
-    assert "| 6.000 |" in lines[3]
-    assert lines[3].endswith("| 2.00, 2.00, 2.00 | 0.50 |")
+    assert rounds.speed_ratios(found[1], found[0]) == [2, 2]
+    table = rounds.table(found)
+    assert [row[1].text for row in table.rows] == ["3.000", "6.000"]
+    assert [entry.text for entry in table.rows[1][-2:]] == ["2.00 (2.00 to 2.00)", "0.50"]
+    assert table.header[-2] == "speed against the first, median of 2 rounds (least to greatest)"
+
+
+def test_a_number_of_one_round_is_not_called_a_median() -> None:
+    table = rounds.table(
+        [[measured(Variant("m"), 1.0, 100)]], rounds.overhead([[measured(Variant("m"), 1.0, 1)]])
+    )
+    assert table.header[-2] == "speed against the first, one round"
+    assert table.rows[0][-2].text == "1.00"
+    assert not re.search(r"median|least|min\b|max\b", table.markdown())
 
 
 def test_sgdpos_overhead_is_a_share_of_the_step() -> None:
     """0.5 ms more in a step of 1 s is 0.05 %."""
-    assert "0.050 % of a step of 1,000 ms" in rounds.overhead([[measured(Variant("m"), 1.0, 1)]])
+    (line,) = rounds.overhead([[measured(Variant("m"), 1.0, 1)]])
+    assert "0.050 % of a step of 1,000 ms" in line
 
 
 def test_neighbours_differ_from_the_base_by_one_thing() -> None:
@@ -168,6 +187,8 @@ def test_a_profile_is_kept(folder, tmp_path, capsys) -> None:
     cli.measure(
         parse(["--model", folder, "--profile", "--steps", "1", "--max-length", "60", "--out", str(tmp_path)])
     )
-    text = (tmp_path / "bench_profile.md").read_text()
-    assert text.count("| matrix products |") == 2
-    assert text in capsys.readouterr().out
+    for precision in ("float32", "bf16"):
+        table = Table.read(tmp_path / f"bench_profile-{precision}.json")
+        assert "matrix products" in [row[0].text for row in table.rows]
+        assert table.title in capsys.readouterr().out or precision == "bf16"
+        assert (tmp_path / f"bench_profile-{precision}-operators.md").is_file()

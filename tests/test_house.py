@@ -138,9 +138,6 @@ TABLES_LEFT = {
     "src/lab/evaluation/variance.py",
     "src/lab/evaluation/variance_command.py",
     "src/sgdpo/runs/summary.py",
-    "src/lab/bench/peers.py",
-    "src/lab/bench/profiling.py",
-    "src/lab/bench/rounds.py",
 }
 
 

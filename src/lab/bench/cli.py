@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import replace
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+import psutil
+import torch
 from transformers import AutoConfig
 
 from lab.bench import rounds, scaling
-from lab.bench.facts import facts
-from lab.bench.profiling import profile_step
-from lab.bench.variant import Variant, around
-from lab.bench.workload import ultrafeedback_like
+from lab.bench.rounds import Variant, around, ultrafeedback_like
+from lab.bench.worker import profile_step
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.data.example import Example
 from sgdpo.data.prepare import prepare
 from sgdpo.models.load import load_tokenizer
+from sgdpo.store import write_json
 
 # Randomly initialised Llamas for a machine with a GPU; sizes of the 1B and 3B releases.
 RANDOM_LLAMAS = {
@@ -47,20 +52,21 @@ def measure(options: argparse.Namespace) -> None:
         write_profile(base, options, examples)
         return
     found = rounds.run_rounds(around(base, options.precisions), examples, options.rounds)
-    table = f"{rounds.table(found)}\n\n{rounds.overhead([found[0], *found[6:7]])}\n"
-    text = facts("bench", options, examples) + table
-    print(f"\n{text}")
-    (options.out / "bench.md").write_text(text)
-    numbers = [measurement.to_json() for measurements in found for measurement in measurements]
-    (options.out / "bench.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    below = [*rounds.overhead([found[0], *found[6:7]]), facts("bench", options, examples)]
+    table = rounds.table(found, below)
+    print(f"\n{table.console()}")
+    table.write(options.out)
+    numbers = [asdict(measurement) for measurements in found for measurement in measurements]
+    write_json(options.out / "measurements.json", numbers)
 
 
 def write_profile(base: Variant, options: argparse.Namespace, examples: list[Example]) -> None:
     """Profile one step in each precision, print where its time goes, and keep it."""
-    parts = [profile_step(replace(base, precision=each), examples) for each in options.precisions]
-    text = facts("bench", options) + "\n".join(parts)
-    print(text)
-    (options.out / "bench_profile.md").write_text(text)
+    for precision in options.precisions:
+        for table in profile_step(replace(base, precision=precision), examples):
+            table = replace(table, facts=[facts("bench", options)], origin={"exhibit": "bench"})
+            print(table.console())
+            table.write(options.out)
 
 
 def base_variant(options: argparse.Namespace) -> Variant:
@@ -118,7 +124,7 @@ def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
     vocabulary = vocabulary_of(base.model)
     lengths = tuple(length for length in scaling.LENGTHS if length <= options.max_length)
     speed, memory = "pairs per second", "peak memory, MB"
-    note = facts("bench", options).strip().replace("`: ", "\n").replace("`", "")
+    note = facts("bench", options).replace("`: ", "\n").replace("`", "")
     plots = {
         "length": (scaling.by_length(base, vocabulary, lengths, print), "pairs_per_second",
                    ("tokens of prompt plus completion, half each", speed)),
@@ -131,3 +137,35 @@ def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
         path = options.out / f"bench_scaling_{name}.png"
         scaling.draw(points, y, labels, path, note)
         print(path)
+
+
+def facts(target: str, options: argparse.Namespace, examples: Sequence[Example] = ()) -> str:
+    """Say command, machine, model and pairs; `target` is the make target that gave the command line."""
+    words = shlex.join(options.words)
+    command = f'`make {target} BENCH="{words}"`' if words else f"`make {target}`"
+    parts = [
+        f"{command}: {Path(options.model).name} on {_machine(options.device)}, torch {torch.__version__}"
+    ]
+    if examples:
+        lengths = np.array([[len(e.prompt_ids), len(e.chosen_ids), len(e.rejected_ids)] for e in examples])
+        prompt, chosen, rejected = lengths.mean(0)
+        parts += [
+            f"{options.batch} pairs a step, {options.steps} timed steps in each of {options.rounds} rounds",
+            f"on average {prompt:.0f} prompt, {chosen:.0f} chosen and {rejected:.0f} rejected tokens",
+        ]
+    return "; ".join(parts) + "."
+
+
+def _machine(device: str) -> str:
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    return f"{psutil.cpu_count()} cores of {_processor()}"
+
+
+def _processor() -> str:
+    """Return the processor's name, or its architecture where the system does not say."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()

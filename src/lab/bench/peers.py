@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab.bench import cli, rounds, workload
-from lab.bench.facts import facts
-from lab.bench.variant import Measurement, Variant
+from lab.bench import cli, rounds
+from lab.bench.rounds import Measurement, Variant
+from sgdpo.drawing.table import Table
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "trl==1.16.0")
 WORKER = Path(__file__).with_name("trl_worker.py")
@@ -52,13 +50,9 @@ def peer_python(folder: Path) -> Path:
 
 def measure_peer(python: Path, variant: Variant, pairs: Path) -> Peer:
     """Run TRL's trainer on the pairs in its own environment. Raise ValueError with its last words if it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        command = [str(python), str(WORKER), json.dumps(vars(variant)), str(pairs), str(answer)]
-        done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ValueError(f"TRL could not run {variant.name!r}:\n{done.stderr[-2000:]}")
-        found = json.loads(answer.read_text())
+    found = rounds.run_apart(
+        [str(python), str(WORKER)], variant, pairs, f"TRL could not run {variant.name!r}"
+    )
     return Peer(variant, found["seconds"], found["memory_mb"], found["versions"])
 
 
@@ -79,30 +73,28 @@ def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) 
     return found
 
 
-def table(found: Sequence[Sequence[tuple[Measurement, Peer]]]) -> str:
-    """Return a Markdown table of speed and memory against TRL: ratios of the same round, min, median, max."""
-    versions = found[0][0][1].versions
-    lines = [
-        "Measured against " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
-        "",
-        "| precision | TRL's reference | ours, pairs/s | TRL, pairs/s | times as fast: min, median, max"
-        " | ours, MB | TRL, MB | share of TRL's memory |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def table(found: Sequence[Sequence[tuple[Measurement, Peer]]], facts: str) -> Table:
+    """Show speed and memory against TRL: ratios of the same round."""
+    rows = []
     for both in found:
         ours, theirs = zip(*both, strict=True)
         speed = [sum(t.seconds) / sum(o.seconds) for o, t in both]
-        low, middle, high = rounds.spread(speed)
         mine = statistics.median(o.pairs_per_second for o in ours)
         peer = statistics.median(sum(o.pairs) / sum(t.seconds) for o, t in both)
         memory = [statistics.median(x.memory_mb for x in side) for side in (ours, theirs)]
         variant = theirs[0].variant
-        lines.append(
-            f"| {variant.precision} | {variant.reference} | {mine:.3f} | {peer:.3f}"
-            f" | {low:.2f}, {middle:.2f}, {high:.2f} | {memory[0]:,.0f} | {memory[1]:,.0f}"
-            f" | {memory[0] / memory[1]:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        row = [variant.precision, variant.reference, f"{mine:.3f}", f"{peer:.3f}", rounds.spread(speed)]
+        rows.append([*row, *(f"{size:,.0f}" for size in memory), f"{memory[0] / memory[1]:.2f}"])
+    versions = ", ".join(f"{name} {version}" for name, version in found[0][0][1].versions.items())
+    header = ["precision", "TRL's reference", "ours, pairs/s", "TRL, pairs/s"]
+    header += [
+        rounds.spread_title("times as fast", len(found[0])),
+        "ours, MB",
+        "TRL, MB",
+        "share of TRL's memory",
+    ]
+    below = [f"Measured against {versions}.", facts]
+    return Table("bench_peers", "", header, rows, 2, below, {"exhibit": "bench"})
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -119,8 +111,9 @@ def measure(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     pairs = options.out / "pairs.npz"
     examples = cli.pairs_of(base, options)
-    workload.save(pairs, examples)
-    text = facts("bench-peers", options, examples)
-    text += table(compare(python, variants, pairs, options.rounds))
-    print(f"\n{text}")
-    (options.out / "bench_peers.md").write_text(text)
+    rounds.save(pairs, examples)
+    found = table(
+        compare(python, variants, pairs, options.rounds), cli.facts("bench-peers", options, examples)
+    )
+    print(f"\n{found.console()}")
+    found.write(options.out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lab.bench import rounds
-from lab.bench.variant import Measurement, Variant
-from lab.bench.workload import fixed_lengths
+from lab.bench.rounds import Variant, fixed_lengths
 from sgdpo.drawing.style import ACCURACY, CHOSEN, MARGIN, QUIET, REJECTED, label_end, save, styled
+from sgdpo.store import write_json
 
 LENGTHS = (128, 256, 512, 1024, 2048)
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -73,9 +72,7 @@ def by_vocabulary(
 
 def _point(variant: Variant, x: float, lengths: tuple[int, int], vocabulary: int, say: Say) -> dict[str, Any]:
     examples = fixed_lengths(2 * variant.batch, *lengths, vocabulary, seed=0)
-    measurement: Measurement = rounds.run_rounds([variant], examples, 1, lambda line: say(f"{x:,}  {line}"))[
-        0
-    ][0]
+    ((measurement,),) = rounds.run_rounds([variant], examples, 1, lambda line: say(f"{x:,}  {line}"))
     return {
         "x": x,
         "series": f"{variant.layout.replace('_', ' ')}, {variant.head} head",
@@ -107,4 +104,4 @@ def draw(points: list[dict[str, Any]], y: str, labels: tuple[str, str], path: Pa
         label_end(axes, ends)
         figure.supxlabel(note, fontsize=7.5, color=QUIET, x=0.01, ha="left")
         save(figure, path)
-    path.with_suffix(".json").write_text(json.dumps(points, indent=1) + "\n")
+    write_json(path.with_suffix(".json"), points)

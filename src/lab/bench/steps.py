@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lab.bench.variant import Variant
+from lab.bench.rounds import Variant
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.batching import even_rows, tokens_of
 from sgdpo.data.example import Example

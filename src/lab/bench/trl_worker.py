@@ -100,5 +100,5 @@ def measure(spec: dict[str, Any], pairs: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = measure(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    found = measure(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
     Path(sys.argv[3]).write_text(json.dumps(found))

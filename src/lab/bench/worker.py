@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
+from lab.bench.rounds import Measurement, Variant, load
 from lab.bench.steps import Stepper, build_model, lengths_of, method_loss
-from lab.bench.variant import Measurement, Variant
-from lab.bench.workload import load
 from sgdpo.data.batching import tokens_of
 from sgdpo.data.example import Example
 from sgdpo.data.packing import RowCollator, pair_of
+from sgdpo.drawing.table import Table
 from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.runs.provenance import peak_memory_mb
+from sgdpo.store import read_json, write_json
+
+# Operators by what they are for; the first group that matches a name takes it.
+GROUPS = (
+    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear")),
+    ("attention", ("attention", "RowAttention")),
+    ("optimizer", ("_fused_adamw", "optimizer", "foreach", "linalg_vector_norm")),
+    ("casts and copies", ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::fill_", "aten::zero_")),
+    ("gradient accumulation", ("AccumulateGrad", "aten::add_")),
+)
 
 
 def measure(variant: Variant, examples: Sequence[Example]) -> Measurement:
@@ -115,7 +126,39 @@ def method_milliseconds(method: str, examples: Sequence[Example], repeats: int =
     return best * 1e3
 
 
+def profile_step(variant: Variant, examples: Sequence[Example], top: int = 15) -> list[Table]:
+    """Profile one step: a table of its operators' own times, grouped, and one of the largest operators."""
+    on_gpu = variant.device != "cpu"
+    if not on_gpu:
+        keep_freed_memory()  # as the measured runs do
+    stepper = Stepper(variant, build_model(variant))
+    batch = examples[: variant.batch]
+    cached = stepper.reference(batch)
+    stepper.step(batch, cached)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as recorded:
+        stepper.step(batch, cached)
+    times = {
+        e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in recorded.key_averages()
+    }
+    total = sum(times.values()) or 1.0
+    grouped: dict[str, float] = {}
+    for name, time_us in times.items():
+        group = next(
+            (group for group, parts in GROUPS if any(p in name for p in parts)), "elementwise and the rest"
+        )
+        grouped[group] = grouped.get(group, 0.0) + time_us
+    stem, title = f"bench_profile-{variant.precision}", f"One step, {variant.name}, {total / 1e3:,.0f} ms"
+
+    def shares(values: dict[str, float], count: int) -> list[list[str]]:
+        largest = sorted(values.items(), key=lambda item: -item[1])[:count]
+        return [[name, f"{100 * value / total:.1f} %"] for name, value in largest]
+
+    return [
+        Table(stem, title, ["part", "share of the time"], shares(grouped, len(grouped))),
+        Table(f"{stem}-operators", "Its largest operators", ["operator", "share"], shares(times, top)),
+    ]
+
+
 if __name__ == "__main__":
-    spec, pairs, answer = sys.argv[1:]
-    found = measure(Variant(**json.loads(spec)), load(Path(pairs)))
-    Path(answer).write_text(json.dumps(found.to_json()))
+    spec, pairs, answer = map(Path, sys.argv[1:])
+    write_json(answer, asdict(measure(Variant(**read_json(spec)), load(pairs))))
