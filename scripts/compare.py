@@ -13,12 +13,10 @@ def main(arguments: list[str]) -> None:
         "--seed", type=number(int, "[0, 4294967296)"), default=0, help="seed of the bootstrap"
     )
     options = parser.parse_args(arguments)
-    from rich.console import Console
-
     from lab.evaluation.comparison import compare_runs, show
 
     table, sentences = show(compare_runs(options.runs, options.evaluation, seed=options.seed))
-    Console(width=160).print(table)
+    print(table.console())
     print("\n".join(sentences))
 
 

@@ -20,16 +20,16 @@ from sgdpo.console import expected_failures, fail, run_command, set_up_process
 def main(config: DictConfig) -> None:
     """Do one composed evaluation."""
     set_up_process()
-    from lab.evaluation.command import show
     from lab.evaluation.settings import evaluation_errors, to_evaluate_config
 
     evaluation = to_evaluate_config(config)
     if errors := evaluation_errors(evaluation):
         fail(errors)
-    from lab.evaluation.evaluate import evaluate  # heavy imports only once the settings are sound
+    from lab.evaluation.command import show  # heavy imports only once the settings are sound
+    from lab.evaluation.evaluate import evaluate
 
     with expected_failures(code=1):
-        print(show(evaluate(evaluation)))
+        print(show(evaluation.benchmark, evaluate(evaluation)).console())
 
 
 def command(arguments: list[str]) -> None:
@@ -37,8 +37,7 @@ def command(arguments: list[str]) -> None:
     if help_asked(arguments):
         print(help_page("evaluate", __doc__, arguments))
         return
-    from lab.evaluation.command import runs_first
-    from lab.evaluation.settings import register_schema
+    from lab.evaluation.settings import register_schema, runs_first
 
     register_schema()
     sys.argv[1:] = runs_first(arguments)

@@ -20,16 +20,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--files", nargs="+", action="append", metavar="BENCHMARK FILE", help="judgments there are"
     )
+    parser.add_argument("--config-dir", help="a folder of your own with benchmark/, judge/ or generator/")
     parser.add_argument("--output", type=Path, help="data of the figure")
     options = parser.parse_intermixed_args(arguments)
     set_up_process()
-    from rich.console import Console
-
-    from lab.evaluation.variance_command import DEFAULT_OUTPUT, measure_all
+    from lab.evaluation.variance import DEFAULT_OUTPUT, measure_all
 
     output = options.output or DEFAULT_OUTPUT
-    table = measure_all(options.words, options.benchmarks, options.repeats, options.files or [], output)
-    Console(width=140).print(table)
+    folder = [f"--config-dir={options.config_dir}"] if options.config_dir else []
+    table = measure_all(
+        [*options.words, *folder], options.benchmarks, options.repeats, options.files or [], output
+    )
+    print(table.console())
     print(f"data      {output}")
 
 

@@ -236,3 +236,8 @@ def alpaca_setup(tmp_path: Path) -> tuple[Path, list[str]]:
 def http_judge(server, **changes) -> list[str]:
     values = {"base_url": server.base_url, "model": "m1", "backoff": 0.0, **changes}
     return ["judge=openai", *[f"judge.{key}={value}" for key, value in values.items()]]
+
+
+def result_folder(run: Path, result: dict) -> Path:
+    """Return where an evaluation wrote; its name holds a hash where settings are not those of conf/."""
+    return (run / result["samples"]).parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -15,17 +16,13 @@ from evaluation_fixtures import (
     chat_server,
     fair_judge,
     http_judge,
+    result_folder,
 )
-from lab.benchmarks.alpaca_eval import (
-    TEMPLATE,
-    Duel,
-    judge_request,
-    preference,
-    summarise_annotations,
-    switched,
-)
+from lab.answers.prompts import Sample
+from lab.benchmarks.alpaca_eval import TEMPLATE, AlpacaEval, read_difficulties, switched
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation
+from lab.judging.requests import JudgeRequest
 from lab.serving.endpoint import EndpointError
 from lab.serving.reply import Reply
 from sgdpo.store import hash_text, read_jsonl
@@ -43,16 +40,23 @@ def test_the_judges_prompt_is_the_published_one():
     assert hash_text(TEMPLATE.read_text("utf-8")) == "784227e6dc2832fc"
 
 
-def test_the_question_shows_both_answers_in_the_drawn_order():
-    duel = Duel("Why?", "theirs", "ours", switched=False)
-    messages = judge_request(duel, TEMPLATE.read_text("utf-8"))[0].messages
+def asked(tmp_path, instruction: str, theirs: str, ours: str, seed: int = 0) -> JudgeRequest:
+    """Return the question of one duel."""
+    (tmp_path / "one.json").write_text(json.dumps([{"instruction": instruction, "output": theirs}]))
+    benchmark = AlpacaEval(baseline=str(tmp_path / "one.json"), order_seed=seed)
+    return benchmark.questions([Sample(benchmark.prompts()[0].prompt_id, ours, None, False)])[0]
+
+
+def test_the_question_shows_both_answers_in_the_drawn_order(tmp_path):
+    seeds = {switched("Why?", seed): seed for seed in range(9)}
+    messages = asked(tmp_path, "Why?", "theirs", "ours", seeds[False]).messages
     assert [message["role"] for message in messages] == ["system", "user"]
     text = messages[1]["content"]
     assert '"instruction": """Why?"""' in text
     assert text.index('"m",\n        "output": """theirs"""') < text.index(
         '"M",\n        "output": """ours"""'
     )
-    other = judge_request(Duel("Why?", "theirs", "ours", switched=True), TEMPLATE.read_text("utf-8"))[0]
+    other = asked(tmp_path, "Why?", "theirs", "ours", seeds[True])
     assert '"m",\n        "output": """ours"""' in other.messages[1]["content"]
 
 
@@ -74,14 +78,17 @@ def test_the_order_is_a_matter_of_instruction_and_seed():
 )
 def test_a_preference_is_the_share_of_the_labels_probabilities(top, was_switched, expected):
     """0.6 and 0.2: the first label has 0.75 of both, so 2 - 0.75 if the baseline was first, else 1 + 0.75."""
-    found = preference(Reply("m", top), was_switched)
-    assert found == (None if expected is None else pytest.approx(expected))
+    found = AlpacaEval(baseline="").read(JudgeRequest(facts={"switched": was_switched}), Reply("m", top))
+    assert found == (None if expected is None else pytest.approx(expected - 1))
 
 
 def test_without_weights_the_text_decides():
-    assert preference(Reply(" M\n"), was_switched=False) == 2.0
-    assert preference(Reply("m"), was_switched=True) == 2.0
-    assert preference(Reply("neither"), was_switched=False) is None
+    benchmark = AlpacaEval(baseline="", weighted=False)
+    shown = {switched: JudgeRequest(facts={"switched": switched}) for switched in (False, True)}
+    assert benchmark.read(shown[False], Reply(" M\n")) == 1.0
+    assert benchmark.read(shown[True], Reply("m")) == 1.0
+    assert benchmark.read(shown[False], Reply("neither")) is None
+    assert AlpacaEval(baseline="").read(shown[True], Reply("m")) is None, "a weight was asked for"
 
 
 def test_a_run_is_evaluated_over_http_and_a_second_time_for_nothing(setup):
@@ -98,12 +105,14 @@ def test_a_run_is_evaluated_over_http_and_a_second_time_for_nothing(setup):
     assert result["cost"]["requests"] == 10
     assert again["cost"]["requests"] == 0
     assert {**again, "cost": None} == {**result, "cost": None}
-    folder = run / "eval" / "alpaca_eval-m1"
+    folder = result_folder(run, result)
     record = json.loads((run / "record.json").read_text())
-    assert record["eval"]["alpaca_eval-m1"]["win_rate"] == result["win_rate"]
+    assert list(record["eval"]) == [folder.name]
+    assert record["eval"][folder.name]["win_rate"] == result["win_rate"]
+    assert result["discrete_win_rate"] == pytest.approx(75.0)
     judgments = read_jsonl(folder / "judgments.jsonl")
     assert [round(row["preference"], 6) for row in judgments] == [0.5, 0.9] * 10
-    assert record["eval"]["alpaca_eval-m1"]["samples"] == "eval/alpaca_eval-m1/samples.jsonl"
+    assert record["eval"][folder.name]["samples"] == f"eval/{folder.name}/samples.jsonl"
 
 
 def test_the_key_is_in_no_file_no_record_and_no_output(setup, tmp_path, caplog, capsys):
@@ -133,10 +142,10 @@ def test_annotations_move_out_and_in_again(setup):
     run, words = setup
     with chat_server(fair_judge) as server:
         first = evaluate(compose_evaluation([*words, *http_judge(server)]))[str(run)]
-    file = run / "eval" / "alpaca_eval-m1" / "annotations.json"
+    file = result_folder(run, first) / "annotations.json"
     second = evaluate(compose_evaluation([*words, "judge=cached", f"judge.file='{file}'"]))[str(run)]
     for key in ("win_rate", "win_rate_se", "lc_win_rate", "lc_win_rate_se", "characters_mean", "n"):
-        assert second[key] == first[key], key
+        assert second[key] == pytest.approx(first[key]), key
 
 
 def test_annotations_of_other_answers_are_refused(setup, tmp_path):
@@ -147,7 +156,7 @@ def test_annotations_of_other_answers_are_refused(setup, tmp_path):
     ]
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     config = compose_evaluation([*words, "judge=cached", f"judge.file='{tmp_path / 'annotations.json'}'"])
-    with pytest.raises(ValueError, match=r"judges other answers for 20 of 20 instructions"):
+    with pytest.raises(ValueError, match=r"judges other answers for 20 of 20 prompts"):
         evaluate(config)
 
 
@@ -171,14 +180,59 @@ def test_wrong_rows_are_named(setup, tmp_path, change, words):
     assert not server.requests
 
 
-def test_raw_numbers_of_an_annotation_file_are_alpaca_evals():
-    """Preferences 1, 2, 1.25, 0 (an old draw), None: (0 + 1 + 0.25 + 0.5) / 4 = 43.75; one of 21 is unparsable."""
-    rows = [{"output_1": "a", "output_2": "ab", "preference": value} for value in [1.0, 2.0, 1.25, 0, None]]
-    rows += [{"output_1": "a", "output_2": "ab", "preference": 1.4375}] * 16
-    result = summarise_annotations(rows)
+def test_raw_numbers_of_an_annotation_file_are_alpaca_evals(tmp_path):
+    """Preferences 1, 2, 1.25, 0 (an old draw), None: (0 + 1 + 0.25 + 0.5) / 4 = 43.75; one of 21 is unparsable.
+
+    Discrete: 1.4375 is lost, so 2 wins and draws count 1.5 of 20.
+    """
+    values = [1.0, 2.0, 1.25, 0, None] + [1.4375] * 16
+    file = annotations(tmp_path / "annotations.json", values)
+    benchmark = AlpacaEval(baseline="")
+    result = benchmark.summarise(benchmark.published(file))
     assert result["win_rate"] == pytest.approx(43.75)
+    assert result["discrete_win_rate"] == pytest.approx(100 * 1.5 / 20)
     assert result["unparsable"] == 1
-    assert result["characters_mean"] == 2
+
+
+def annotations(file: Path, values: list, model: str = "ours") -> Path:
+    rows = [
+        {"instruction": f"i{n}", "output_1": "a", "output_2": "ab", "preference": value, "generator_2": model}
+        for n, value in enumerate(values)
+    ]
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def test_difficulties_are_matched_by_instruction_whatever_the_order(tmp_path):
+    """The published file numbers the instructions; a shuffled or shortened baseline keeps each its difficulty."""
+    names = [hash_text(f"i{n}") for n in range(5)]
+    (tmp_path / "difficulty.csv").write_text(
+        ",instruction_difficulty\n" + "".join(f"{n},{n / 10}\n" for n in range(5))
+    )
+    wanted = [names[3], names[0], names[4]]
+    assert read_difficulties(str(tmp_path / "difficulty.csv"), names, wanted) == [0.3, 0.0, 0.4]
+    (tmp_path / "named.csv").write_text("instruction,instruction_difficulty\ni4,1.5\ni3,2.5\n")
+    assert read_difficulties(str(tmp_path / "named.csv"), [], [names[3], names[4]]) == [2.5, 1.5]
+    with pytest.raises(ValueError, match="no difficulty for 1 of 2 instructions"):
+        read_difficulties(str(tmp_path / "difficulty.csv"), names, [names[0], hash_text("another")])
+
+
+def test_a_shuffled_baseline_moves_no_length_controlled_rate(setup, tmp_path):
+    """Twenty prompts with their difficulties, then the same in another order: the same number to the last digits."""
+    _, words = setup
+    rows = "".join(f"{n},{math.sin(n):.3f}\n" for n in range(20))
+    (tmp_path / "difficulty.csv").write_text(",instruction_difficulty\n" + rows)
+    words = [word for word in words if not word.startswith("benchmark.difficulties")]
+    (tmp_path / "official.json").write_text(json.dumps(baseline_rows()))
+    words += [f"benchmark.{key}='{tmp_path / file}'" for key, file in
+              {"difficulties": "difficulty.csv", "numbering": "official.json"}.items()]  # fmt: skip
+    rates = []
+    for step in (1, 7):
+        shuffled = [baseline_rows()[n * step % 20] for n in range(20)]
+        (tmp_path / "baseline.json").write_text(json.dumps(shuffled))
+        with chat_server(fair_judge) as server:
+            rates.append(next(iter(evaluate(compose_evaluation([*words, *http_judge(server)])).values())))
+    assert rates[0]["lc_win_rate"] == pytest.approx(rates[1]["lc_win_rate"], abs=0.05)
 
 
 def test_more_than_five_per_cent_without_a_verdict_are_refused_and_kept(setup, tmp_path):
@@ -190,7 +244,8 @@ def test_more_than_five_per_cent_without_a_verdict_are_refused_and_kept(setup, t
         evaluate(compose_evaluation([*words, *http_judge(server)]))
     kept = read_jsonl(next((tmp_path / "outputs/cache/served").glob("*.jsonl")))
     assert [row["event"] for row in kept].count("answer") == 10
-    assert len(read_jsonl(run / "eval" / "alpaca_eval-m1" / "judgments.jsonl")) == 20
+    (written,) = run.glob("eval/*/judgments.jsonl")
+    assert len(read_jsonl(written)) == 20
 
 
 def test_a_server_without_log_probs_is_named_not_averaged(setup):

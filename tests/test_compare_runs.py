@@ -39,7 +39,7 @@ def test_a_difference_beyond_noise_is_named_and_noise_is_not(runs):
     assert verdicts["good", "middling"].winner == "good"
     assert verdicts["bad", "middling"].winner is None
     table, sentences = show(list(verdicts.values()))
-    assert table.row_count == 3
+    assert len(table.rows) == 3
     assert sentences[0].startswith("good beats bad (+0.9")
     assert sentences[2].startswith("cannot say: bad and middling")
 

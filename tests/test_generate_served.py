@@ -18,9 +18,8 @@ from lab.answers.generate import generate, generator_errors
 from lab.answers.own_model import VllmGenerator
 from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
 from lab.benchmarks import alpaca_eval, mt_bench
-from lab.evaluation.command import runs_first
 from lab.evaluation.evaluate import evaluate
-from lab.evaluation.settings import compose_evaluation
+from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import ask_all, open_judge
 from lab.judging.requests import JudgeRequest
 from sgdpo.config.schema import ModelConfig
@@ -37,7 +36,8 @@ def runs(tmp_path_factory) -> Path:
 
 def composed(outputs: Path, *names: str, words: tuple[str, ...] = ()):
     folders = [str(outputs / "exp" / name) for name in names]
-    settings = [f"outputs='{outputs}'", "benchmark.max_new_tokens=8", *words]
+    short = [] if "benchmark=lm_eval" in words else ["benchmark.max_new_tokens=8"]
+    settings = [f"outputs='{outputs}'", *short, *words]
     return compose_evaluation(runs_first([*folders, *settings]))
 
 
@@ -86,8 +86,8 @@ def test_a_served_model_answers_for_its_run_and_not_for_the_start(runs, monkeypa
 
 
 def answers(run: Path) -> set[str]:
-    file = run / "eval" / "verifiable-checker" / "samples.jsonl"
-    return {json.loads(row)["response"] for row in file.read_text().splitlines()}
+    files = run.glob("eval/*/samples.jsonl")
+    return {json.loads(row)["response"] for file in files for row in file.read_text().splitlines()}
 
 
 def test_vllm_that_is_not_installed_is_said_so(runs):

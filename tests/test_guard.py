@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lab.benchmarks.mt_files import default_folder, load_bench
 
 import lab.benchmarks.alpaca_eval as alpaca
-from lab.benchmarks.mt_files import default_folder, load_bench
 from lab.judging.guard import BREAK, guard, markers_of
 
 HARMLESS = [

@@ -133,10 +133,6 @@ def calls(path: Path, *names: str) -> list[str]:
 # Not yet on the one Table: each goes from here when its room is.
 TABLES_LEFT = {
     "src/lab/sweeps/screen.py",  # stays: a live screen that is drawn again and again, with progress bars in it
-    "src/lab/evaluation/command.py",
-    "src/lab/evaluation/comparison.py",
-    "src/lab/evaluation/variance.py",
-    "src/lab/evaluation/variance_command.py",
     "src/sgdpo/runs/summary.py",
 }
 

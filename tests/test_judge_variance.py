@@ -9,8 +9,7 @@ import random
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
-from lab.evaluation.variance import spread
-from lab.evaluation.variance_command import measure_all
+from lab.evaluation.variance import measure_all, spread
 
 
 def test_the_spread_by_hand():

@@ -2,50 +2,223 @@
 
 The form is `weighted_alpaca_eval_gpt4_turbo` of alpaca-eval 0.6.6: its prompt (a data file, pinned by its
 hash), its seeded order of the two answers, its reading of the first token's top log-probs, its file formats.
-A preference is 1 where the baseline won, 2 where ours did, and anything between.
+A preference in its files is 1 where the baseline won, 2 where ours did, and anything between; here it is 0 to 1.
+Nothing of AlpacaEval's data is part of this repository.
 
 Departures: placeholders are filled in one pass and chat turns are split before, so that no answer can write
 either (theirs splits after); markers in answers are broken and counted (`guard.py`); judgments without a
-preference are counted, and more than 5 % of them are refused.
+preference are counted, and more than 5 % of them are refused; difficulties are matched by instruction, not by
+row.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from lab.benchmarks.length_control import length_controlled
-from lab.benchmarks.statistics import win_rate
-from lab.judging.guard import Guarded, fill, guard, markers_of
-from lab.judging.judges import Judge, ask_all
+from lab.answers.formats import locate, of_one_model, read_outputs, read_rows, write_list
+from lab.answers.prompts import Prompt, Sample
+from lab.benchmarks.benchmark import Judgment, Sampled, Seed
+from lab.judging.guard import fill, guard, markers_of
 from lab.judging.requests import JudgeRequest
-from lab.serving.endpoint import MOST_UNUSABLE
 from lab.serving.reply import Reply
-from sgdpo.store import hash_text
+from sgdpo.store import hash_file, hash_json, hash_text
 
 TEMPLATE = Path(__file__).parent / "data" / "alpaca_eval_clf.txt"
 FIRST, SECOND = "m", "M"
-# The form of a reply, for judges that can be held to one; a small model would not keep to it by itself.
-GRAMMAR = f'root ::= "{FIRST}" | "{SECOND}"'
 TOP_LOGPROBS = 5
-ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+GRAMMAR = f'root ::= "{FIRST}" | "{SECOND}"'
+WEIGHTED, FROM_TEXT = "weighted_alpaca_eval_gpt4_turbo", "alpaca_eval_clf"
+GAMED_COLUMNS = ("preference", "std_delta_len", "instruction_difficulty", "not_gamed_baseline")
 
 
-@dataclass(frozen=True)
-class Duel:
-    """Hold one instruction with the baseline's answer (1) and ours (2), as AlpacaEval numbers them."""
+@dataclass(kw_only=True)
+class AlpacaEval(Sampled):
+    """Win over the baseline's answers to AlpacaEval's instructions."""
 
-    instruction: str
+    unit = "preference"
+    middle = 0.5
+
     baseline: str
-    ours: str
-    switched: bool
+    difficulties: str | None = None
+    numbering: str | None = None
+    gamed: str | None = None
+    weighted: bool = True
+    order_seed: Seed = 0
+
+    def errors(self) -> list[str]:
+        """Say what the fit of the length control would lack."""
+        if self.gamed and not self.difficulties:
+            return [
+                "benchmark.gamed needs the instructions' difficulties too: set benchmark.difficulties, or gamed=null"
+            ]
+        return []
+
+    @cached_property
+    def theirs(self) -> list[dict[str, Any]]:
+        """Return the baseline's rows."""
+        return read_outputs(self.baseline)[: self.limit]
+
+    @cached_property
+    def template(self) -> str:
+        """Return the judge's prompt."""
+        return TEMPLATE.read_text("utf-8")
+
+    def prompts(self) -> list[Prompt]:
+        """Return the instructions; files of the length control that are wrong are found before anybody answers."""
+        prompts = [Prompt.user(hash_text(row["instruction"]), row["instruction"]) for row in self.theirs]
+        self.control([prompt.prompt_id for prompt in prompts])
+        return prompts
+
+    def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
+        """Return one question an instruction; equal answers are a tie and are not paid for."""
+        return [self._question(row, sample, repeat) for row, sample in zip(self.theirs, samples, strict=True)]
+
+    def _question(self, row: Mapping[str, Any], sample: Sample, repeat: int) -> JudgeRequest:
+        instruction, theirs = row["instruction"], row["output"]
+        markers = markers_of(self.template)
+        shown = [guard(theirs, markers), guard(sample.text, markers)]
+        facts = {
+            "switched": switched(instruction, self.order_seed),
+            "characters": len(sample.text),
+            "baseline_characters": len(theirs),
+            "markers": shown[1].marked,
+            "demands": shown[1].demands,
+            "answers": hash_json([theirs, sample.text]),
+        }
+        texts = [answer.text for answer in (shown[::-1] if facts["switched"] else shown)]
+        values = {"instruction": instruction, "output_1": texts[0], "output_2": texts[1]}
+        messages = tuple(
+            {"role": role, "content": fill(content, values)} for role, content in split_chat(self.template)
+        )
+        return JudgeRequest(
+            messages,
+            temperature=1.0 if self.weighted else 0.0,
+            top_logprobs=TOP_LOGPROBS if self.weighted else 0,
+            repeat=repeat,
+            grammar=GRAMMAR,
+            prompt_id=sample.prompt_id,
+            facts=facts,
+            decided=0.5 if theirs == sample.text else None,
+        )
+
+    def read(self, request: JudgeRequest, reply: Reply) -> float | None:
+        """Return the preference, 0 (baseline) to 1 (ours); None if the judge named neither label.
+
+        The probability of the first label among both is softmax over the two top log-probs; a label outside the
+        top ones counts 0. With weighted=false the text counts.
+        """
+        if reply.top_logprobs is None:
+            first = None if self.weighted else {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip())
+        else:
+            known = {token: value for token, value in reply.top_logprobs if token in (FIRST, SECOND)}
+            weights = {label: math.exp(known[label]) if label in known else 0.0 for label in (FIRST, SECOND)}
+            total = sum(weights.values())
+            first = weights[FIRST] / total if total > 0 else None
+        if first is None:
+            return None
+        return first if request.facts["switched"] else 1 - first
+
+    def published(self, file: Path, model: str | None = None) -> list[dict[str, Any]]:
+        """Read an annotations.json; a file of several models' annotations needs one of them."""
+        rows = read_rows(file, ("instruction", "output_1", "output_2"))
+        rows = of_one_model(rows, "generator_2", model, file)
+        twice = [text for text, n in Counter(row["instruction"] for row in rows).items() if n > 1]
+        if twice:
+            raise ValueError(f"{file}: {len(twice)} instructions come twice (first: {twice[0][:60]!r})")
+        return [
+            {
+                "prompt_id": hash_text(row["instruction"]),
+                "judge": row.get("annotator"),
+                "preference": _won(row.get("preference")),
+                "characters": len(row["output_2"]),
+                "baseline_characters": len(row["output_1"]),
+                "answers": hash_json([row["output_1"], row["output_2"]]),
+                "model": row.get("generator_2"),
+            }
+            for row in rows
+        ]
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return win rates in per cent; the raw one is alpaca-eval's, the mean over the rows that have one."""
+        from lab.benchmarks.length_control import length_controlled
+        from lab.benchmarks.statistics import discrete_win_rate, win_rate
+
+        won_B = self.scores(rows)
+        rate, characters = win_rate(won_B), [row["characters"] for row in rows]
+        lc = length_controlled(
+            [math.nan if row["preference"] is None else row["preference"] for row in rows],
+            characters,
+            [row["baseline_characters"] for row in rows],
+            **self.control([row["prompt_id"] for row in rows]),
+        )
+        return {
+            "win_rate": rate.value,
+            "win_rate_se": rate.error,
+            "win_rate_low": rate.low,
+            "win_rate_high": rate.high,
+            "discrete_win_rate": discrete_win_rate(won_B),
+            "lc_win_rate": lc.value,
+            "lc_win_rate_se": lc.error,
+            "lc_form": lc.form,
+            "answers_with_markers": sum(bool(row.get("markers")) for row in rows),
+            "answers_asking_for_a_rating": sum(bool(row.get("demands")) for row in rows),
+            "unparsable": len(rows) - len(won_B),
+            "n": len(rows),
+        }
+
+    def control(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
+        """Return what the length-controlled fit needs beside the judgments, as far as files are given."""
+        import pandas as pd
+
+        given: dict[str, Any] = {"difficulty_B": None, "gamed": None}
+        if self.difficulties:
+            numbering = [
+                hash_text(row["instruction"]) for row in read_outputs(self.numbering or self.baseline)
+            ]
+            given["difficulty_B"] = read_difficulties(self.difficulties, numbering, prompt_ids)
+        if self.gamed:
+            table = pd.read_csv(locate(self.gamed))
+            if absent := [column for column in GAMED_COLUMNS if column not in table]:
+                raise ValueError(
+                    f"{self.gamed} lacks the columns {absent}; it must be AlpacaEval's df_gamed.csv"
+                )
+            given["gamed"] = table[list(GAMED_COLUMNS)]
+        return given
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the contents of the files, and of the judge's prompt."""
+        files = {name: getattr(self, name) for name in ("baseline", "difficulties", "numbering", "gamed")}
+        files |= {} if self.difficulties else {"numbering": None}
+        hashes = {name: path and hash_file(locate(path))[:16] for name, path in files.items()}
+        return {**hashes, "judge_prompt": hash_text(self.template)}
+
+    def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
+        """Write AlpacaEval's model_outputs.json and annotations.json."""
+        assert self.subject is not None, "somebody has answered"
+        name, outputs, annotations = self.subject.name, [], []
+        for row, sample, judgment in zip(self.theirs, samples, judgments, strict=True):
+            about = {"instruction": row["instruction"], "generator": name, "dataset": "alpaca_eval"}
+            outputs.append({**about, "output": sample.text})
+            annotation = {
+                "instruction": row["instruction"],
+                "output_1": row["output"],
+                "generator_1": str(row.get("generator") or "baseline"),
+                "output_2": sample.text,
+                "generator_2": name,
+                "annotator": WEIGHTED if self.weighted else FROM_TEXT,
+                "preference": None if judgment.score is None else 1 + judgment.score,
+                "raw_completion": None if judgment.reply is None else _raw(judgment.reply),
+            }
+            annotations.append(annotation)
+        write_list(folder / "model_outputs.json", outputs)
+        write_list(folder / "annotations.json", annotations)
 
 
 def switched(instruction: str, seed: int) -> bool:
@@ -59,142 +232,34 @@ def split_chat(template: str) -> list[tuple[str, str]]:
     return [(role.strip(), content.split("<|im_end|>", 1)[0].strip()) for role, content in turns]
 
 
-def judge_request(
-    duel: Duel, template: str, *, top_logprobs: int = TOP_LOGPROBS, repeat: int = 0
-) -> tuple[JudgeRequest, tuple[Guarded, Guarded]]:
-    """Return the question to the judge, and how the baseline's and our answer were guarded."""
-    markers = markers_of(template)
-    theirs, ours = guard(duel.baseline, markers), guard(duel.ours, markers)
-    shown = (ours, theirs) if duel.switched else (theirs, ours)
-    values = {"instruction": duel.instruction, "output_1": shown[0].text, "output_2": shown[1].text}
-    messages = tuple(
-        {"role": role, "content": fill(content, values)} for role, content in split_chat(template)
-    )
-    request = JudgeRequest(
-        messages,
-        max_tokens=1,
-        temperature=1.0 if top_logprobs else 0.0,
-        top_logprobs=top_logprobs,
-        repeat=repeat,
-        grammar=GRAMMAR,
-    )
-    return request, (theirs, ours)
+def read_difficulties(path: str, numbering: Sequence[str], prompt_ids: Sequence[str]) -> list[float]:
+    """Return the difficulty of each prompt from instruction_difficulty.csv, or from df_gamed.csv.
 
-
-def preference(reply: Reply, was_switched: bool) -> float | None:
-    """Return the preference, 1 (baseline) to 2 (ours); None if the judge named neither label.
-
-    The probability of the first label among both is softmax over the two top log-probs; a label outside the
-    top ones counts 0. A reply without log-probs (weighted=false) counts by its text.
+    These number the instructions; `numbering` are the prompts that the numbers mean. A column `instruction` is
+    better and goes first. Raises ValueError for prompts without a difficulty.
     """
-    if reply.top_logprobs is None:
-        first = {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip())
+    import pandas as pd
+
+    table = pd.read_csv(locate(path))
+    column = "instruction_difficulty" if "instruction_difficulty" in table else table.columns[-1]
+    if "instruction" in table:
+        known = dict(zip(map(hash_text, table["instruction"]), table[column], strict=True))
     else:
-        found = {token: value for token, value in reply.top_logprobs if token in (FIRST, SECOND)}
-        weights = {label: math.exp(found[label]) if label in found else 0.0 for label in (FIRST, SECOND)}
-        total = sum(weights.values())
-        first = weights[FIRST] / total if total > 0 else None
-    if first is None:
-        return None
-    return 1 + first if was_switched else 2 - first
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Hold the preference of each duel, None where the judge named no label, and what the guard counted."""
-
-    preferences: list[float | None]
-    replies: list[Reply | None]
-    marked: int
-    demands: int
-    template_hash: str
-
-
-def judge_duels(
-    judge: Judge, duels: Sequence[Duel], *, top_logprobs: int = TOP_LOGPROBS, repeat: int = 0
-) -> Verdicts:
-    """Judge every duel; equal answers are a tie and are not paid for. Raises what ask_all raises.
-
-    top_logprobs: 0 reads the verdict from the text (benchmark.weighted=false).
-    """
-    template = TEMPLATE.read_text("utf-8")
-    asked = [judge_request(duel, template, top_logprobs=top_logprobs, repeat=repeat) for duel in duels]
-    differs = [duel.baseline != duel.ours for duel in duels]
-    answered = iter(ask_all(judge, [request for (request, _), d in zip(asked, differs, strict=True) if d]))
-    replies = [next(answered) if d else None for d in differs]
-    values = [
-        1.5 if reply is None else preference(reply, duel.switched)
-        for duel, reply in zip(duels, replies, strict=True)
-    ]
-    ours = [guarded[1] for _, guarded in asked]
-    marked, demands = sum(g.marked for g in ours), sum(g.demands for g in ours)
-    return Verdicts(values, replies, marked, demands, hash_text(template))
-
-
-def annotation_rows(
-    duels: Sequence[Duel], verdicts: Verdicts, *, baseline_name: str, our_name: str, annotator: str
-) -> list[dict[str, Any]]:
-    """Return the judgments as rows of AlpacaEval's annotations.json."""
-    return [
-        {
-            "instruction": duel.instruction,
-            "output_1": duel.baseline,
-            "generator_1": baseline_name,
-            "output_2": duel.ours,
-            "generator_2": our_name,
-            "annotator": annotator,
-            "preference": value,
-            "raw_completion": None if reply is None else _raw(reply),
-        }
-        for duel, value, reply in zip(duels, verdicts.preferences, verdicts.replies, strict=True)
-    ]
-
-
-def summarise_annotations(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    difficulties: Sequence[float] | None = None,
-    gamed: pd.DataFrame | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return win rates in per cent of annotation rows, ours or published ones.
-
-    The raw rate is alpaca-eval's: the mean of preference - 1 over the rows that have one (0, an old sign for
-    a draw, counts 1.5). Raises ValueError if more than 5 % of the rows have none.
-    """
-    won_B = np.array([_won(row.get("preference")) for row in rows])
-    known_B = np.isfinite(won_B)
-    refuse_unparsable(int((~known_B).sum()), len(rows))
-    rate = win_rate(won_B[known_B])
-    lengths = [[len(row[key]) for row in rows] for key in ("output_2", "output_1")]
-    lc = length_controlled(won_B, *lengths, difficulty_B=difficulties, gamed=gamed, seed=seed)
-    return {
-        "win_rate": rate.value,
-        "win_rate_se": rate.error,
-        "win_rate_low": rate.low,
-        "win_rate_high": rate.high,
-        "lc_win_rate": lc.value,
-        "lc_win_rate_se": lc.error,
-        "lc_form": lc.form,
-        "characters_mean": float(np.mean(lengths[0])),
-        "unparsable": int((~known_B).sum()),
-        "n": len(rows),
-    }
-
-
-def refuse_unparsable(unparsable: int, total: int) -> None:
-    """Raise ValueError if more than 5 % of the judgments say nothing: their mean would mislead."""
-    if unparsable > MOST_UNUSABLE * total:
+        number = table["index"] if "index" in table else table[table.columns[0]]
+        by_number = dict(zip(number.astype(int), table[column], strict=True))
+        known = {prompt: by_number[n] for n, prompt in enumerate(numbering) if n in by_number}
+    if missing := [prompt for prompt in prompt_ids if prompt not in known]:
         raise ValueError(
-            f"{unparsable} of {total} judgments name no verdict, over {MOST_UNUSABLE:.0%}: this judge does "
-            "not follow the prompt. All replies are kept; look at them, or take another judge"
+            f"{path} has no difficulty for {len(missing)} of {len(prompt_ids)} instructions; its numbers must be "
+            "those of benchmark.numbering, the file of all instructions in the published order"
         )
+    return [float(known[prompt]) for prompt in prompt_ids]
 
 
-def _won(value: Any) -> float:
-    """Return preference - 1; NaN for anything that is no preference, as alpaca-eval drops it."""
+def _won(value: Any) -> float | None:
+    """Return preference - 1; None for anything that is no preference, as alpaca-eval drops it."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
-        return math.nan
+        return None
     return 0.5 if value == 0 else float(value) - 1
 
 

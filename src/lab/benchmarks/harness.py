@@ -6,44 +6,76 @@ The harness loads the run's saved model itself; its numbers go into the run's re
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab.benchmarks.settings import BenchmarkConfig
-from sgdpo.store import write_json
+from lab.answers.prompts import Sample
+from lab.benchmarks.benchmark import Benchmark, Count, Judgment
+from sgdpo.store import hash_folder, write_json
 
 
-def evaluate_harness(benchmark: BenchmarkConfig, run: Path, *, device: str, folder: Path) -> dict[str, Any]:
-    """Run lm-eval's tasks on a run's model; return {task: {metric: value}}. Raise ValueError without lm-eval.
+@dataclass(kw_only=True)
+class LmEval(Benchmark):
+    """Run lm-eval's tasks on the run's saved model."""
 
-    benchmark.include_path: a folder with task files of your own.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("benchmark=lm_eval needs the package lm-eval: `pip install lm-eval`")
-    import lm_eval
-    import torch
-    from lm_eval.tasks import TaskManager
+    decides = "harness"
+    answered = False
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args=f"pretrained={run / 'model'},dtype=float32",
-        tasks=list(benchmark.tasks),
-        num_fewshot=benchmark.shots,
-        limit=benchmark.limit,
-        batch_size=benchmark.batch_size,
-        device=device,
-        random_seed=benchmark.seed,
-        task_manager=TaskManager(include_path=benchmark.include_path),
-        apply_chat_template=True,
-    )
-    results = {
-        task: {key: value for key, value in numbers.items() if isinstance(value, int | float)}
-        for task, numbers in found["results"].items()
-    }
-    write_json(folder / "lm_eval.json", found["results"])
-    return {
-        "tasks": results,
-        "n": {task: found["n-samples"][task]["effective"] for task in found["n-samples"]},
-    }
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    shots: int | None = None
+    batch_size: Count = 8
+
+    def errors(self) -> list[str]:
+        """Say that the package or the tasks are missing."""
+        errors = []
+        if importlib.util.find_spec("lm_eval") is None:
+            errors.append("benchmark=lm_eval needs the package lm-eval: `pip install lm-eval`")
+        if not self.tasks:
+            errors.append("benchmark=lm_eval needs benchmark.tasks, e.g. benchmark.tasks=[gsm8k]")
+        return errors
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Let the harness score the model."""
+        import lm_eval
+        import torch
+        from lm_eval.tasks import TaskManager
+
+        assert self.subject is not None
+        assert self.subject.folder is not None, "evaluate asks for a run where nothing is answered"
+        device = self.subject.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={self.subject.folder / 'model'},dtype=float32",
+            tasks=list(self.tasks),
+            num_fewshot=self.shots,
+            limit=self.limit,
+            batch_size=self.batch_size,
+            device=device,
+            random_seed=self.seed,
+            task_manager=TaskManager(include_path=self.include_path),
+            apply_chat_template=True,
+        )
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return {task: {metric: value}} and the questions of each task."""
+        numbers = {
+            task: {key: value for key, value in row.items() if isinstance(value, int | float)}
+            for task, row in self.results["results"].items()
+        }
+        asked = self.results["n-samples"]
+        return {"tasks": numbers, "n": {task: asked[task]["effective"] for task in asked}}
+
+    def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
+        """Write the harness's own results."""
+        write_json(folder / "lm_eval.json", self.results["results"])
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the content of the task files."""
+        return {"include_path": self.include_path and hash_folder(Path(self.include_path), ["*.yaml"])}

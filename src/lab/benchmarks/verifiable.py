@@ -6,85 +6,112 @@ answers to the same prompts (the SFT start), the better score wins and equal sco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab.answers.generate import Generator, generate
-from lab.answers.own_model import TransformersGenerator
-from lab.answers.prompts import Prompt, Sample, Sampling
-from lab.benchmarks.length_control import length_controlled
-from lab.benchmarks.statistics import mean_error, preferences, win_rate
-from sgdpo.config.schema import DataConfig, ModelConfig
-from sgdpo.store import read_jsonl, write_json, write_jsonl
-from sgdpo.world.checker import check
-from sgdpo.world.verifiable import Task, held_out_prompts
+from lab.answers.prompts import Prompt, Sample
+from lab.benchmarks.benchmark import Sampled
+from lab.judging.requests import JudgeRequest
+from sgdpo.store import read_jsonl
 
 BEST = 10
-SAMPLES, JUDGMENTS, RESULT = "samples.jsonl", "judgments.jsonl", "result.json"
+START = "start"  # baseline: the SFT run that the run started from
+SAMPLES = "samples.jsonl"
+WINS = (
+    "win_rate",
+    "win_rate_se",
+    "win_rate_low",
+    "win_rate_high",
+    "lc_win_rate",
+    "lc_win_rate_se",
+    "lc_form",
+)
 
 
-def evaluate_verifiable(
-    model_folder: Path,
-    data: DataConfig,
-    sampling: Sampling,
-    *,
-    baseline: Path | None,
-    device: str,
-    folder: Path,
-    cache: Path,
-) -> dict[str, Any]:
-    """Answer the held-out prompts with a saved model, check the answers, write both, return the result.
+@dataclass(kw_only=True)
+class Verifiable(Sampled):
+    """Check the answers to the held-out prompts of the run's own generated world."""
 
-    baseline: the folder of an earlier evaluation (or its samples file) to win over; None leaves the win rates
-    out.
-    """
-    model = ModelConfig(name=model_folder.name, path=str(model_folder))
-    generator = TransformersGenerator(model, device=device)
-    return judge_verifiable(generator, data, sampling, baseline=baseline, folder=folder, cache=cache)
+    decides = "checker"
+    scale = 10.0
 
+    baseline: str | None = START
 
-def judge_verifiable(
-    generator: Generator,
-    data: DataConfig,
-    sampling: Sampling,
-    *,
-    baseline: Path | None,
-    folder: Path,
-    cache: Path,
-    limit: int | None = None,
-) -> dict[str, Any]:
-    """Do what evaluate_verifiable does, with any generator and on the first `limit` prompts.
+    @cached_property
+    def tasks(self) -> list[Any]:
+        """Return the held-out tasks. Raise ValueError if the run's data is no generated world."""
+        from sgdpo.world.verifiable import held_out_prompts
 
-    Raises ValueError if `data` is not generated, or the baseline's prompts are not the same.
-    """
-    # The baseline is read first: one that does not fit is found before the model answers.
-    theirs = None if baseline is None else read_baseline(baseline, [t.task_id for t in _tasks(data, limit)])
-    tasks, samples = answer_tasks(generator, data, sampling, cache, limit)
-    rows = [_row(task, sample) for task, sample in zip(tasks, samples, strict=True)]
-    write_jsonl(folder / SAMPLES, rows)
-    write_jsonl(folder / JUDGMENTS, _judgments(rows, theirs))
-    result = {**summarise(rows, theirs, sampling.seed), "sampling": asdict(sampling), "samples": SAMPLES}
-    write_json(folder / RESULT, result)
-    return result
+        assert self.subject is not None, "a benchmark that only shows its settings has no tasks"
+        data = self.subject.config.data if self.subject.config else None
+        if data is None or data.world is None:
+            name = data.name if data else "not known"
+            raise ValueError(
+                f"benchmark=verifiable needs the world of data=verifiable; the run's data is {name!r}"
+            )
+        return held_out_prompts(data.world)[: self.limit]
 
+    def prompts(self) -> list[Prompt]:
+        """Return the tasks' prompts; a baseline that does not fit them is found before the model answers."""
+        assert self.theirs is None or len(self.theirs) == len(self.tasks), "read_baseline matched them"
+        return [Prompt.user(task.task_id, task.prompt) for task in self.tasks]
 
-def answer_tasks(
-    generator: Generator, data: DataConfig, sampling: Sampling, cache: Path, limit: int | None = None
-) -> tuple[list[Task], list[Sample]]:
-    """Return the first `limit` held-out tasks of the world and an answer to each."""
-    tasks = _tasks(data, limit)
-    prompts = [Prompt.user(task.task_id, task.prompt) for task in tasks]
-    return tasks, generate(generator, prompts, sampling, cache)
+    @cached_property
+    def theirs(self) -> list[dict[str, Any]] | None:
+        """Return the baseline's scored answers in the order of the tasks; None without a baseline."""
+        if self.baseline is None:
+            return None
+        subject = self.subject
+        assert subject is not None, "tasks has asked for it"
+        folder = subject.start() if self.baseline == START else Path(self.baseline)
+        if folder is None:
+            return None
+        if (folder / "record.json").is_file():
+            assert subject.evaluate is not None, "a run can be evaluated"
+            folder = subject.evaluate(folder, baseline=START)
+        return read_baseline(folder, [task.task_id for task in self.tasks])
 
+    def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
+        """Return every answer with the checker's score, and with who won where there is a baseline."""
+        from lab.benchmarks.statistics import preferences
+        from sgdpo.world.checker import check
 
-def _tasks(data: DataConfig, limit: int | None) -> list[Task]:
-    if data.world is None:
-        raise ValueError(
-            f"benchmark=verifiable needs the world of data=verifiable; the run's data is {data.name!r}"
+        checked = [check(task, sample.text) for task, sample in zip(self.tasks, samples, strict=True)]
+        facts: list[dict[str, Any]] = [
+            {"correct": c.correct, "format": c.format, "padding": c.padding, "characters": len(s.text)}
+            for c, s in zip(checked, samples, strict=True)
+        ]
+        if self.theirs is not None:
+            won = preferences([c.total for c in checked], [row["score"] for row in self.theirs])
+            for fact, row, preference in zip(facts, self.theirs, won, strict=True):
+                fact |= {"baseline_score": row["score"], "baseline_characters": row["characters"]}
+                fact["preference"] = float(preference)
+        return [
+            JudgeRequest(prompt_id=sample.prompt_id, decided=c.total, facts=fact)
+            for sample, c, fact in zip(samples, checked, facts, strict=True)
+        ]
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the numbers. Win rates and `perfect` in per cent."""
+        scores = self.scores(rows)
+        perfect = 100 * sum(score == BEST for score in scores) / len(scores)
+        return {**super().summarise(rows), **self._wins(rows), "perfect": perfect}
+
+    def _wins(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        from lab.benchmarks.length_control import length_controlled
+        from lab.benchmarks.statistics import win_rate
+
+        if any("preference" not in row for row in rows):
+            return dict.fromkeys(WINS)
+        won_B, ours_B, theirs_B = (
+            [row[key] for row in rows] for key in ("preference", "characters", "baseline_characters")
         )
-    return held_out_prompts(data.world)[:limit]
+        rate, lc = win_rate(won_B), length_controlled(won_B, ours_B, theirs_B)
+        values = (rate.value, rate.error, rate.low, rate.high, lc.value, lc.error, lc.form)
+        return dict(zip(WINS, values, strict=True))
 
 
 def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -98,6 +125,8 @@ def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]
             f"no answers of the baseline at {file}; evaluate that run first, or set baseline=null"
         )
     rows = read_jsonl(file)
+    if lines := [n for n, row in enumerate(rows, 1) if not {"prompt_id", "score", "characters"} <= set(row)]:
+        raise ValueError(f"{file}, line {lines[0]}: not a scored answer of benchmark=verifiable")
     found = {row["prompt_id"]: row for row in rows}
     if len(found) != len(rows):
         raise ValueError(f"{file} holds {len(rows) - len(found)} prompts twice; evaluate the baseline again")
@@ -107,71 +136,3 @@ def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]
             "it answered another world or limit: evaluate the baseline with the same data"
         )
     return [found[key] for key in prompt_ids]
-
-
-def summarise(rows: Sequence[dict], theirs: Sequence[dict] | None, seed: int) -> dict[str, Any]:
-    """Return the benchmark's numbers. Win rates and `perfect` in per cent, `truncated` and `n` counts."""
-    score, error = mean_error([row["score"] for row in rows])
-    result = {
-        "score_mean": score,
-        "score_se": error,
-        **_wins(rows, theirs, seed),
-        "tokens_mean": mean_error([row["tokens"] for row in rows])[0],
-        "characters_mean": mean_error([row["characters"] for row in rows])[0],
-        "perfect": 100 * sum(row["score"] == BEST for row in rows) / len(rows),
-        "truncated": sum(row["truncated"] for row in rows),
-        "prompts_cut": sum(row["prompt_cut"] for row in rows),
-        "n": len(rows),
-    }
-    return result
-
-
-def _wins(rows: Sequence[dict], theirs: Sequence[dict] | None, seed: int) -> dict[str, Any]:
-    keys = (
-        "win_rate",
-        "win_rate_se",
-        "win_rate_low",
-        "win_rate_high",
-        "lc_win_rate",
-        "lc_win_rate_se",
-        "lc_form",
-    )
-    if theirs is None:
-        return dict.fromkeys(keys)
-    won_B = preferences(_column(rows, "score"), _column(theirs, "score"))
-    rate = win_rate(won_B)
-    lc = length_controlled(won_B, _column(rows, "characters"), _column(theirs, "characters"), seed=seed)
-    values = (rate.value, rate.error, rate.low, rate.high, lc.value, lc.error, lc.form)
-    return dict(zip(keys, values, strict=True))
-
-
-def _row(task: Task, sample: Sample) -> dict[str, Any]:
-    score = check(task, sample.text)
-    return {
-        "prompt_id": sample.prompt_id,
-        "prompt": task.prompt,
-        "response": sample.text,
-        "tokens": sample.tokens,
-        "characters": len(sample.text),
-        "truncated": sample.truncated,
-        "prompt_cut": sample.prompt_cut,
-        "score": score.total,
-        "correct": score.correct,
-        "format": score.format,
-        "padding": score.padding,
-    }
-
-
-def _judgments(rows: Sequence[dict], theirs: Sequence[dict] | None) -> list[dict[str, Any]]:
-    judged = [{"prompt_id": row["prompt_id"], "judge": "checker", "score": row["score"]} for row in rows]
-    if theirs is None:
-        return judged
-    won_B = preferences(_column(rows, "score"), _column(theirs, "score"))
-    return [
-        {**row, "baseline_score": their["score"], "preference": float(won)}
-        for row, their, won in zip(judged, theirs, won_B, strict=True)
-    ]
-
-
-def _column(rows: Sequence[dict], key: str) -> list[float]:
-    return [row[key] for row in rows]

@@ -1,75 +1,106 @@
-"""The command line of an evaluation: run folders before the overrides, and a table of what came out."""
+"""What the commands of evaluation show: a table of results, and published files scored without any run."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from omegaconf import OmegaConf
 
-# What a table of results shows, where a result has it, in this order: key, error's key, heading.
-COLUMNS = (
-    ("score_mean", "score_se", "score"),
-    ("perfect", None, "perfect, %"),
-    ("win_rate", "win_rate_se", "win rate, %"),
-    ("lc_win_rate", "lc_win_rate_se", "length-controlled, %"),
-    ("overall", "overall_se", "overall"),
-    ("turn1", None, "turn 1"),
-    ("turn2", None, "turn 2"),
-    ("tokens_mean", None, "tokens"),
-    ("truncated", None, "cut"),
-    ("unparsable", None, "unparsable"),
-    ("n", None, "prompts"),
-)
+from lab.evaluation.settings import build_benchmark, compose_evaluation
+from sgdpo.drawing.table import Entry, Table, number
+from sgdpo.places import CONF
+
+# Counts that every benchmark has, shown after its own numbers.
+COUNTS = {"tokens_mean": "tokens", "truncated": "cut", "unparsable": "unparsable", "n": "prompts"}
 
 
-def runs_first(arguments: Sequence[str]) -> list[str]:
-    """Turn leading folders into `runs=[...]`: Hydra takes overrides only. Options and overrides stay."""
-    runs = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
-    # Quoted, so that a folder's name may hold any character that Hydra's grammar knows.
-    quoted = ",".join("'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'" for run in runs)
-    others = [argument for argument in arguments if argument not in runs]
-    return [*others, f"runs=[{quoted}]"] if runs else others
+def show(benchmark: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table of results, a run a line, with standard errors where there are any.
 
-
-def show(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a table of results, a run a line, with standard errors; lm-eval's numbers as they are."""
+    benchmark: its YAML, which says what numbers to show and what they are called.
+    """
+    metrics = dict(benchmark.get("metrics") or {"score_mean": "score"})
     if any("tasks" in result for result in results.values()):
-        return "\n".join(f"{Path(run).name}: {result['tasks']}" for run, result in results.items())
-    shown = [
-        column for column in COLUMNS if any(result.get(column[0]) is not None for result in results.values())
+        results = {run: _by_task(result) for run, result in results.items()}
+        metrics = dict.fromkeys(key for result in results.values() for key in result) | {}
+        metrics = {key: key for key in metrics}
+    headings = {**metrics, **{key: text for key, text in COUNTS.items() if key not in metrics}}
+    shown = [key for key in headings if any(result.get(key) is not None for result in results.values())]
+    rows: list[list[Entry | str]] = [
+        [Path(run).name, *[_entry(result, key) for key in shown]] for run, result in results.items()
     ]
-    table = Table("run", *[heading for _, _, heading in shown])
-    for run, result in results.items():
-        table.add_row(Path(run).name, *[_cell(result, key, error) for key, error, _ in shown])
-    screen = Console(file=io.StringIO(), width=140)
-    screen.print(table)
-    notes = [f"{Path(run).name}: {note}" for run, result in results.items() for note in _notes(result)]
-    return "\n".join([screen.file.getvalue().rstrip(), *notes])
+    facts = [f"{Path(run).name}: {note}" for run, result in results.items() for note in _notes(result)]
+    return Table(
+        benchmark, "", ["run", *[headings[key] for key in shown]], rows, 1, list(dict.fromkeys(facts))
+    )
 
 
-def _cell(result: Mapping[str, Any], key: str, error: str | None) -> str:
-    value = result.get(key)
-    if value is None:
-        return "–"
-    text = str(value) if isinstance(value, int) else f"{value:.2f}"
-    return f"{text} ± {result[error]:.2f}" if error and result.get(error) is not None else text
+def score_files(
+    files: Sequence[Path], model: str | None, words: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score published files of judgments: return the benchmark's YAML and {file: result}.
+
+    words: overrides (benchmark=mt_bench, benchmark.difficulties=null). Without benchmark= the one that can read the
+    first file is taken. Raises ValueError naming file and row.
+    """
+    if not files:
+        raise ValueError("name at least one file of judgments: an annotations.json, or FastChat's judgments")
+    named = [word for word in words if word.startswith("benchmark=")]
+    config = compose_evaluation(list(words) if named else [f"benchmark={recognise(files[0], model)}", *words])
+    benchmark = build_benchmark(config)
+    results = {}
+    for file in files:
+        rows = benchmark.published(_there(file), model)
+        by = {str(row["judge"]): None for row in rows if row.get("judge")}
+        judged_by = {"judge": ", ".join(by) or None, "model": rows[0].get("model")}
+        results[str(file)] = {**benchmark.summarise(rows), **judged_by}
+    return config.benchmark, results
+
+
+def recognise(file: Path, model: str | None) -> str:
+    """Return the benchmark whose published form a file has. Raise ValueError with what each one says."""
+    said = []
+    for path in sorted((CONF / "benchmark").glob("*.yaml")):
+        name = OmegaConf.load(path).name
+        try:
+            build_benchmark(compose_evaluation([f"benchmark={name}"])).published(_there(file), model)
+            return name
+        except ValueError as error:
+            said.append(f"{name}: {error}")
+    raise ValueError(f"{file} is no benchmark's file of judgments:\n" + "\n".join(said))
+
+
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; give published judgments, e.g. an annotations.json")
+    return file
+
+
+def _entry(result: Mapping[str, Any], key: str) -> Entry:
+    value, error = result.get(key), result.get(f"{key.removesuffix('_mean')}_se")
+    note = result.get(f"{key.removesuffix('_win_rate')}_form") if value is None else None
+    return number(value, 0 if isinstance(value, int) else 2, error, note=note)
+
+
+def _by_task(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{task} {key}": value for task, row in result["tasks"].items() for key, value in row.items()}
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     notes = []
-    if result.get("lc_form"):
+    if result.get("lc_win_rate") is not None:
         notes.append(f"length-controlled win rate in its {result['lc_form']} form")
     if result.get("prompts_cut"):
         notes.append(f"{result['prompts_cut']} prompts were too long for the model; their beginning was cut")
+    if result.get("answers_unusable"):
+        notes.append(f"{result['answers_unusable']} answers could not be had and count as empty")
     marked, demands = result.get("answers_with_markers"), result.get("answers_asking_for_a_rating")
     if marked or demands:
         notes.append(f"{marked} answers held the judge's markers (broken), {demands} asked for a rating")
     for bill, what in {"generation_cost": "answers", "cost": "judgments"}.items():
-        if cost := result.get(bill):
+        if (cost := result.get(bill)) and "prompt_tokens" in cost:
             tokens = cost["prompt_tokens"] + cost["completion_tokens"]
             notes.append(
                 f"{cost['requests']} {what} paid for now, {tokens} tokens, {cost['dollars']:.4f} dollars"

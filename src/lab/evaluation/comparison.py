@@ -1,8 +1,8 @@
 """Who beats whom beyond noise: evaluated runs compared pair by pair, prompt by prompt.
 
-Every pair of runs is compared by a paired bootstrap over prompts and a sign test; the sign tests are
-corrected by Holm over all pairs. One beats the other only if the corrected test and the interval both say so;
-else it is not known, which is not the same as equal.
+One test a pair decides both who is better and how surely (`statistics.compare`); Holm's correction is over all
+pairs. One beats the other only if the corrected test and the interval both say so; else it is not known, which
+is not the same as equal. Results of different identity (sampling, prompts, judge ...) are not compared.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.table import Table
-
-from lab.benchmarks.statistics import Comparison, compare, holm
-from sgdpo.runs.records import view_run
+from lab.benchmarks.statistics import TEST_OVER_PROMPTS, Comparison, compare, holm
+from sgdpo.drawing.table import Table
+from sgdpo.runs.records import RunView, differences, view_run
 from sgdpo.store import read_jsonl
 
 LEVEL = 0.05
@@ -40,27 +38,38 @@ class Verdict:
             return None
         return self.first if interval.value > 0 else self.second
 
+    @property
+    def numbers(self) -> str:
+        """Return the difference and its interval."""
+        interval = self.comparison.difference
+        return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
     def sentence(self) -> str:
         """Return the verdict in words."""
-        interval = self.comparison.difference
-        numbers = (
-            f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}], p = {self.adjusted:.3g}"
-        )
+        numbers = f"({self.numbers}, p = {self.adjusted:.3g})"
         if self.winner is None:
-            return f"cannot say: {self.first} and {self.second} ({numbers})"
+            return f"cannot say: {self.first} and {self.second} {numbers}"
         loser = self.second if self.winner == self.first else self.first
-        return f"{self.winner} beats {loser} ({numbers})"
+        return f"{self.winner} beats {loser} {numbers}"
 
 
 def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0) -> list[Verdict]:
     """Compare every pair of runs on one evaluation ("verifiable-checker"; None: the only one they share).
 
-    Raises ValueError for fewer than two runs, for runs that were not evaluated, or on other prompts.
+    Raises ValueError for fewer than two runs, a run named twice, runs that were not evaluated, or evaluations
+    that differ in anything but the run.
     """
     if len(runs) < 2:
         raise ValueError("name at least two runs to compare")
-    evaluation = evaluation or _shared(runs)
-    scores = {str(run): prompt_scores(run / "eval" / evaluation) for run in runs}
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ValueError("a run is named more than once; it differs from itself by nothing")
+    views = [view_run(run) for run in runs]
+    if broken := [f"{view.folder}: {view.error}" for view in views if view.status == "broken"]:
+        raise ValueError("\n".join(broken))
+    evaluation = evaluation or _shared(views)
+    scores = {str(view.folder): prompt_scores(view.folder / "eval" / evaluation) for view in views}
+    for view in views[1:]:
+        refuse_other_identity(views[0], view, evaluation)
     names = _short(list(scores))
     pairs = list(combinations(scores, 2))
     compared = [compare(*_paired(a, b, scores[a], scores[b]), seed=seed) for a, b in pairs]
@@ -69,6 +78,17 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
         Verdict(names[a], names[b], comparison, p)
         for (a, b), comparison, p in zip(pairs, compared, adjusted, strict=True)
     ]
+
+
+def refuse_other_identity(first: RunView, second: RunView, evaluation: str) -> None:
+    """Raise ValueError, naming the difference, if two results were not sampled, judged and asked alike."""
+    ours, theirs = (((run["eval"] or {}).get(evaluation) or {}).get("identity") for run in (first, second))
+    if ours != theirs:
+        what = differences(ours or {"identity": "unknown"}, theirs or {"identity": "unknown"})
+        raise ValueError(
+            f"{first.folder} and {second.folder} have different evaluations named {evaluation} ({what}); evaluate "
+            "both with the same settings"
+        )
 
 
 def prompt_scores(folder: Path) -> dict[str, float]:
@@ -82,33 +102,36 @@ def prompt_scores(folder: Path) -> dict[str, float]:
         raise ValueError(
             f"{folder} holds no judgments: evaluate {folder.parents[1]} first (scripts/evaluate.py)"
         )
-    found: dict[str, list[float]] = {}
-    for row in read_jsonl(file):
-        value = row.get("score", row.get("preference"))
+    by_prompt: dict[str, list[float]] = {}
+    for number, row in enumerate(read_jsonl(file), 1):
+        value, prompt = row.get("score", row.get("preference")), row.get("question_id", row.get("prompt_id"))
+        if prompt is None or not isinstance(value, int | float | None):
+            raise ValueError(f"{file}, line {number}: not a judgment (prompt_id, score or preference)")
         if value is None or ("question_id" in row and value < 0):
             continue
-        found.setdefault(str(row.get("question_id", row["prompt_id"])), []).append(float(value))
-    return {prompt: float(np.mean(values)) for prompt, values in found.items()}
+        by_prompt.setdefault(str(prompt), []).append(float(value))
+    return {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
 
 
 def show(verdicts: Sequence[Verdict]) -> tuple[Table, list[str]]:
     """Return the table of all pairs, and a sentence for each."""
-    table = Table("pair", "difference [95 %]", "won", "lost", "tied", "p", "p (Holm)")
+    header = ["pair", "difference [95 %]", "won", "lost", "tied", "p", "p (Holm)"]
+    rows = []
     for verdict in verdicts:
-        c, d = verdict.comparison, verdict.comparison.difference
-        pair, span = f"{verdict.first} – {verdict.second}", f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-        table.add_row(
-            pair, span, str(c.wins), str(c.losses), str(c.ties), f"{c.p_value:.3g}", f"{verdict.adjusted:.3g}"
-        )
+        c = verdict.comparison
+        counts = [str(count) for count in (c.wins, c.losses, c.ties)]
+        p_values = [f"{c.p_value:.3g}", f"{verdict.adjusted:.3g}"]
+        rows.append([f"{verdict.first} – {verdict.second}", verdict.numbers, *counts, *p_values])
+    table = Table("comparison", "", header, rows, 1, [TEST_OVER_PROMPTS])
     return table, [verdict.sentence() for verdict in verdicts]
 
 
-def _shared(runs: Sequence[Path]) -> str:
-    common = set.intersection(*[set(view_run(run)["eval"] or {}) for run in runs])
+def _shared(runs: Sequence[RunView]) -> str:
+    common = set.intersection(*[set(run["eval"] or {}) for run in runs])
     if len(common) != 1:
-        found = ", ".join(sorted(common)) or "none"
+        shared = ", ".join(sorted(common)) or "none"
         raise ValueError(
-            f"the runs share these evaluations: {found}; name one with --evaluation, or evaluate them"
+            f"the runs share these evaluations: {shared}; name one with --evaluation, or evaluate them"
         )
     return common.pop()
 

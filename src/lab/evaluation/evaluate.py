@@ -1,113 +1,290 @@
 """Evaluate runs: one benchmark, one judge, any number of runs; results go into each run's record.
 
-A run's folder gets `eval/<benchmark>-<judge>/` with every sample and every judgment. What was generated or
-judged before comes from the cache, so the same command continues an interrupted evaluation and pays for
-nothing twice.
+A run's folder gets `eval/<key>/` with every sample and every judgment. The key is `<benchmark>-<judge>`, and the
+hash of the evaluation's identity is added where benchmark or generator are not set as conf/ has them, or where
+the place is taken by another judge of that name: a result replaces only one of the same identity. What was
+generated or judged before comes from the cache, so the same command continues an interrupted evaluation and pays
+for nothing twice.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from lab.answers.generate import Generator, open_generator
-from lab.answers.own_model import TransformersGenerator
-from lab.benchmarks.alpaca_flow import evaluate_alpaca
-from lab.benchmarks.harness import evaluate_harness
-from lab.benchmarks.mt_flow import evaluate_mt_bench
-from lab.benchmarks.settings import sampling_of
-from lab.benchmarks.verifiable import judge_verifiable
-from lab.evaluation.settings import EvaluateConfig, evaluation_errors
-from lab.judging.judges import Judge, open_judge
+from lab.answers.generate import Generator, generate, open_generator
+from lab.answers.prompts import Prompt, Sample, Sampling
+from lab.benchmarks.benchmark import Benchmark, Judgment, Subject, prompts_hash
+from lab.evaluation.settings import (
+    EvaluateConfig,
+    build_benchmark,
+    evaluation_errors,
+    is_usual,
+    usual_generator,
+)
+from lab.judging.judges import Judge, ask_all, open_judge
+from lab.judging.requests import JudgeRequest
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.schema import RunConfig
+from sgdpo.places import CONF
 from sgdpo.runs.records import amend_record, view_run
-from sgdpo.store import write_json
+from sgdpo.runs.tracking import add_evaluation
+from sgdpo.store import hash_json, write_json, write_jsonl
 
 log = logging.getLogger("sgdpo")
-# benchmark.baseline of verifiable: win over the answers of the SFT run that the run started from.
-START = "start"
-# lm-eval judges by itself.
-HARNESS = "harness"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Evaluate every run and return {run folder: result}. Raise ValueError with all that is wrong, before."""
+    with opened(config) as evaluation:
+        return {run: evaluation.of(Path(run)) for run in config.runs}
+
+
+@contextmanager
+def opened(config: EvaluateConfig):
+    """Give an Evaluation for the length of a block: its judge and generator are open, its budget is one."""
     if errors := evaluation_errors(config):
         raise ValueError("\n".join(errors))
-    results, cache = {}, Path(config.cache)
-    with open_generator(config.generator, cache) as generator, open_judge(config.judge, cache) as judge:
-        for run in map(Path, config.runs):
-            results[str(run)] = evaluate_run(config, run, judge, generator)
-    return results
+    cache = Path(config.cache)
+    with (
+        open_generator(config.generator, cache, config.extra) as generator,
+        open_judge(config.judge, cache, config.extra) as judge,
+    ):
+        yield Evaluation(config, generator, judge)
 
 
-def evaluate_run(config: EvaluateConfig, run: Path, judge: Judge, generator: Generator) -> dict[str, Any]:
-    """Evaluate one run, write its samples and judgments, and put the result into its record."""
-    label = HARNESS if config.benchmark.name == "lm_eval" else judge.label
-    key = f"{config.benchmark.name}-{label}"
-    folder = run / "eval" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    bills = {"cost": judge.cost, "generation_cost": generator.cost}
-    before = {name: bill() for name, bill in bills.items()}
-    result = _benchmark(config, run, judge, generator, folder)
-    result |= {"sampling": asdict(sampling_of(config.benchmark)), "judge": label}
-    result["samples"] = str(Path("eval") / key / "samples.jsonl")
-    for name, bill in bills.items():
-        if now := bill():
-            result[name] = {key: value - before[name][key] for key, value in now.items()}
-    if judge.asks:
-        result["judged_by"] = judge.identity()
-    write_json(folder / "result.json", result)
-    amend_record(run, eval={key: result})
-    return result
+class Evaluation:
+    """Evaluate one run after the other; a run that others start from is evaluated once."""
 
+    def __init__(self, config: EvaluateConfig, generator: Generator, judge: Judge):
+        self.config, self.generator, self.judge = config, generator, judge
+        self.cache = Path(config.cache)
+        self._done: dict[str, tuple[Path, dict[str, Any]]] = {}
 
-def _benchmark(
-    config: EvaluateConfig, run: Path, judge: Judge, generator: Generator, folder: Path
-) -> dict[str, Any]:
-    cache, run_config = Path(config.cache), read_config(run)
-    if config.benchmark.name == "lm_eval":
-        return evaluate_harness(config.benchmark, run, device=config.device, folder=folder)
-    generator = make_generator(config, run, run_config, generator)
-    if config.benchmark.name == "verifiable":
-        return judge_verifiable(
-            generator,
-            run_config.data,
-            sampling_of(config.benchmark),
-            baseline=_baseline(config, run, judge, generator),
-            folder=folder,
-            cache=cache,
-            limit=config.benchmark.limit,
+    def of(self, run: Path) -> dict[str, Any]:
+        """Evaluate one run, write its samples and judgments, and put the result into its record."""
+        return self._once(run, self.config, self.generator)[1]
+
+    def answered(self, run: Path) -> tuple[Benchmark, list[Sample]]:
+        """Return the benchmark as it is for this run, and the run's answers to its prompts."""
+        run_config = read_config(run)
+        benchmark = build_benchmark(self.config, self._subject(run, run_config))
+        generator = self._generator(run, run_config, self.generator)
+        return benchmark, answer(generator, benchmark.prompts(), benchmark.sampling(), self.cache)
+
+    def _once(self, run: Path, config: EvaluateConfig, generator: Generator) -> tuple[Path, dict[str, Any]]:
+        name = hash_json([str(run.resolve()), config.benchmark])
+        if name not in self._done:
+            self._done[name] = self._evaluate(run, config, generator)
+        return self._done[name]
+
+    def _evaluate(
+        self, run: Path, config: EvaluateConfig, generator: Generator
+    ) -> tuple[Path, dict[str, Any]]:
+        run_config = read_config(run)
+        benchmark = build_benchmark(config, self._subject(run, run_config))
+        before = {name: bill() for name, bill in self._bills().items()}
+        prompts = benchmark.prompts()
+        identity = self._identity(config, benchmark, prompts, generator)
+        judged_by = benchmark.decides or self.judge.label
+        key = key_of(run, config, judged_by, identity)
+        samples: list[Sample] = []
+        if benchmark.answered:
+            own = self._generator(run, run_config, generator)
+            samples = answer(own, prompts, benchmark.sampling(), self.cache)
+        judgments = judge_samples(benchmark, samples, self.judge)
+        folder = run / "eval" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [benchmark.row(judgment, judged_by) for judgment in judgments]
+        shown = sample_rows(prompts, samples, rows)
+        # All is on the disk before a summary can refuse it.
+        write_jsonl(folder / "samples.jsonl", shown)
+        write_jsonl(folder / "judgments.jsonl", rows)
+        benchmark.write(folder, samples, judgments)
+        result = {**benchmark.summarise(rows), **lengths(samples), "identity": identity}
+        result |= {"sampling": asdict(benchmark.sampling()), "judge": judged_by}
+        result["samples"] = str(Path("eval") / key / "samples.jsonl")
+        result |= {
+            name: {k: v - before[name].get(k, 0) for k, v in bill().items() if isinstance(v, int | float)}
+            for name, bill in self._bills().items()
+            if bill()
+        }
+        write_json(folder / "result.json", result)
+        amend_record(run, eval={key: result})
+        add_evaluation(run, key, result, shown)
+        return folder, result
+
+    def _subject(self, run: Path, run_config: RunConfig) -> Subject:
+        return Subject(
+            run.name, run, run_config, self.config.device, lambda: self._start(run), self._evaluate_another
         )
-    flow = evaluate_alpaca if config.benchmark.name == "alpaca_eval" else evaluate_mt_bench
-    return flow(generator, judge, config.benchmark, name=run.name, folder=folder, cache=cache)
+
+    def _start(self, run: Path) -> Path | None:
+        """Return the folder of the SFT run that a run started from."""
+        start = view_run(run)["start"]
+        if start is None:
+            log.info("%s has no SFT start: no win rate", run.name)
+            return None
+        places = [*Path(self.config.outputs).glob(f"*/{start}/model"), *run.parent.glob(f"{start}/model")]
+        if not places:
+            raise ValueError(
+                f"the start {start} of {run} is gone; set benchmark.baseline to a run, or to null"
+            )
+        return min(places).parent
+
+    def _evaluate_another(self, run: Path, **changed: Any) -> Path:
+        """Evaluate another run, with its own model: a served model or a file of answers is of the run alone."""
+        config = replace(self.config, benchmark={**self.config.benchmark, **changed})
+        if self.generator.of_run:
+            return self._once(run, config, self.generator)[0]
+        usual = OmegaConf.to_container(OmegaConf.load(CONF / "generator" / f"{usual_generator()}.yaml"))
+        with open_generator(usual, self.cache) as generator:
+            return self._once(run, replace(config, generator=usual), generator)[0]
+
+    def _generator(self, run: Path, run_config: RunConfig, generator: Generator) -> Generator:
+        """Return what answers for a run. Raise ValueError if its model brings code that nobody asked for."""
+        if generator.of_run and run_config.model.trust_remote_code and not self.config.trust_remote_code:
+            raise ValueError(
+                f"{run} was trained with code that its model brings; if you trust it, say trust_remote_code=true"
+            )
+        # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
+        model = replace(
+            run_config.model, name=run.name, path=str(run / "model"), revision=None, chat_template=None
+        )
+        return generator.of(model, self.config.device)
+
+    def _identity(
+        self, config: EvaluateConfig, benchmark: Benchmark, prompts: Sequence[Prompt], generator: Generator
+    ) -> dict[str, Any]:
+        """Return all that makes two results comparable: everything but the run's own weights."""
+        return {
+            "benchmark": config.benchmark["name"],
+            "settings": benchmark.settings(),
+            "prompts": prompts_hash(prompts),
+            "generator": generator.how() if benchmark.answered else None,
+            "judge": benchmark.decides or self.judge.identity(),
+        }
+
+    def _bills(self) -> dict[str, Any]:
+        return {"cost": self.judge.cost, "generation_cost": self.generator.cost}
 
 
-def _baseline(config: EvaluateConfig, run: Path, judge: Judge, generator: Generator) -> Path | None:
-    """Return the answers to win over; the run's start is evaluated first, if need be."""
-    wanted = config.benchmark.baseline
-    if wanted is None:
-        return None
-    if wanted != START:
-        path = Path(wanted)
-        return path / "eval" / f"verifiable-{judge.label}" if (path / "record.json").is_file() else path
-    start = view_run(run)["start"]
-    if start is None:
-        log.info("%s has no SFT start: no win rate", run.name)
-        return None
-    found = sorted(Path(config.outputs).glob(f"*/{start}/model")) or sorted(run.parent.glob(f"{start}/model"))
-    if not found:
-        raise ValueError(f"the start {start} of {run} is gone; set benchmark.baseline to a run, or to null")
-    # A served model or a file of answers is the run's, not its start's.
-    own = generator if generator.of_run else TransformersGenerator()
-    alone = replace(config, benchmark=replace(config.benchmark, baseline=None))
-    evaluate_run(alone, found[0].parent, judge, own)
-    return found[0].parent / "eval" / f"verifiable-{judge.label}"
+def key_of(run: Path, config: EvaluateConfig, judge: str, identity: Mapping[str, Any]) -> str:
+    """Return the name of a result: the short one if its settings are the usual ones and no other result has it."""
+    name = f"{config.benchmark['name']}-{judge}"
+    there = (view_run(run)["eval"] or {}).get(name, {}).get("identity")
+    return name if is_usual(config) and there in (None, identity) else f"{name}-{hash_json(identity)[:8]}"
+
+
+def answer(generator: Generator, prompts: Sequence[Prompt], sampling: Sampling, cache: Path) -> list[Sample]:
+    """Answer all prompts, in their order: those that follow another one after it, each with its temperature."""
+    conversations: dict[str, tuple[Mapping[str, str], ...]] = {}
+    samples: dict[str, Sample] = {}
+    left = list(prompts)
+    while left:
+        ready = [p for p in left if p.follows is None or p.follows in samples]
+        if not ready:
+            raise ValueError(f"prompt {left[0].prompt_id!r} follows {left[0].follows!r}, which is not asked")
+        asked = [
+            replace(p, messages=(*conversations.get(p.follows or "", ()), *p.messages), follows=None)
+            for p in ready
+        ]
+        for heat in sorted({_heat(p, sampling) for p in asked}):
+            group = [p for p in asked if _heat(p, sampling) == heat]
+            for sample in generate(generator, group, replace(sampling, temperature=heat), cache):
+                samples[sample.prompt_id] = sample
+        for p in asked:
+            said = {"role": "assistant", "content": samples[p.prompt_id].text}
+            conversations[p.prompt_id] = (*p.messages, said)
+        left = [p for p in left if p.prompt_id not in samples]
+    return [samples[prompt.prompt_id] for prompt in prompts]
+
+
+def _heat(prompt: Prompt, sampling: Sampling) -> float:
+    return sampling.temperature if prompt.temperature is None else prompt.temperature
+
+
+def judge_samples(
+    benchmark: Benchmark, samples: Sequence[Sample], judge: Judge, repeat: int = 0
+) -> list[Judgment]:
+    """Judge all answers: what is decided stays, the rest the judge is asked, or its file of judgments."""
+    requests = benchmark.questions(samples, repeat)
+    if judge.judgments is not None and not benchmark.decides:
+        published = benchmark.published(judge.judgments, getattr(judge, "model", None))
+        rows = match_published(published, requests, judge.judgments)
+        return [
+            Judgment(request, None, benchmark.score_of(row))
+            for request, row in zip(requests, rows, strict=True)
+        ]
+    asked = [request for request in requests if request.decided is None]
+    replies = iter(ask_all(judge, asked) if asked else ())
+    judgments = []
+    for request in requests:
+        reply = next(replies) if request.decided is None else None
+        score = request.decided if reply is None else benchmark.read(request, reply)
+        judgments.append(Judgment(request, reply, score))
+    return judgments
+
+
+def match_published(
+    published: Sequence[dict[str, Any]], requests: Sequence[JudgeRequest], file: Path
+) -> list[dict[str, Any]]:
+    """Return the published judgment of each request; refuse missing ones, and those of other answers."""
+    rows = {row["prompt_id"]: row for row in published}
+    if missing := [request.prompt_id for request in requests if request.prompt_id not in rows]:
+        raise ValueError(f"{file} lacks {len(missing)} of {len(requests)} judgments (first: {missing[0]})")
+    if left := len(rows) - len(requests):
+        log.info("%s: %d judgments of other prompts are left out", file, left)
+    matched = [rows[request.prompt_id] for request in requests]
+    others = [
+        row["prompt_id"]
+        for request, row in zip(requests, matched, strict=True)
+        if None not in (row["answers"], request.facts.get("answers"))
+        and row["answers"] != request.facts["answers"]
+    ]
+    if others:
+        raise ValueError(
+            f"{file} judges other answers for {len(others)} of {len(requests)} prompts (first: {others[0]}); take "
+            "the answers that belong to it: generator=file generator.path=..."
+        )
+    return matched
+
+
+def sample_rows(
+    prompts: Sequence[Prompt], samples: Sequence[Sample], judgments: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the answers as they are written, each with what its judgment says."""
+    judged = {row["prompt_id"]: row for row in judgments}
+    rows = []
+    for prompt, sample in zip(prompts, samples, strict=False):
+        own = {key: value for key, value in asdict(sample).items() if key != "text"}
+        about = {
+            "prompt_id": sample.prompt_id,
+            "prompt": prompt.messages[-1]["content"],
+            "response": sample.text,
+        }
+        rows.append({**judged.get(sample.prompt_id, {}), **own, **about, "characters": len(sample.text)})
+    return rows
+
+
+def lengths(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the mean lengths of answers, and how many were cut or could not be had."""
+    if not samples:
+        return {}
+    tokens = [sample.tokens for sample in samples]
+    return {
+        "tokens_mean": None if None in tokens else sum(tokens) / len(tokens),
+        "characters_mean": sum(len(sample.text) for sample in samples) / len(samples),
+        "truncated": sum(sample.truncated for sample in samples),
+        "prompts_cut": sum(sample.prompt_cut for sample in samples),
+        "answers_unusable": sum(bool(sample.problem) for sample in samples),
+    }
 
 
 def read_config(run: Path) -> RunConfig:
@@ -116,14 +293,3 @@ def read_config(run: Path) -> RunConfig:
     if not file.is_file():
         raise ValueError(f"{run} holds no config.yaml, so its data and model are unknown; train it again")
     return to_run_config(OmegaConf.load(file))
-
-
-def make_generator(
-    config: EvaluateConfig, run: Path, run_config: RunConfig, generator: Generator
-) -> Generator:
-    """Return what answers the prompts for a run."""
-    # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
-    model = replace(
-        run_config.model, name=run.name, path=str(run / "model"), revision=None, chat_template=None
-    )
-    return generator.of(model, config.device)

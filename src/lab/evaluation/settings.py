@@ -1,10 +1,12 @@
 """The typed form of an evaluation: what conf/evaluate.yaml composes to, and all that is wrong with one.
 
-Every field's comment is in its YAML, in conf/benchmark, conf/judge, conf/generator and conf/evaluate.yaml.
+Every key's comment is in its YAML, in conf/benchmark, conf/judge, conf/generator and conf/evaluate.yaml. What a
+benchmark, judge or generator may be set to, its class says. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,27 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from lab.answers.generate import GENERATOR, generator_errors
-from lab.benchmarks.settings import BENCHMARKS, BenchmarkConfig, sampling_of
+from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import judge_errors
-from sgdpo.config.compose import CONF
-from sgdpo.contract import load
+from sgdpo.contract import binding_errors, build, settings_of
+from sgdpo.places import CONF
+from sgdpo.source import load_dotted
+
+CONFIG_DIR = "--config-dir"
+TAKE_A_VALUE = (CONFIG_DIR, "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 
 
 @dataclass
 class EvaluateConfig:
     runs: list[str] = field(default_factory=list)
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    benchmark: dict[str, Any] = field(default_factory=dict)
     judge: dict[str, Any] = field(default_factory=dict)
     generator: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
     cache: str = "outputs/cache"
     device: str = "auto"
+    trust_remote_code: bool = False
+    extra: list[str] = field(default_factory=list)
 
 
 def register_schema() -> None:
@@ -37,7 +45,7 @@ def register_schema() -> None:
 
 
 def to_evaluate_config(config: DictConfig) -> EvaluateConfig:
-    """Return the resolved evaluation as typed dataclasses. Raise ValueError for unknown keys."""
+    """Return the resolved evaluation as a typed dataclass. Raise ValueError for unknown keys."""
     resolved = OmegaConf.to_container(config, resolve=True)
     resolved.pop("hydra", None)
     try:
@@ -46,62 +54,107 @@ def to_evaluate_config(config: DictConfig) -> EvaluateConfig:
         raise ValueError(f"{error}".splitlines()[0]) from None
 
 
-def compose_evaluation(overrides: list[str]) -> EvaluateConfig:
-    """Compose an evaluation from command-line overrides, without Hydra's application around it."""
+def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
+    """Compose an evaluation from overrides and --config-dir=DIR, without Hydra's application around it."""
     register_schema()
+    given = [word.partition("=") for word in words if word.startswith(CONFIG_DIR)]
+    folders = ",".join(_quoted(f"file://{Path(folder).resolve()}") for _, _, folder in given)
+    overrides = [word for word in words if not word.startswith(CONFIG_DIR)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_evaluate_config(compose("evaluate", overrides))
+        return to_evaluate_config(
+            compose("evaluate", [*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])])
+        )
 
 
-def evaluation_errors(config: EvaluateConfig, runs: bool = True) -> list[str]:
+def runs_first(arguments: Sequence[str]) -> list[str]:
+    """Turn leading folders into `runs=[...]`: Hydra takes overrides only. Options and overrides stay."""
+    previous = ["", *arguments]
+    runs = [
+        argument
+        for argument, before in zip(arguments, previous, strict=False)
+        if not argument.startswith("-") and "=" not in argument and before not in TAKE_A_VALUE
+    ]
+    others = [argument for argument in arguments if argument not in runs]
+    return [*others, f"runs=[{','.join(map(_quoted, runs))}]"] if runs else others
+
+
+def _quoted(text: str) -> str:
+    # A folder's name may hold any character that Hydra's grammar knows.
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def build_benchmark(config: EvaluateConfig, subject: Subject | None = None, **changed: Any) -> Benchmark:
+    """Return the benchmark of a YAML, for somebody; changed: settings other than the YAML's."""
+    return build(BENCHMARK, {**config.benchmark, **changed}, config.extra, subject=subject)
+
+
+def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]:
     """List everything wrong with an evaluation, as sentences with advice; loads nothing heavy.
 
-    runs: those are looked at too; false where they are still to be trained.
+    runs: False looks at benchmark, judge and generator alone, before there is a run.
     """
-    errors = judge_errors(config.judge)
-    unanswered = generator_errors(config.generator)
-    own = not unanswered and load(GENERATOR, config.generator).of_run
-    errors += unanswered + _name_errors(config) + sampling_of(config.benchmark).errors()
-    errors += (_run_errors(config, own) if runs else []) + _match_errors(config)
-    if config.benchmark.limit is not None and config.benchmark.limit < 1:
-        errors.append(f"benchmark.limit must be 1 or more, or null for all, not {config.benchmark.limit}")
+    errors = _run_errors(config) if runs else []
+    errors += binding_errors(BENCHMARK, config.benchmark, config.extra)
+    errors += judge_errors(config.judge, config.extra) + generator_errors(config.generator, config.extra)
+    errors += _match_errors(config)
+    if not binding_errors(BENCHMARK, config.benchmark, config.extra):
+        errors += build_benchmark(config).errors()
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        errors.append(f"device must be auto, cpu or cuda, not {config.device!r}")
     return errors
 
 
-def _name_errors(config: EvaluateConfig) -> list[str]:
-    name = config.benchmark.name
-    return [] if name in BENCHMARKS else [f"benchmark={name!r} is not one of {list(BENCHMARKS)}"]
+def is_usual(config: EvaluateConfig) -> bool:
+    """Say whether benchmark and generator are set as their YAMLs in conf/ have them, as far as it matters."""
+    benchmark = CONF / "benchmark" / f"{config.benchmark['name']}.yaml"
+    written = OmegaConf.to_container(OmegaConf.load(CONF / "generator" / f"{usual_generator()}.yaml"))
+    if not benchmark.is_file() or written["class"] != config.generator["class"]:
+        return False
+    usual = settings_of(BENCHMARK, OmegaConf.to_container(OmegaConf.load(benchmark)))
+    ours, theirs = (build(GENERATOR, generator).how() for generator in (config.generator, written))
+    return usual == settings_of(BENCHMARK, config.benchmark) and ours == theirs
 
 
-def _run_errors(config: EvaluateConfig, own: bool) -> list[str]:
+def usual_generator() -> str:
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "evaluate.yaml"))["defaults"]
+    return next(row["generator"] for row in defaults if isinstance(row, dict) and "generator" in row)
+
+
+def _run_errors(config: EvaluateConfig) -> list[str]:
     if not config.runs:
         return [
             "name at least one run: scripts/evaluate.py outputs/<experiment>/<run> [...] benchmark=verifiable"
         ]
-    errors = []
-    for run in map(Path, config.runs):
-        if not (run / "record.json").is_file():
-            errors.append(f"{run} is not a run: it holds no record.json; give outputs/<experiment>/<run>")
-        elif own and not (run / "model" / "config.json").is_file():
-            errors.append(f"{run} holds no model; it is not finished: train it first")
+    errors = [
+        f"{run} is not a run: it holds no record.json; give outputs/<experiment>/<run>"
+        for run in config.runs
+        if not (Path(run) / "record.json").is_file()
+    ]
     if len({Path(run).resolve() for run in config.runs}) != len(config.runs):
         errors.append("a run is named more than once")
     return errors
 
 
 def _match_errors(config: EvaluateConfig) -> list[str]:
-    benchmark, judge = config.benchmark.name, config.judge.get("name")
+    """Hold the traits of the three classes against each other; what cannot be loaded is an error of its own."""
+    groups = (config.benchmark, config.judge, config.generator)
+    try:
+        benchmark, judge, generator = (load_dotted(group["class"], config.extra) for group in groups)
+    except (KeyError, ValueError):
+        return []
+    name, judge_name, generator_name = (group["name"] for group in groups)
     errors = []
-    if benchmark == "verifiable" and judge != "checker":
-        errors.append(f"benchmark=verifiable is judged by its checker: leave judge={judge} out")
-    if benchmark in ("alpaca_eval", "mt_bench") and judge == "checker":
-        errors.append(
-            f"judge=checker knows only benchmark=verifiable; take judge=openai or local for {benchmark}"
-        )
-    if benchmark == "alpaca_eval" and not config.benchmark.baseline:
-        errors.append("benchmark=alpaca_eval needs benchmark.baseline: the baseline's model_outputs.json")
-    if benchmark == "lm_eval" and not config.benchmark.tasks:
-        errors.append("benchmark=lm_eval needs benchmark.tasks, e.g. benchmark.tasks=[gsm8k]")
-    if benchmark == "lm_eval" and config.generator.get("name") != "transformers":
-        errors.append("benchmark=lm_eval scores with the model itself: leave generator out")
+    judges = judge.asks or judge.judgments is not None
+    if benchmark.decides and judges:
+        errors.append(f"benchmark={name} is judged by its {benchmark.decides}: leave judge={judge_name} out")
+    if not benchmark.decides and not judges:
+        errors.append(f"judge={judge_name} judges nothing by itself; take judge=openai or local for {name}")
+    if not benchmark.answered and generator_name != usual_generator():
+        errors.append(f"benchmark={name} scores with the model itself: leave generator={generator_name} out")
+    if generator.of_run or not benchmark.answered:
+        errors += [
+            f"{run} holds no model; it is not finished: train it first"
+            for run in map(Path, config.runs)
+            if (run / "record.json").is_file() and not (run / "model" / "config.json").is_file()
+        ]
     return errors

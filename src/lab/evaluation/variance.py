@@ -6,32 +6,23 @@ Differences are in the judge's own unit: the preference of a prompt (0 to 1), or
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-from lab.answers.generate import Generator, open_generator
-from lab.benchmarks.alpaca_eval import TOP_LOGPROBS, judge_duels, refuse_unparsable
-from lab.benchmarks.alpaca_flow import duel_all
-from lab.benchmarks.mt_bench import answer_questions, grade, gradings
-from lab.benchmarks.mt_files import load_bench
-from lab.benchmarks.settings import sampling_of
-from lab.benchmarks.verifiable import answer_tasks
-from lab.evaluation.evaluate import make_generator, read_config
-from lab.evaluation.settings import EvaluateConfig, evaluation_errors
-from lab.judging.judges import Judge, open_judge
-from sgdpo.store import write_json
-from sgdpo.world.checker import check
+from lab.benchmarks.benchmark import Benchmark, refuse_unparsable
+from lab.evaluation.evaluate import judge_samples, opened
+from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, runs_first
+from sgdpo.drawing.table import Table, number
+from sgdpo.runs.records import view_run
+from sgdpo.store import read_json, write_json
 
-# Where a preference changes sides; a score of MT-Bench has no such place.
-MIDDLE = {"alpaca_eval": 0.5}
+DEFAULT_OUTPUT = Path("outputs/figure1/judge_variance.json")
 NORMAL_95 = 1.959964
 
 
@@ -54,10 +45,6 @@ class Spread:
     repeats: int
     unparsable: int
 
-    def row(self) -> dict[str, Any]:
-        """Return the spread as it is written for the figure."""
-        return dict(self.__dict__)
-
 
 def spread(scores_RB: Sequence[Sequence[float | None]], middle: float | None) -> Spread:
     """Summarise repeated judgments, shape (repeats, answers). Raise ValueError below two repeats or answers.
@@ -72,15 +59,14 @@ def spread(scores_RB: Sequence[Sequence[float | None]], middle: float | None) ->
     known_B = np.isfinite(table).all(0)
     refuse_unparsable(int((~known_B).sum()), table.shape[1])
     table = table[:, known_B]
-    pairs = list(combinations(range(len(table)), 2))
-    differences = np.concatenate([table[j] - table[i] for i, j in pairs])
+    pairs = list(combinations(table, 2))
+    differences = np.concatenate([later - earlier for earlier, later in pairs])
     within = table.var(axis=0, ddof=1).mean()
+    flips = None if middle is None else np.mean([_flips(a - middle, b - middle) for a, b in pairs])
     return Spread(
         differences=differences.tolist(),
-        correlation=_mean([_correlation(table[i], table[j]) for i, j in pairs]),
-        flips=None
-        if middle is None
-        else float(np.mean([_flips(table[i], table[j], middle) for i, j in pairs])),
+        correlation=_mean([_correlation(a, b) for a, b in pairs]),
+        flips=None if flips is None else float(flips),
         interval=float(NORMAL_95 * np.sqrt(within / table.shape[1])),
         deviation=float(differences.std()),
         same=float(np.mean(differences == 0)),
@@ -90,74 +76,115 @@ def spread(scores_RB: Sequence[Sequence[float | None]], middle: float | None) ->
     )
 
 
-def measure(config: EvaluateConfig, repeats: int) -> Spread:
-    """Judge the answers of every run `repeats` times and summarise; each judging is kept, none is paid for twice."""
-    if errors := evaluation_errors(config):
-        raise ValueError("\n".join(errors))
-    if config.benchmark.name == "lm_eval":
-        raise ValueError("judge variance needs a judge: benchmark=alpaca_eval, mt_bench or verifiable")
+def measure_all(
+    words: Sequence[str],
+    benchmarks: Sequence[str],
+    repeats: int,
+    files: Sequence[Sequence[str]],
+    output: Path,
+) -> Table:
+    """Measure the variance on each benchmark (or of each set of files), keep it, and return a table.
+
+    words: run folders and overrides. Raises ValueError with advice if neither runs nor files are named, before
+    anything is paid for.
+    """
+    spreads: dict[str, Spread] = {}
+    for name, *paths in files:
+        benchmark = build_benchmark(compose_evaluation([f"benchmark={name}"]))
+        spreads[f"{name}-files"] = read_spread(benchmark, paths)
+        keep(output, f"{name}-files", spreads[f"{name}-files"], scale=benchmark.scale, files=list(paths))
+    if not files:
+        _require(words, repeats)
+        for config in [compose_evaluation(runs_first([f"benchmark={name}", *words])) for name in benchmarks]:
+            key, spreads_of_it, about = measure(config, repeats)
+            spreads[key] = spreads_of_it
+            keep(output, key, spreads_of_it, **about)
+    return show(spreads)
+
+
+def measure(config: EvaluateConfig, repeats: int) -> tuple[str, Spread, dict[str, Any]]:
+    """Judge the answers of every run `repeats` times; return the key, the spread and what it is of.
+
+    Each judging is kept, and none is paid for twice.
+    """
     columns: list[list[float | None]] = [[] for _ in range(repeats)]
-    cache = Path(config.cache)
-    with open_generator(config.generator, cache) as opened, open_judge(config.judge, cache) as judge:
-        if judge.judgments:
+    with opened(config) as evaluation:
+        judge = evaluation.judge
+        if judge.judgments is not None:
             raise ValueError(
                 "a file of judgments answers the same each time; give the files with --files instead"
             )
+        benchmark = build_benchmark(config)
+        if not benchmark.answered:
+            raise ValueError(
+                f"judge variance needs a judge, and benchmark={config.benchmark['name']} has none"
+            )
         for run in map(Path, config.runs):
-            generator = make_generator(config, run, read_config(run), opened)
-            judged = _judge_repeatedly(config, run, generator, judge, repeats)
-            for column, scores in zip(columns, judged, strict=True):
-                column += scores
-    return spread(columns, MIDDLE.get(config.benchmark.name))
+            benchmark, samples = evaluation.answered(run)
+            for repeat, column in enumerate(columns):
+                judged = judge_samples(benchmark, samples, judge, repeat)
+                column += [judgment.score for judgment in judged]
+        key = f"{config.benchmark['name']}-{benchmark.decides or judge.label}"
+        about = {
+            "scale": benchmark.scale,
+            "judge": benchmark.decides or judge.label,
+            "judged_by": benchmark.decides or judge.identity(),
+            "runs": [_origin(Path(run)) for run in config.runs],
+        }
+    return key, spread(columns, benchmark.middle), about
 
 
-def _judge_repeatedly(
-    config: EvaluateConfig, run: Path, generator: Generator, judge: Judge, repeats: int
-) -> list[list[float | None]]:
-    benchmark, cache = config.benchmark, Path(config.cache)
-    if benchmark.name == "verifiable":
-        # The control: a judge without noise, asked again.
-        data = read_config(run).data
-        tasks, samples = answer_tasks(generator, data, sampling_of(benchmark), cache, benchmark.limit)
-        return [
-            [check(task, s.text).total for task, s in zip(tasks, samples, strict=True)]
-            for _ in range(repeats)
-        ]
-    if benchmark.name == "alpaca_eval":
-        duels, _, _ = duel_all(generator, benchmark, cache)
-        top = TOP_LOGPROBS if benchmark.weighted else 0
-        judged = [judge_duels(judge, duels, top_logprobs=top, repeat=n).preferences for n in range(repeats)]
-        return [[None if value is None else value - 1 for value in values] for values in judged]
-    folder = Path(benchmark.folder) if benchmark.folder else None
-    bench = load_bench(folder, benchmark.reference_model, benchmark.limit)
-    samples = answer_questions(generator, bench.questions, sampling_of(benchmark), cache)
-    answers = [(first.text, second.text) for first, second in samples]
-    return [grade(judge, gradings(bench, answers, repeat=n))[0] for n in range(repeats)]
+def _origin(run: Path) -> dict[str, Any]:
+    view = view_run(run)
+    commit = (view["git"] or {}).get("commit")
+    return {"run": run.name, "experiment": view.experiment, "seed": view["seed"], "commit": commit}
 
 
-def keep(path: Path, key: str, found: Spread) -> None:
+def _require(words: Sequence[str], repeats: int) -> None:
+    if not any("=" not in word for word in words):
+        raise ValueError(
+            "name a run whose answers are judged, and the judge: scripts/judge_variance.py outputs/<experiment>/<run> "
+            "judge=openai (or judge=local), or judgments that there are already: --files BENCHMARK FILE FILE"
+        )
+    if repeats < 2:
+        raise ValueError(f"--repeats must be 2 or more, not {repeats}: one judgment has no spread")
+
+
+def read_spread(benchmark: Benchmark, paths: Sequence[str]) -> Spread:
+    """Return the spread of published judgments in files. Raise ValueError for fewer than two, or other answers."""
+    if len(paths) < 2:
+        raise ValueError("--files takes a benchmark, then two or more files of judgments")
+    tables = []
+    for path in paths:
+        rows = benchmark.published(Path(path))
+        tables.append({(row["prompt_id"], row["answers"]): benchmark.score_of(row) for row in rows})
+        if set(tables[-1]) != set(tables[0]):
+            raise ValueError(f"{path} judges other answers than {paths[0]}; variance needs identical ones")
+    return spread([[table[key] for key in tables[0]] for table in tables], benchmark.middle)
+
+
+def keep(path: Path, key: str, found: Spread, **about: Any) -> None:
     """Put the spread of one benchmark into the figure's data; other benchmarks' stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    write_json(path, {**data, key: found.row()})
+    write_json(path, {**read_json(path, default={}), key: {**asdict(found), **about}})
 
 
-def show(spreads: dict[str, Spread]) -> Table:
+def show(spreads: Mapping[str, Spread]) -> Table:
     """Return a table of spreads, a benchmark a line."""
-    table = Table(
-        "judged twice", "n", "deviation", "same, %", "correlation", "flipped, %", "95 % interval alone"
-    )
-    for key, found in spreads.items():
-        table.add_row(
+    header = ["judged twice", "n", "deviation", "same, %", "correlation", "flipped, %", "95 % interval alone"]
+    rows = [
+        [
             key,
             str(found.n),
-            f"{found.deviation:.3f}",
-            f"{100 * found.same:.0f}",
-            "–" if found.correlation is None else f"{found.correlation:.3f}",
-            "–" if found.flips is None else f"{100 * found.flips:.1f}",
+            number(found.deviation, 3),
+            number(100 * found.same, 0),
+            number(found.correlation, 3),
+            number(None if found.flips is None else 100 * found.flips, 1),
             f"± {found.interval:.3f}",
-        )
-    return table
+        ]
+        for key, found in spreads.items()
+    ]
+    return Table("judge_variance", "", header, rows)
 
 
 def _correlation(first_B: NDArray, second_B: NDArray) -> float | None:
@@ -166,10 +193,10 @@ def _correlation(first_B: NDArray, second_B: NDArray) -> float | None:
     return float(np.corrcoef(first_B, second_B)[0, 1])
 
 
-def _flips(first_B: NDArray, second_B: NDArray, middle: float) -> float:
-    return float(np.mean((first_B - middle) * (second_B - middle) < 0))
+def _flips(first_B: NDArray, second_B: NDArray) -> float:
+    return float(np.mean(first_B * second_B < 0))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return float(np.mean(found)) if found else None
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

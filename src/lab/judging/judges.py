@@ -72,6 +72,7 @@ class CachedJudge(Judge):
     """Stand for judgments that were made elsewhere; the benchmark reads its own format."""
 
     file: str | None = None
+    model: str | None = None
     asks = False
 
     def errors(self) -> list[str]:

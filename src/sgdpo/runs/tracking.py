@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from sgdpo.runs.records import METRICS, Record, RunView, view_run
 from sgdpo.store import read_jsonl
 
 FINISH_TIMEOUT = 60.0  # seconds to wait for uploads at the end; what is left stays on disk for `wandb sync`
+TABLE_ROWS = 200  # samples of an evaluation that W&B shows
 TAG_LENGTH = 64  # W&B's limit
 LABELS = ("step", "epoch", "split")
 
@@ -118,6 +119,48 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     for row in record.kept_rows() if replayed is not None else []:
         tracker.log(row)
     return tracker
+
+
+def add_evaluation(
+    folder: Path, key: str, result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+) -> None:
+    """Add an evaluation's numbers and first samples to the W&B run of a run; never stops the evaluation.
+
+    The run is continued under its id. Offline this makes a further file in the run's folder, which `wandb sync`
+    appends like the others.
+    """
+    view = view_run(folder)
+    tracker, settings = view["tracker"], (view["settings"] or {}).get("tracking") or {}
+    mode = choose_mode(tracker["mode"]) if tracker else "disabled"
+    if mode == "disabled":
+        return
+    import wandb
+
+    numbers = {
+        f"evaluation/{key}/{name}": value
+        for name, value in result.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    columns = list(dict.fromkeys(name for row in samples for name in row))
+    rows = [[row.get(name) for name in columns] for row in samples[:TABLE_ROWS]]
+    try:
+        run = wandb.init(
+            mode=mode,
+            id=tracker["id"],
+            resume="allow",
+            project=settings.get("project"),
+            entity=settings.get("entity"),
+            dir=str(folder),
+            reinit="create_new",
+            settings=wandb.Settings(console="off", silent=True, finish_timeout=FINISH_TIMEOUT),
+        )
+        # Beyond the last step of training: W&B takes no step twice.
+        step = max((row["step"] for row in view.metrics()), default=0) + len(view["eval"] or {})
+        run.log({f"evaluation/{key}/samples": wandb.Table(columns=columns, data=rows)}, step=step)
+        run.summary.update(numbers)
+        run.finish()
+    except Exception as error:
+        print(f"W&B: {key} of {folder} was not added ({str(error).splitlines()[0]}); it is in the record.")
 
 
 def browse_hint(run: RunView) -> str:

@@ -1,0 +1,285 @@
+"""A benchmark is a class and a YAML: one of a user's own works everywhere; a result is known by its identity."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from evaluation_fixtures import alpaca_setup, chat, chat_server, fair_judge, finished_run, http_judge
+from lab.evaluation.command import score_files, show
+from lab.evaluation.comparison import compare_runs
+from lab.evaluation.evaluate import evaluate
+from lab.evaluation.settings import compose_evaluation, runs_first
+from lab.evaluation.variance import measure_all
+from sgdpo.store import read_jsonl, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+# These two are what the README prints under "Add a benchmark".
+POLITENESS_PY = '''"""Ask a judge how polite an answer is, 0 to 10."""
+
+from dataclasses import dataclass
+
+from lab.answers.prompts import Prompt
+from lab.benchmarks.benchmark import Sampled
+from lab.judging.requests import JudgeRequest
+
+
+@dataclass(kw_only=True)
+class Politeness(Sampled):
+    scale = 10.0  # highest less lowest score
+    errands: list[str]  # a setting: a key of the YAML
+
+    def prompts(self):
+        prompts = [Prompt.user(f"errand-{n}", f"Ask me to {what}.") for n, what in enumerate(self.errands)]
+        return prompts[: self.limit]
+
+    def questions(self, samples, repeat=0):
+        return [self.question(sample, repeat) for sample in samples]
+
+    def question(self, sample, repeat):
+        text = f"How polite is this, from 0 to 10? Answer with the number alone.\\n\\n{sample.text}"
+        messages = ({"role": "user", "content": text},)
+        return JudgeRequest(messages, max_tokens=3, repeat=repeat, prompt_id=sample.prompt_id)
+
+    def read(self, request, reply):
+        return float(reply.text) if reply.text.strip() in map(str, range(11)) else None
+'''
+POLITENESS_YAML = """# How polite answers are, by a judge's rating from 0 to 10.
+name: politeness
+# The benchmark's class.
+class: politeness.Politeness
+# What the answers are to ask for.
+errands: [close the door, lend a book, pay the bill, move the car]
+# Longest answer, tokens.
+max_new_tokens: 16
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> tuple[Path, list[str]]:
+    """Write the two files into a folder of the user's; return it and the words that name it."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "benchmark").mkdir()
+    (folder / "politeness.py").write_text(POLITENESS_PY)
+    (folder / "benchmark" / "politeness.yaml").write_text(POLITENESS_YAML)
+    return folder, [f"--config-dir={folder}", f"extra=['{folder / 'politeness.py'}']"]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> list[Path]:
+    """Write two finished runs of random models."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-123456")
+    return [
+        finished_run(tmp_path / "outputs" / "exp" / name, seed=n) for n, name in enumerate(("one", "two"))
+    ]
+
+
+def words_of(runs: list[Path], *words: str) -> list[str]:
+    return runs_first(
+        [*map(str, runs), f"outputs='{runs[0].parents[1]}'", "benchmark.max_new_tokens=4", *words]
+    )
+
+
+def keys(run: Path) -> list[str]:
+    return sorted(json.loads((run / "record.json").read_text())["eval"])
+
+
+def test_a_benchmark_of_ones_own_answers_judges_compares_and_varies(runs, own, tmp_path):
+    """Two files in a folder of the user's, nothing edited: the judge gives the number of letters e, at most 10."""
+    _, words = own
+
+    def rate(request, number):
+        return chat(str(min(10, request["messages"][0]["content"].split("\n\n")[1].count("e") + 5)))
+
+    with chat_server(rate) as server:
+        command = words_of(runs, *words, "benchmark=politeness", *http_judge(server))
+        results = evaluate(compose_evaluation(command))
+        again = evaluate(compose_evaluation(command))
+        output = tmp_path / "variance.json"
+        judge = [*words, *http_judge(server), f"outputs='{runs[0].parents[1]}'"]
+        table = measure_all([*map(str, runs), *judge], ["politeness"], 2, [], output)
+    for run, result in results.items():
+        rows = read_jsonl(Path(run) / result["samples"])
+        assert [row["prompt"] for row in rows][:2] == ["Ask me to close the door.", "Ask me to lend a book."]
+        assert result["score_mean"] == sum(row["score"] for row in rows) / 4
+        assert again[run]["score_mean"] == result["score_mean"]
+        assert again[run]["cost"]["requests"] == 0
+    (verdict,) = compare_runs(runs, None)
+    assert verdict.comparison.wins + verdict.comparison.losses + verdict.comparison.ties == 4
+    found = json.loads(output.read_text())["politeness-m1"]
+    assert (found["scale"], found["repeats"], found["n"]) == (10.0, 2, 8)
+    assert "politeness-m1" in table.console()
+    shown = show(compose_evaluation(command).benchmark, results).console()
+    assert re.search(r"one.* 4\b", shown)
+
+
+def test_the_readme_prints_these_two_files():
+    if "class Politeness" in README:
+        assert POLITENESS_PY in README
+        assert POLITENESS_YAML in README
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("class: politeness.Politeness", "class: politeness.Rudeness"), "no function or class 'Rudeness'"),
+        (("class: politeness.Politeness", "class: os.path.join"), "cannot import"),
+        (("max_new_tokens: 16", "max_new_tokens: 0"), "max_new_tokens must be at least 1"),
+        (("errands: [close the door, lend a book, pay the bill, move the car]", ""), r"lacks \['errands'\]"),
+        (("max_new_tokens: 16", "words: 16"), "benchmark.words is not a setting of 'politeness'"),
+    ],
+)
+def test_what_does_not_fit_is_said_by_name(runs, own, tmp_path, change, message):
+    _, (_, extra) = own
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "politeness.yaml").write_text(POLITENESS_YAML.replace(*change))
+    words = [f"--config-dir={tmp_path}", extra, "benchmark=politeness"]
+    with pytest.raises(ValueError, match=message):
+        evaluate(compose_evaluation([*runs_first([str(runs[0])]), *words]))
+
+
+def test_results_of_another_identity_stand_beside_each_other(runs, monkeypatch):
+    """Another generator, limit, seed or length: the run's own result stays as it was, to the last digit."""
+    run = runs[0]
+    words = runs_first([str(run), f"outputs='{run.parents[1]}'"])
+    usual = evaluate(compose_evaluation(words))[str(run)]
+    assert keys(run) == ["verifiable-checker"], "the usual settings have the short name"
+    with chat_server(lambda request, number: chat("1")) as server:
+        for other in (["benchmark.limit=3"], ["benchmark.seed=1"], ["generator.dtype=bfloat16"],
+                      ["generator=openai", f"generator.base_url={server.base_url}", "generator.model=m"]):  # fmt: skip
+            before = keys(run)
+            result = evaluate(compose_evaluation([*words, *other]))[str(run)]
+            assert len(keys(run)) == len(before) + 1, other
+            assert result["identity"] != usual["identity"]
+    assert json.loads((run / "record.json").read_text())["eval"]["verifiable-checker"] == usual
+    assert len(read_jsonl(run / usual["samples"])) == usual["n"] == 6
+    assert evaluate(compose_evaluation([*words, "generator.batch_tokens=4096"]))[str(run)] == usual, (
+        "no other identity"
+    )
+
+
+def test_two_judges_of_one_name_are_two_evaluations(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-123456")
+    run, words = alpaca_setup(tmp_path)
+    with (
+        chat_server(fair_judge) as first,
+        chat_server(lambda r, n: chat("m", top={"m": -1.0, "M": -1.0})) as second,
+    ):
+        results = [evaluate(compose_evaluation([*words, *http_judge(s)]))[str(run)] for s in (first, second)]
+    assert len(keys(run)) == 2
+    assert results[0]["win_rate"] != results[1]["win_rate"]
+    assert results[0]["identity"]["judge"] != results[1]["identity"]["judge"]
+    assert results[0]["identity"]["settings"] == results[1]["identity"]["settings"]
+
+
+def test_evaluations_of_another_identity_are_not_compared(tmp_path):
+    """The same key, another world: one of the runs answered other prompts."""
+    outputs = tmp_path / "outputs"
+    runs = [finished_run(outputs / "exp" / f"p{n}", prompts=n) for n in (6, 7)]
+    evaluate(compose_evaluation(runs_first([*map(str, runs), f"outputs='{outputs}'"])))
+    assert keys(runs[0]) == keys(runs[1])
+    with pytest.raises(ValueError, match=r"different evaluations named verifiable-checker \(prompts"):
+        compare_runs(runs, None)
+
+
+def test_a_run_that_brings_code_says_so_before_it_runs(runs):
+    text = (runs[0] / "config.yaml").read_text()
+    assert "trust_remote_code: false" in text
+    (runs[0] / "config.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
+    with pytest.raises(ValueError, match="trust_remote_code=true"):
+        evaluate(compose_evaluation(words_of(runs)))
+
+
+def alpaca_file(file: Path, wins: int, models: tuple[str, ...] = ("ours",)) -> Path:
+    rows = [
+        {"instruction": f"i{n}", "output_1": "a b", "output_2": "a" * (n % 5 + 1), "generator_2": model,
+         "preference": 1.9 if n < wins else 1.1, "annotator": "j"}
+        for model in models for n in range(40)
+    ]  # fmt: skip
+    file.write_text(json.dumps(rows))
+    return file
+
+
+PLAIN = ["benchmark.difficulties=null", "benchmark.gamed=null"]
+
+
+def test_published_alpaca_eval_files_are_scored_without_a_run(tmp_path):
+    """30 of 40 at 0.9 and 10 at 0.1: 70 %, discretely 75 %."""
+    files = [alpaca_file(tmp_path / "a.json", 30), alpaca_file(tmp_path / "b.json", 10)]
+    benchmark, results = score_files(files, None, ["benchmark=alpaca_eval", *PLAIN])
+    first, second = results.values()
+    assert (first["win_rate"], first["discrete_win_rate"]) == (pytest.approx(70.0), 75.0)
+    assert second["win_rate"] == pytest.approx(30.0)
+    assert first["lc_form"] == "plain"
+    shown = show(benchmark, results).console()
+    assert "discrete win rate" in shown
+    assert "70.00 ± " in shown
+
+
+def test_a_file_of_two_models_needs_one_of_them(tmp_path):
+    file = alpaca_file(tmp_path / "a.json", 30, ("one", "two"))
+    with pytest.raises(ValueError, match="holds 2 models; choose one: one, two"):
+        score_files([file], None, ["benchmark=alpaca_eval", *PLAIN])
+    _, results = score_files([file], "two", ["benchmark=alpaca_eval", *PLAIN])
+    assert results[str(file)]["n"] == 40
+    with pytest.raises(ValueError, match="holds no model 'three'"):
+        score_files([file], "three", ["benchmark=alpaca_eval", *PLAIN])
+
+
+def test_fastchats_file_of_two_models_is_scored_and_recognised(tmp_path):
+    """FastChat keeps all models' judgments in one file: 8 and 4 of one, an unparsable one of the other."""
+    scores = {"vicuna": [8, 4] * 20, "alpaca": [3, 5] * 19 + [7, -1]}
+    rows = [
+        {"question_id": 81 + n // 2, "model": model, "turn": n % 2 + 1, "score": score, "judge": ["gpt-4", "p"]}
+        for model, values in scores.items() for n, score in enumerate(values)
+    ]  # fmt: skip
+    file = tmp_path / "gpt-4_single.jsonl"
+    write_jsonl(file, rows)
+    with pytest.raises(ValueError, match="choose one: alpaca, vicuna"):
+        score_files([file], None, [])
+    benchmark, results = score_files([file], "vicuna", [])
+    assert benchmark["name"] == "mt_bench"
+    result = results[str(file)]
+    assert (result["overall"], result["turn1"], result["turn2"], result["n"]) == (6.0, 8.0, 4.0, 20)
+    other = score_files([file], "alpaca", [])[1][str(file)]
+    assert other["overall"] == pytest.approx((4 * 38 + 7) / 39)
+    assert other["unparsable"] == 1
+
+
+def test_a_file_of_no_benchmark_is_said_so(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="no benchmark's file of judgments"):
+        score_files([tmp_path / "x.json"], None, [])
+
+
+def test_an_evaluation_reaches_the_runs_wandb_run(runs, monkeypatch):
+    """A real offline run of W&B is continued under its id, with the win rate and a table of samples."""
+    import wandb
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    run = runs[0]
+    settings = wandb.Settings(console="off", silent=True)
+    first = wandb.init(mode="offline", id="abc123", dir=str(run), project="p", settings=settings)
+    first.finish()
+    record = json.loads((run / "record.json").read_text())
+    record["tracker"] = {"id": "abc123", "mode": "offline", "folder": "wandb", "url": None}
+    (run / "record.json").write_text(json.dumps(record))
+    before = set(run.glob("wandb/offline-run-*"))
+    result = evaluate(compose_evaluation(words_of(runs[:1])))[str(run)]
+    (added,) = set(run.glob("wandb/offline-run-*")) - before
+    assert added.name.endswith("abc123")
+    (file,) = added.glob("*.wandb")
+    deadline = time.monotonic() + 30  # W&B's own process writes the file, a little later
+    while b"score_mean" not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert b"score_mean" in file.read_bytes()
+    (table,) = added.rglob("*.table.json")
+    assert len(json.loads(table.read_text())["data"]) == result["n"]
+    assert math.isfinite(result["score_mean"])
