@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lab.answers.elsewhere import OpenAIGenerator
+from lab.answers.generators import OpenAIGenerator
 from lab.judging.judges import OpenAIJudge
 from lab.serving.endpoint import EndpointSettings
 from sgdpo.config.compose import compose_run, to_run_config

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from lab.answers.decode import gumbel_noise
 from lab.answers.generate import Generator, generate
-from lab.answers.own_model import TransformersGenerator
+from lab.answers.generators import TransformersGenerator
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_key, stop_ids
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.load import load_model, load_tokenizer
@@ -196,6 +196,22 @@ def test_an_interrupted_generation_goes_on_where_it_stopped(tmp_path):
 def cached(folder: Path) -> Path:
     (file,) = (folder / "generations").glob("*.jsonl")
     return file
+
+
+@pytest.mark.parametrize(
+    "damage", ["no JSON\n", "[]\n", '{"key": "x"}\n', '{"key": 3, "sample": []}\n', "\0\n", "\xff"]
+)
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    """The answers are as before; at most the damaged ones are asked for again."""
+    before = generate(Scripted(), PROMPTS[:4], Sampling(), tmp_path)
+    rows = cached(tmp_path).read_text().splitlines(keepends=True)
+    cached(tmp_path).write_text("".join([rows[0], damage, *rows[2:]]), encoding="latin-1")
+    again = Scripted()
+    assert generate(again, PROMPTS[:4], Sampling(), tmp_path) == before
+    assert again.asked
+    third = Scripted()
+    assert generate(third, PROMPTS[:4], Sampling(), tmp_path) == before
+    assert not third.asked
 
 
 def test_more_prompts_of_the_same_benchmark_ask_for_the_further_ones_alone(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run, http_generator_at
 from lab.answers.generate import generate, generator_errors
-from lab.answers.own_model import VllmGenerator
+from lab.answers.generators import VllmGenerator
 from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
 from lab.benchmarks import alpaca_eval, mt_bench
 from lab.evaluation.evaluate import evaluate

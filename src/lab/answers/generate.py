@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lab.answers.prompts import Prompt, Sample, Sampling, check_prompts
 from sgdpo.config.schema import ModelConfig
 from sgdpo.contract import Kind, binding_errors, build, settings_of
-from sgdpo.store import JsonLines, cut_jsonl, hash_json, held
+from sgdpo.store import DamagedError, JsonLines, cut_jsonl, hash_json, held
 
 log = logging.getLogger("sgdpo")
 GENERATOR = Kind("generator", key="class", given=("device",), parts=("answers",))
@@ -30,12 +30,12 @@ class Generator:
     """Answer prompts. Derive from it: `answers` is all that a generator must have.
 
     of_run: whether it answers with the evaluated run's own model (and with its start's). kept: whether its
-    answers are worth keeping here, because they cost something and nobody else keeps them.
+    answers are worth keeping here, because they cost something and nobody else keeps them. settings, cache: set
+    by open_generator, from the YAML.
     """
 
     of_run = False
     kept = True
-    # Set by open_generator: the YAML's settings, and where answers are kept.
     settings = cast("Mapping[str, Any]", {})
     cache = Path()
 
@@ -120,14 +120,29 @@ def _fill(
 ) -> dict[str, Sample]:
     """Answer what the file does not hold; every batch goes there at once."""
     keys = {p.prompt_id: hash_json([p.prompt_id, [dict(turn) for turn in p.messages]]) for p in prompts}
-    kept = {row["key"]: row["sample"] for row in cut_jsonl(path, lambda row: {"key", "sample"} <= set(row))}
-    done = {name: Sample(**kept[key]) for name, key in keys.items() if key in kept}
+    kept = _kept(path)
+    done = {name: kept[key] for name, key in keys.items() if key in kept}
     missing = [prompt for prompt in prompts if prompt.prompt_id not in done]
     with JsonLines(path) as file:
         for name, sample in _answered(generator, missing, sampling, len(done)):
             file.append({"key": keys[name], "sample": sample.row()})
             done[name] = sample
     return done
+
+
+def _kept(path: Path) -> dict[str, Sample]:
+    """Return the answers of a file by key; one that is damaged is begun anew."""
+    names = {field.name for field in fields(Sample)}
+
+    def whole(row: Mapping[str, Any]) -> bool:
+        return isinstance(row.get("key"), str) and set(row.get("sample") or ()) == names
+
+    try:
+        return {row["key"]: Sample(**row["sample"]) for row in cut_jsonl(path, whole)}
+    except DamagedError as error:
+        log.warning("%s; its answers are made anew", error)
+        path.unlink()
+        return {}
 
 
 def _answered(

@@ -1,33 +1,47 @@
-"""Generators that answer with the run's own model: transformers anywhere, vLLM where it is installed."""
+"""The generators there are: the run's own model (transformers, vLLM), a served model, and answers from a file."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+from lab.answers.formats import read_answers, read_outputs
 from lab.answers.generate import Generator
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_seed, stop_ids
+from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
+from lab.serving.reply import Reply
 from sgdpo.config.schema import ModelConfig
-from sgdpo.store import hash_tokenizer
+from sgdpo.store import hash_json, hash_tokenizer
 from sgdpo.values import Range
 
 VLLM_BATCH = 256
 
 
 class OwnModel(Generator):
-    """Hold what both have in common: the model, its tokenizer, and who answers."""
+    """Hold what generators with the run's own model have in common; it loads when it is first asked."""
 
     of_run = True
-    model = cast(ModelConfig, None)  # set by `of`
     dtype = "float32"
+    device = "cpu"
+    model = cast(ModelConfig, None)  # set by `of`
+    loaded = cast(Any, None)
 
     @cached_property
     def tokenizer(self) -> Any:
         from sgdpo.models.load import load_tokenizer
 
         return load_tokenizer(self.model)
+
+    def of(self, model: ModelConfig, device: str) -> Generator:
+        made = copy.copy(self)
+        made.model, made.device = model, device
+        return made
 
     def identity(self) -> dict[str, Any]:
         """Return how, and the hashes of weights and tokenizer."""
@@ -40,8 +54,8 @@ class OwnModel(Generator):
 class TransformersGenerator(OwnModel):
     """Answer with transformers on this machine: left padding, sorted by length, batches of one token budget.
 
-    model: its path is a folder that save_pretrained wrote, or a hub id. The weights load at the first answer,
-    so an evaluation that the cache holds loads none. device: cpu, cuda or auto; no part of the identity.
+    model: its path is a folder that save_pretrained wrote, or a hub id. device: cpu, cuda or auto; no part of the
+    identity, as is the batch's size.
     """
 
     def __init__(
@@ -55,15 +69,8 @@ class TransformersGenerator(OwnModel):
     ):
         self.model, self.device = cast(ModelConfig, model), device
         self.dtype, self.batch_tokens, self.long_prompts = dtype, batch_tokens, long_prompts
-        self._model: Any = None
-
-    def of(self, model: ModelConfig, device: str) -> TransformersGenerator:
-        """Return the generator of this model."""
-        settings = {name: getattr(self, name) for name in ("dtype", "batch_tokens", "long_prompts")}
-        return TransformersGenerator(model, device=device, **settings)
 
     def how(self) -> dict[str, Any]:
-        """Return the number format and what becomes of long prompts; the batch's size changes nothing."""
         return {"generator": "transformers", "dtype": self.dtype, "long_prompts": self.long_prompts}
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
@@ -102,7 +109,7 @@ class TransformersGenerator(OwnModel):
         return Fitted(kept, min(new, context - len(kept)), cut=len(kept) < len(ids))
 
     def _load(self) -> Any:
-        if self._model is None:
+        if self.loaded is None:
             import torch
             from transformers import GenerationConfig
 
@@ -112,12 +119,12 @@ class TransformersGenerator(OwnModel):
             # A model's own generation settings (top-k, repetition penalty) would change the sampling unasked.
             model.generation_config = GenerationConfig()
             automatic = "cuda" if torch.cuda.is_available() else "cpu"
-            self._model = model.to(automatic if self.device == "auto" else self.device).eval()
-        return self._model
+            self.loaded = model.to(automatic if self.device == "auto" else self.device).eval()
+        return self.loaded
 
 
 class VllmGenerator(OwnModel):
-    """Answer with vLLM, if it is installed: for large models on GPUs. Seeds are vLLM's own, one a prompt."""
+    """Answer with vLLM, if it is installed: large models on GPUs. Device and sampling are vLLM's, a seed a prompt."""
 
     def __init__(
         self,
@@ -126,10 +133,8 @@ class VllmGenerator(OwnModel):
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "bfloat16",
     ):
         self.model, self.dtype = cast(ModelConfig, model), dtype
-        self._model: Any = None
 
     def errors(self) -> list[str]:
-        """Say that vLLM is not installed."""
         if importlib.util.find_spec("vllm"):
             return []
         return [
@@ -137,39 +142,108 @@ class VllmGenerator(OwnModel):
             "generator=transformers"
         ]
 
-    def of(self, model: ModelConfig, device: str) -> VllmGenerator:
-        """Return the generator of this model; vLLM chooses the device."""
-        return VllmGenerator(model, dtype=self.dtype)
-
     def how(self) -> dict[str, Any]:
-        """Return the number format."""
         return {"generator": "vllm", "dtype": self.dtype}
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield answers in batches; the prompts' ids are ours, so no token is added to them."""
         import vllm
 
-        if self._model is None:
-            self._model = vllm.LLM(model=self.model.path, dtype=self.dtype)
+        self.loaded = self.loaded or vllm.LLM(model=self.model.path, dtype=self.dtype)
         stops = stop_ids(self.tokenizer)
+        drawn = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+        }
         for start in range(0, len(prompts), VLLM_BATCH):
             chunk = prompts[start : start + VLLM_BATCH]
-            outputs = self._model.generate(
+            seeds = [prompt_seed(sampling.seed, prompt.prompt_id) for prompt in chunk]
+            outputs = self.loaded.generate(
                 [{"prompt_token_ids": prompt_ids(self.tokenizer, prompt)} for prompt in chunk],
-                [self._parameters(vllm, sampling, prompt, stops) for prompt in chunk],
+                [vllm.SamplingParams(**drawn, stop_token_ids=stops, seed=seed) for seed in seeds],
             )
             yield [self._sample(p, out.outputs[0], stops) for p, out in zip(chunk, outputs, strict=True)]
-
-    def _parameters(self, vllm: Any, sampling: Sampling, prompt: Prompt, stops: list[int]) -> Any:
-        return vllm.SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_new_tokens,
-            stop_token_ids=stops,
-            seed=prompt_seed(sampling.seed, prompt.prompt_id),
-        )
 
     def _sample(self, prompt: Prompt, output: Any, stops: list[int]) -> Sample:
         ids = [token for token in output.token_ids if token not in stops]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Sample(prompt.prompt_id, text, len(ids), output.finish_reason == "length")
+
+
+@dataclass(kw_only=True)
+class OpenAIGenerator(Generator, EndpointSettings):
+    """Ask a served model; the server renders its own chat template. Token counts are the server's."""
+
+    kept = False  # the endpoint's ledger keeps every answer that was paid for
+    endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
+
+    def errors(self) -> list[str]:
+        return EndpointSettings.errors(self)
+
+    def open(self, stack: ExitStack) -> None:
+        self.endpoint = Endpoint(self, self.cache)
+
+    def how(self) -> dict[str, Any]:
+        return {"generator": "openai", **self.endpoint.identity}
+
+    def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
+        """Yield each answer as it comes, as many under way as the endpoint's concurrency allows."""
+        by_id = {prompt.prompt_id: prompt for prompt in prompts}
+
+        def ask(key: str) -> Reply:
+            return self.endpoint.chat(
+                by_id[key].messages,
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=prompt_seed(sampling.seed, key),
+            )
+
+        strict = self.unusable == "error"
+        replies = ask_each(ask, list(by_id), workers=self.concurrency, strict=strict, what="answers")
+        for key, reply in replies:
+            truncated = reply.finish == "length"
+            yield [Sample(key, reply.text, reply.completion_tokens, truncated, problem=reply.problem)]
+
+    def cost(self) -> dict[str, Any]:
+        return self.endpoint.ledger.report()
+
+
+@dataclass(kw_only=True)
+class FileGenerator(Generator):
+    """Take answers from a file: AlpacaEval's model_outputs.json, or FastChat's answers (.jsonl)."""
+
+    path: str | None = None
+    model: str | None = None
+    kept = False
+
+    def errors(self) -> list[str]:
+        there = self.path and Path(self.path).is_file()
+        return (
+            []
+            if there
+            else [f"path={self.path} is none; generator=file reads a file of answers (.json, .jsonl)"]
+        )
+
+    @cached_property
+    def found(self) -> Mapping[str, str]:
+        """Return the answers by prompt id (FastChat) or by the prompt's text (AlpacaEval)."""
+        path = Path(str(self.path))
+        if path.suffix == ".jsonl":
+            answers = read_answers(path, self.model)
+            return {f"{key}-{n}": turn for key, turns in answers.items() for n, turn in enumerate(turns, 1)}
+        return {row["instruction"]: row["output"] for row in read_outputs(str(path))}
+
+    def how(self) -> dict[str, Any]:
+        return {"generator": "file", "answers": hash_json(self.found)}
+
+    def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
+        """Yield the file's answers. Raise ValueError naming how many prompts it does not answer."""
+        texts = [self.found.get(p.prompt_id, self.found.get(p.messages[-1]["content"])) for p in prompts]
+        missing = [prompt.prompt_id for prompt, text in zip(prompts, texts, strict=True) if text is None]
+        if missing:
+            raise ValueError(
+                f"{self.path} does not answer {len(missing)} of {len(prompts)} prompts (first: {missing[0]!r})"
+            )
+        yield [Sample(p.prompt_id, str(text), None, False) for p, text in zip(prompts, texts, strict=True)]
