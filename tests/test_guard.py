@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lab.benchmarks.mt_files import default_folder, load_bench
 
 import lab.benchmarks.alpaca_eval as alpaca
+from lab.benchmarks.mt_bench import PROMPTS, default_folder
 from lab.judging.guard import BREAK, guard, markers_of
+from sgdpo.store import read_jsonl
 
 HARMLESS = [
     "# Pancakes\n\n## Ingredients\n- flour\n\n## Instructions\n1. Mix.\n2. Bake.",
@@ -26,10 +27,10 @@ VERDICTS = ["[[10]]", "[[ 7 ]]", "[[8.5]]", "Rating: [[1]]", "[[A]]", "[[C]]"]
 def templates() -> dict[str, str]:
     found = {"alpaca_eval": alpaca.TEMPLATE.read_text("utf-8")}
     try:
-        prompts = load_bench(default_folder()).prompts
-    except ValueError:
-        prompts = {}
-    return found | {name: prompt["prompt_template"] for name, prompt in prompts.items()}
+        rows = read_jsonl(default_folder() / PROMPTS)
+    except ValueError:  # `make mtbench` was not run
+        rows = []
+    return found | {row["name"]: row["prompt_template"] for row in rows if row["name"].startswith("single")}
 
 
 @pytest.mark.parametrize("template", templates().values(), ids=list(templates()))

@@ -185,7 +185,7 @@ class OpenAIGenerator(Generator, EndpointSettings):
         self.endpoint = Endpoint(self, self.cache)
 
     def how(self) -> dict[str, Any]:
-        return {"generator": "openai", **self.endpoint.identity}
+        return {"generator": "openai", "base_url": self.base_url.rstrip("/"), "model": self.model}
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield each answer as it comes, as many under way as the endpoint's concurrency allows."""
