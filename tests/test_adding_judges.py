@@ -53,7 +53,7 @@ def test_two_files_make_a_judge_and_two_a_generator(tmp_path):
     gaps = [len(row["output_2"]) - len(row["output_1"]) for row in judged]
     assert all(gap <= 10 if wins else gap >= -10 for gap, wins in zip(gaps, won, strict=True))
     assert 0 < sum(won) < 20
-    assert json.loads(result.read_text())["judged_by"]["margin"] == 10
+    assert json.loads(result.read_text())["identity"]["judge"]["margin"] == 10
     wrong = evaluate("generator.times=99")
     assert wrong.returncode == 2
     assert "generator.times must be at most 10, not 99 (conf/generator/echo.yaml)" in wrong.stderr
