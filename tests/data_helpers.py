@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,19 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def local(train: str | None = None, **settings: Any) -> DataConfig:
     """Return the settings of `data=local` with short maximum lengths."""
+    common = {field.name for field in fields(DataConfig)}
+    own = {"train": train} | {key: value for key, value in settings.items() if key not in common}
+    given = {key: value for key, value in settings.items() if key in common}
+    base = {"name": "local", "function": "sgdpo.data.files.read", "max_length": 128, "max_prompt_length": 96}
+    return DataConfig(**(base | given), settings=own)
+
+
+def generated(**world: Any) -> DataConfig:
+    """Return the settings of `data=verifiable` with this world."""
     return DataConfig(
-        **{"name": "local", "train": train, "max_length": 128, "max_prompt_length": 96, **settings}
-    )
+        name="verifiable", function="sgdpo.data.generated.read", settings={"world": world}, max_length=128,
+        max_prompt_length=96,
+    )  # fmt: skip
 
 
 def pair(prompt: str = "Q", chosen: str = "yes", rejected: str = "no", **more: Any) -> dict[str, Any]:

@@ -11,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from data_helpers import CHATML, LLAMA31, MIXED, QWEN2, character_tokenizer, local, pair, write_jsonl
-from sgdpo.config.schema import DataConfig, WorldConfig
+from data_helpers import (
+    CHATML,
+    LLAMA31,
+    MIXED,
+    QWEN2,
+    character_tokenizer,
+    generated,
+    local,
+    pair,
+    write_jsonl,
+)
 from sgdpo.data.prepare import prepare
 from sgdpo.store import hash_tokenizer
 
@@ -129,8 +138,7 @@ def test_processes_that_start_together_tokenise_once(tmp_path):
 
 def _prepare_world(cache: Path) -> str:
     """Prepare a small world; return its fingerprint, its ids and the names of what was cached."""
-    world = WorldConfig(pairs=60, demonstrations=10, test_pairs=20, ties=0.2, identical=0.1, empty=0.1)
-    data = DataConfig(name="v", source="generated", world=world, max_length=128, max_prompt_length=96)
+    data = generated(pairs=60, demonstrations=10, test_pairs=20, ties=0.2, identical=0.1, empty=0.1)
     prepared = prepare(data, "preference", character_tokenizer(CHATML), cache)
     return f"{prepared.fingerprint} {prepared.train.ids.tolist()} {sorted(written(cache))}"
 

@@ -14,8 +14,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_helpers import CHATML, MIXED, assistant, character_tokenizer, local, pair, user, write_jsonl
-from sgdpo.config.schema import DataConfig, WorldConfig
+from data_helpers import (
+    CHATML,
+    MIXED,
+    assistant,
+    character_tokenizer,
+    generated,
+    local,
+    pair,
+    user,
+    write_jsonl,
+)
 from sgdpo.data.prepare import describe, prepare
 
 
@@ -243,8 +252,7 @@ def test_the_summary_is_readable(run, tmp_path):
 
 
 def test_the_generated_set_and_its_test_set_are_prepared(tmp_path, tokenizer):
-    world = WorldConfig(pairs=30, demonstrations=20, test_pairs=10, demonstration_noise=0.4)
-    data = DataConfig(name="v", source="generated", world=world, max_length=128, max_prompt_length=96)
+    data = generated(pairs=30, demonstrations=20, test_pairs=10, demonstration_noise=0.4)
     preference = prepare(data, "preference", tokenizer, tmp_path)
     sft = prepare(data, "sft", tokenizer, tmp_path)
     assert [len(preference.train), len(preference.test), len(sft.train), len(sft.test)] == [30, 10, 20, 10]

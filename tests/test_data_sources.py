@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from data_helpers import assistant, local, user, write_jsonl
-from sgdpo.config.schema import DataConfig, WorldConfig
+from data_helpers import assistant, generated, local, user, write_jsonl
 from sgdpo.data.sources import data_errors, load_rows
 
 ROWS = [
@@ -70,14 +69,14 @@ def test_every_kind_of_file_gives_the_same_rows_in_its_order(write, tmp_path):
     data = local(str(write(tmp_path)))
     assert data_errors(data, "preference") == []
     source = load_rows(data, "preference", "train")
-    assert source.count == 5
-    assert list(source.rows) == ROWS
+    assert source.count() == 5
+    assert list(source.read()) == list(source.read()) == ROWS
 
 
 def test_the_key_is_the_content_and_not_the_name(tmp_path):
     paths = [write_jsonl(tmp_path / name, rows) for name, rows in [("a.jsonl", ROWS), ("b.jsonl", ROWS)]]
     paths.append(write_jsonl(tmp_path / "c.jsonl", ROWS[:4]))
-    same, copy, other = (load_rows(local(path), "preference", "train").key for path in paths)
+    same, copy, other = (load_rows(local(path), "preference", "train").key() for path in paths)
     assert same == copy != other
 
 
@@ -88,7 +87,7 @@ def test_no_test_set_is_none(tmp_path):
 def test_without_an_sft_file_the_chosen_conversations_serve(tmp_path):
     data = local(str(write_json_lines(tmp_path)))
     assert data_errors(data, "sft") == []
-    assert load_rows(data, "sft", "train").count == 5
+    assert load_rows(data, "sft", "train").count() == 5
 
 
 def test_with_an_sft_file_its_own_test_set_is_used_or_none(tmp_path):
@@ -96,8 +95,13 @@ def test_with_an_sft_file_its_own_test_set_is_used_or_none(tmp_path):
     demonstrations = write_jsonl(tmp_path / "sft.jsonl", [{"messages": [user("a"), assistant("b")]}])
     pairs = str(write_json_lines(tmp_path))
     data = local(pairs, test=pairs, sft=demonstrations)
-    assert load_rows(data, "sft", "train").count == 1
+    assert load_rows(data, "sft", "train").count() == 1
     assert load_rows(data, "sft", "test") is None
+
+
+def empty_folder(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
 
 
 def bad_file(folder, name, content):
@@ -110,13 +114,14 @@ def test_bad_files_are_each_one_clear_error(tmp_path):
     cases = {
         str(tmp_path / "absent.parquet"): "does not exist",
         bad_file(tmp_path, "torn.parquet", b"PAR1 not really"): "cannot be read",
-        bad_file(tmp_path, "torn.jsonl", b'{"prompt": "a", '): "cannot be read",
-        bad_file(tmp_path, "latin.jsonl", b"\xff\xfe\x00"): "cannot be read",
-        bad_file(tmp_path, "list.jsonl", b"[1, 2]\n"): "no object with named fields",
+        bad_file(tmp_path, "torn.jsonl", b'{"prompt": "a", '): "line 1, column 17",
+        bad_file(tmp_path, "latin.jsonl", b"\xff\xfe\x00"): "not UTF-8",
+        bad_file(tmp_path, "list.jsonl", b"[1, 2]\n"): "row 0 is no object with named fields",
         bad_file(tmp_path, "empty.jsonl", b""): "is empty",
-        bad_file(tmp_path, "table.csv", b"a,b"): "no known kind",
+        bad_file(tmp_path, "table.xls", b"a,b"): "no known kind",
         bad_file(tmp_path, "rows.jsonl", b'{"question": "a", "answer": "b"}'): "found: question, answer",
-        str(tmp_path): "no saved data set",
+        str(tmp_path): "holds files of several kinds",
+        str(empty_folder(tmp_path)): "no saved data set",
     }
     for path, words in cases.items():
         (error,) = data_errors(local(path), "preference")
@@ -175,8 +180,7 @@ def test_no_training_file_is_an_error():
 
 
 def test_a_generated_world_out_of_range_is_an_error():
-    world = WorldConfig(pairs=-1, ties=1.5, length_bias=0.5)
-    data = DataConfig(name="verifiable", source="generated", world=world, max_length=64, max_prompt_length=32)
-    errors = "\n".join(data_errors(data, "preference"))
+    errors = "\n".join(data_errors(generated(pairs=-1, ties=1.5, typo=1), "preference"))
+    assert "data.world.typo is not a setting" in errors
     assert "data.world.pairs" in errors
     assert "data.world.ties" in errors

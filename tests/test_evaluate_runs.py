@@ -21,7 +21,7 @@ from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import Checker
 from sgdpo.store import read_jsonl, write_jsonl
 from sgdpo.world.checker import check
-from sgdpo.world.verifiable import held_out_prompts
+from sgdpo.world.verifiable import held_out_prompts, world_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +74,10 @@ def test_runs_are_evaluated_against_their_start_and_the_result_is_in_the_record(
 def test_samples_and_judgments_agree_with_the_checker(runs):
     result = next(iter(evaluate(composed(runs, "dpo")).values()))
     folder = runs / "exp" / "dpo" / "eval" / key_of(result)
-    tasks = {task.task_id: task for task in held_out_prompts(read_config(runs / "exp" / "dpo").data.world)}
+    tasks = {
+        task.task_id: task
+        for task in held_out_prompts(world_of(read_config(runs / "exp" / "dpo").data.settings["world"]))
+    }
     theirs = {row["prompt_id"]: row for row in read_jsonl(runs / "exp" / "sft" / result["samples"])}
     samples = {row["prompt_id"]: row for row in read_jsonl(folder / "samples.jsonl")}
     for row in read_jsonl(folder / "judgments.jsonl"):
@@ -97,7 +100,10 @@ def checked(generator: Generator, run: Path, folder: Path, **settings) -> dict:
 def test_a_perfect_model_wins_and_the_numbers_are_what_they_say(runs, tmp_path):
     """Perfect answers score 10 and win every prompt over empty ones; over themselves they tie."""
     run = runs / "exp" / "dpo"
-    ideal = {task.prompt: task.ideal for task in held_out_prompts(read_config(run).data.world)}
+    ideal = {
+        task.prompt: task.ideal
+        for task in held_out_prompts(world_of(read_config(run).data.settings["world"]))
+    }
     checked(Scripted(lambda text: ""), run, tmp_path / "empty", baseline=None)
     perfect = Scripted(ideal.__getitem__)
     result = checked(perfect, run, tmp_path / "ideal", baseline=str(tmp_path / "empty"))

@@ -167,7 +167,7 @@ def big_runs() -> list[list[str]]:
     )
     found = [line.split() for line in lines if "engine=" in line]
     assert found, "the README shows how to train the paper's models"
-    scales = yaml.safe_load(Path("conf/report/reproduction.yaml").read_text())["scales"]
+    scales = yaml.safe_load(Path("conf/report/scales.yaml").read_text())
     return found + [[f"model={model}", *scales["paper"]["settings"]] for model in scales["paper"]["models"]]
 
 

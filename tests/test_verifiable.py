@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from sgdpo.config.schema import WorldConfig
 from sgdpo.world.checker import check, grade
 from sgdpo.world.tasks import FAMILIES, Task
-from sgdpo.world.verifiable import ALPHABET, held_out_prompts, make_world, world_errors
+from sgdpo.world.verifiable import ALPHABET, WorldConfig, held_out_prompts, make_world, world_errors
 
 WORLD = WorldConfig(
     seed=0,

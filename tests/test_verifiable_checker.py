@@ -105,7 +105,7 @@ def test_who_gives_several_answers_gets_no_more_than_for_the_worst(family):
                 for several in (f"{drawn.ideal}{joint}{wrong}", f"{wrong}{joint}{drawn.ideal}."):
                     assert check(drawn, several).total <= alone.total + 0.01, (drawn, several)
                     tried += 1
-    assert tried > 200
+    assert tried > 100
 
 
 @pytest.mark.parametrize("prompt", IDEALS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, cast
 from lab.answers.formats import read_answers, read_outputs
 from lab.answers.generate import Generator
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_seed, stop_ids
-from lab.serving.endpoint import Served, ask_each
+from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.reply import Reply
 from sgdpo.config.schema import ModelConfig
 from sgdpo.store import hash_json, hash_tokenizer
@@ -171,10 +172,17 @@ class VllmGenerator(OwnModel):
 
 
 @dataclass(kw_only=True)
-class OpenAIGenerator(Served, Generator):
+class OpenAIGenerator(Generator, EndpointSettings):
     """Ask a served model; the server renders its own chat template. Token counts are the server's."""
 
     kept = False  # the endpoint's ledger keeps every answer that was paid for
+    endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
+
+    def errors(self) -> list[str]:
+        return EndpointSettings.errors(self)
+
+    def open(self, stack: ExitStack) -> None:
+        self.endpoint = Endpoint(self, self.cache)
 
     def how(self) -> dict[str, Any]:
         return {"generator": "openai", "base_url": self.base_url.rstrip("/"), "model": self.model}
@@ -197,6 +205,9 @@ class OpenAIGenerator(Served, Generator):
         for key, reply in replies:
             truncated = reply.finish == "length"
             yield [Sample(key, reply.text, reply.completion_tokens, truncated, problem=reply.problem)]
+
+    def cost(self) -> dict[str, Any]:
+        return self.endpoint.ledger.report()
 
 
 @dataclass(kw_only=True)

@@ -107,7 +107,7 @@ def pairs_of(base: Variant, options: argparse.Namespace) -> list[Example]:
     if isinstance(base.model, dict):
         raise ValueError("--data needs a model with a tokenizer: give --model a folder")
     data = DataConfig(
-        name="bench", source="files", train=options.data, limit=4 * count,
+        name="bench", function="sgdpo.data.files.read", settings={"train": options.data}, limit=4 * count,
         max_length=options.max_length, max_prompt_length=options.max_length * 7 // 8,
     )  # fmt: skip
     tokenizer = load_tokenizer(ModelConfig(name="bench", path=base.model))

@@ -43,16 +43,16 @@ class Verifiable(Sampled):
     @cached_property
     def tasks(self) -> list[Any]:
         """Return the held-out tasks. Raise ValueError if the run's data is no generated world."""
-        from sgdpo.world.verifiable import held_out_prompts
+        from sgdpo.world.verifiable import held_out_prompts, world_of
 
         assert self.subject is not None, "a benchmark that only shows its settings has no tasks"
         data = self.subject.config.data if self.subject.config else None
-        if data is None or data.world is None:
+        if data is None or "world" not in data.settings:
             name = data.name if data else "not known"
             raise ValueError(
                 f"benchmark=verifiable needs the world of data=verifiable; the run's data is {name!r}"
             )
-        return held_out_prompts(data.world)[: self.limit]
+        return held_out_prompts(world_of(data.settings["world"]))[: self.limit]
 
     def prompts(self) -> list[Prompt]:
         """Return the tasks' prompts; a baseline that does not fit them is found before the model answers."""

@@ -6,21 +6,19 @@ preference or a score out of the reply is the benchmark's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from tqdm import tqdm
 
 from lab.judging.requests import JudgeRequest
-from lab.serving.endpoint import Endpoint, EndpointSettings, Served, ask_each
+from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.local_server import default_model, local_server, server_errors
-from lab.serving.part import Part, open_part, part_errors
 from lab.serving.reply import Reply
-from sgdpo.contract import Kind
+from sgdpo.contract import Kind, binding_errors, build, settings_of
 from sgdpo.store import hash_file, hash_json
 from sgdpo.values import Range
 
@@ -28,17 +26,27 @@ JUDGE = Kind("judge", key="class", required=("label",), parts=("ask",))
 SEEDS = 2**31  # what servers take
 
 
-class Judge(Part):
+class Judge:
     """Answer judge requests. Derive from it: `ask` is all that a judge must have.
 
     asks: whether benchmarks put questions to it. judgments: the file of its verdicts, if they were given before.
-    unusable: as in conf/judge/openai.yaml.
+    unusable: as in conf/judge/openai.yaml. label, settings, cache: set by open_judge, from the YAML.
     """
 
     asks = True
     judgments = None
     concurrency = 1
     unusable = "count"
+    label = ""
+    settings = cast("Mapping[str, Any]", {})
+    cache = Path()
+
+    def errors(self) -> list[str]:
+        """List what is wrong with the settings together, as sentences with advice."""
+        return []
+
+    def open(self, stack: ExitStack) -> None:
+        """Make ready to answer; what must be closed in the end goes onto the stack."""
 
     def ask(self, request: JudgeRequest) -> Reply:
         """Answer one request; called from several threads if `concurrency` says so."""
@@ -46,7 +54,11 @@ class Judge(Part):
 
     def identity(self) -> dict[str, Any]:
         """Return all that a reply depends on beside the request."""
-        return self.own()
+        return {"judge": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
+
+    def cost(self) -> dict[str, Any]:
+        """Return requests, tokens and dollars of this process; nothing for a judge that costs nothing."""
+        return {}
 
 
 class Checker(Judge):
@@ -108,8 +120,14 @@ class EndpointJudge(Judge):
 
 
 @dataclass(kw_only=True)
-class OpenAIJudge(Served, EndpointJudge):
+class OpenAIJudge(EndpointJudge, EndpointSettings):
     """Judge with an OpenAI-compatible endpoint."""
+
+    def errors(self) -> list[str]:
+        return EndpointSettings.errors(self)
+
+    def open(self, stack: ExitStack) -> None:
+        self.endpoint = Endpoint(self, self.cache)
 
 
 @dataclass(kw_only=True)
@@ -135,8 +153,23 @@ class LocalJudge(EndpointJudge):
         self.endpoint = Endpoint(settings, self.cache, {**identity, "context": self.context})
 
 
-judge_errors = partial(part_errors, JUDGE)
-open_judge = partial(open_part, JUDGE)
+def judge_errors(settings: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
+    """List everything wrong with a judge's YAML and settings, as sentences with advice; nothing is started."""
+    if errors := binding_errors(JUDGE, settings, extra):
+        return errors
+    return [f"judge.{error}" for error in build(JUDGE, settings, extra).errors()]
+
+
+@contextmanager
+def open_judge(settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()) -> Iterator[Judge]:
+    """Give the judge of a YAML for the length of a block. Raise ValueError with every error at once."""
+    if errors := judge_errors(settings, extra):
+        raise ValueError("\n".join(errors))
+    judge = build(JUDGE, settings, extra)
+    judge.label, judge.settings, judge.cache = settings["label"], settings_of(JUDGE, settings), cache
+    with ExitStack() as stack:
+        judge.open(stack)
+        yield judge
 
 
 def ask_all(judge: Judge, requests: Sequence[JudgeRequest]) -> list[Reply]:

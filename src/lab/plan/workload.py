@@ -12,7 +12,8 @@ from lab.plan.memory import Row
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.batching import rows_per_step, tokens_of
 from sgdpo.data.prepare import prepare
-from sgdpo.data.sources import split_location
+from sgdpo.data.rows import Rows
+from sgdpo.data.sources import load_rows
 from sgdpo.models.load import load_tokenizer
 
 # Files above this are estimated rather than tokenised for a plan.
@@ -54,19 +55,21 @@ def workload(config: RunConfig) -> Workload:
 
 def _is_cheap(config: RunConfig) -> bool:
     local_tokenizer = config.model.path is None or Path(config.model.path).expanduser().is_dir()
-    if config.data.source == "generated":
-        return local_tokenizer
-    if config.data.source != "files" or not local_tokenizer:
-        return False
-    where, _ = split_location(config.data, config.method["phase"], "train")
-    path = Path(where)
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    return sum(file.stat().st_size for file in files) < CHEAP_MB * 2**20
+    rows = _training_rows(config)
+    return local_tokenizer and not rows.remote and rows.size < CHEAP_MB * 2**20
+
+
+def _training_rows(config: RunConfig) -> Rows:
+    rows = load_rows(config.data, config.method["phase"], "train", config.extra)
+    assert rows is not None, "load_rows lets no run without a training set through"
+    return rows
 
 
 def _counted_lengths(config: RunConfig) -> np.ndarray:
     tokenizer = load_tokenizer(config.model)
-    return prepare(config.data, config.method["phase"], tokenizer, Path(config.cache)).train.lengths
+    return prepare(
+        config.data, config.method["phase"], tokenizer, Path(config.cache), config.extra
+    ).train.lengths
 
 
 def _of_lengths(config: RunConfig, lengths: np.ndarray, counted: bool, source: str) -> Workload:
@@ -96,7 +99,6 @@ def _steps(config: RunConfig, examples: int) -> tuple[int, float]:
 
 def _estimated(config: RunConfig) -> Workload:
     data, phase = config.data, config.method["phase"]
-    where = split_location(data, phase, "train")
     known = (data.facts or {}).get(phase)
     facts = known or UNKNOWN[phase]
     examples, tokens = min(facts["rows"], data.limit or facts["rows"]), facts["tokens"]
@@ -105,7 +107,7 @@ def _estimated(config: RunConfig) -> Workload:
     rows_known = (
         f"{facts['rows']:,} rows by its card" if known else f"{facts['rows']:,} rows assumed, set data.limit"
     )
-    source = f"estimated: {where[0]} {where[1]}, {rows_known}, {sum(tokens)} tokens a row on average"
+    source = f"estimated: {_training_rows(config).name}, {rows_known}, {sum(tokens)} tokens a row on average"
     world = config.engine.num_processes * config.engine.num_nodes
     totals = tokens_of(lengths, config.trainer.layout)
     rows = math.ceil(int(totals[0]) * config.optimizer.batch_size / world / row.tokens * 1.05)

@@ -17,16 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
 from lab.serving.ledger import Budget, BudgetError, Ledger
-from lab.serving.part import Part
 from lab.serving.reply import Reply, Tokens, read_reply, read_usage, what_is_wrong
 from sgdpo.store import hash_json
 from sgdpo.values import Range
@@ -232,18 +230,6 @@ class Endpoint:
 
     def _scrub(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) > 5 else text
-
-
-class Served(EndpointSettings, Part):
-    """Hold the settings of an endpoint, and the endpoint once it is opened."""
-
-    endpoint = cast(Endpoint, None)  # no annotation, which would make it a setting
-
-    def open(self, stack: ExitStack) -> None:
-        self.endpoint = Endpoint(self, self.cache)
-
-    def cost(self) -> dict[str, Any]:
-        return self.endpoint.ledger.report()
 
 
 class _Wire:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
-from sgdpo.config.schema import RunConfig
+from sgdpo.config.schema import DataConfig, RunConfig
 from sgdpo.places import CONF
 
 T = TypeVar("T")
@@ -26,7 +26,10 @@ NOISE = ("full_key:", "object_type=", "reference_type=")
 
 def register_schema() -> None:
     """Make the typed form known to Hydra; conf/config.yaml names it first in its defaults."""
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    node = OmegaConf.structured(RunConfig)
+    # A data set's YAML holds the settings of its own function beside the common ones.
+    OmegaConf.set_struct(node.data, False)
+    ConfigStore.instance().store(name="run_schema", node=node)
 
 
 def compose_run(overrides: list[str]) -> DictConfig:
@@ -46,7 +49,17 @@ def config_folders() -> list[Path]:
 
 def unknown_keys(config: DictConfig, schema: type = RunConfig) -> list[str]:
     """List the keys that no dataclass knows: `+typo=1` composes, and must not pass."""
-    return sorted(_unknown(OmegaConf.to_container(config, resolve=False), schema(), ""))
+    node = _settings_apart(OmegaConf.to_container(config, resolve=False))
+    return sorted(_unknown(node, schema(), ""))
+
+
+def _settings_apart(node: Any) -> Any:
+    """Move a data set's own settings into one place; its contract checks them."""
+    if not isinstance(node.get("data"), dict):
+        return node
+    data = dict(node["data"])
+    own = {key: data.pop(key) for key in list(data) if key not in {f.name for f in fields(DataConfig)}}
+    return {**node, "data": {**data, "settings": {**data.get("settings", {}), **own}}}
 
 
 def _unknown(node: Any, known: Any, prefix: str) -> Iterator[str]:
@@ -106,7 +119,9 @@ def to_typed(config: DictConfig, schema: type[T]) -> T:
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         resolved.pop("hydra", None)
-        typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), resolved))
+        typed: Any = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(schema), _settings_apart(resolved))
+        )
         return typed
     except MissingMandatoryValue as error:
         group = str(error.full_key).split(".")[0]

@@ -16,7 +16,6 @@ Share = Annotated[float, Range("[0, 1]")]
 Part = Annotated[float, Range("(0, 1]")]
 Decay = Annotated[float, Range("[0, 1)")]
 Size = Annotated[float, Range("(0, 1000000]")]
-WorldSize = Annotated[int, Range("[0, 10000000]")]
 Count = Annotated[int, Range("[1, 1000000000]")]
 CountOrZero = Annotated[int, Range("[0, 1000000000]")]
 Called = Annotated[str, NAME]
@@ -69,33 +68,12 @@ class OptimizerConfig(PhaseConfig):
 
 
 @dataclass
-class WorldConfig:
-    """The generated world of `data=verifiable`."""
-
-    seed: Annotated[int, Range("[0, 4294967296)")] = 0
-    pairs: WorldSize = 0
-    demonstrations: WorldSize = 0
-    test_pairs: WorldSize = 0
-    prompts: WorldSize = 0
-    demonstration_noise: Share = 0.0
-    length_bias: Share = 0.5
-    ties: Share = 0.0
-    identical: Share = 0.0
-    empty: Share = 0.0
-
-
-@dataclass
 class DataConfig:
+    """settings: the keys of the YAML that are its function's own."""
+
     name: Called = "???"
-    source: str = "files"
-    train: str | None = None
-    test: str | None = None
-    sft: str | None = None
-    sft_test: str | None = None
-    train_split: str = "train"
-    test_split: str = "test"
-    sft_split: str = "train"
-    sft_test_split: str = "test"
+    function: str = "???"
+    columns: dict[str, str] | None = None
     max_length: Annotated[int, Range("[3, 10000000]")] = 2048
     max_prompt_length: Annotated[int, Range("[2, 10000000]")] = 1800
     ties: Annotated[str, OneOf("keep", "drop")] = "keep"
@@ -104,8 +82,8 @@ class DataConfig:
     refused: Annotated[str, OneOf("drop", "error")] = "drop"
     limit: Count | None = None
     test_limit: Count | None = None
-    world: WorldConfig | None = None
     facts: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

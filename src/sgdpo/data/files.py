@@ -1,104 +1,248 @@
-"""Read rows from parquet, json, json lines, or a folder written by datasets' save_to_disk."""
+"""Read rows from files: parquet, arrow, csv, json, json lines, folders of such shards, or saved data sets.
+
+Nothing here runs code or loads a pickle. What cannot be read is one error that names the file, the line or the
+byte, and what to do. pyarrow and datasets load when a file of theirs is read.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import csv
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, load_from_disk
+from sgdpo.data.rows import Rows
+from sgdpo.store import hash_file, hash_json
 
 _BATCH = 256
-_KINDS = "a parquet, json or jsonl file, or a folder written by datasets' save_to_disk"
+SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv")
+_KINDS = f"a {', '.join(SUFFIXES)} file, a folder of such files, or one written by datasets' save_to_disk"
+# A csv cell may hold a whole conversation.
+csv.field_size_limit(2**31 - 1)
 
 
-def peek(path: Path, split: str, most: int) -> list[dict[str, Any]]:
-    """Return the first rows. Raises ValueError with advice for what cannot be read."""
-    rows = read(path, split)
-    return list(islice(rows, most))
+def read(
+    phase: str,
+    split: str,
+    *,
+    train: str | None = None,
+    test: str | None = None,
+    sft: str | None = None,
+    sft_test: str | None = None,
+    train_split: str = "train",
+    test_split: str = "test",
+    sft_split: str = "train",
+    sft_test_split: str = "test",
+) -> Rows | None:
+    """Return the rows of a split. Without an SFT set the preference set's conversations serve."""
+    where, name = split_location(
+        phase, split, (train, train_split), (test, test_split), (sft, sft_split), (sft_test, sft_test_split)
+    )
+    if where is None:
+        if split == "test":
+            return None
+        names = "data.train is not" if phase == "preference" else "neither data.sft nor data.train is"
+        raise ValueError(f"{names} set; name {_KINDS}")
+    path = Path(where).expanduser()
+    shards = _shards(path, name)
+    return Rows(
+        name=where,
+        read=lambda: (row for shard in shards for row in _rows(shard, name)),
+        count=lambda: sum(_count(shard, name) for shard in shards),
+        key=lambda memory=None: hash_json([[hash_file(file, memory) for file in _parts(s)] for s in shards]),
+        size=sum(file.stat().st_size for shard in shards for file in _parts(shard)),
+    )
 
 
-def read(path: Path, split: str) -> Iterator[dict[str, Any]]:
-    """Yield all rows in the file's order. Raises ValueError with advice for what cannot be read."""
-    _require(path)
-    try:
-        yield from _reader(path, split)
-    except (OSError, pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); is it {_KINDS}?"
-        ) from error
+Location = tuple[str | None, str]
 
 
-def count(path: Path, split: str) -> int:
-    """Return the number of rows."""
-    if path.is_dir():
-        return len(_saved(path, split))
-    if path.suffix == ".parquet":
-        return pq.read_metadata(path).num_rows
-    return sum(1 for _ in read(path, split))
+def split_location(
+    phase: str, split: str, train: Location, test: Location, sft: Location, sft_test: Location
+) -> Location:
+    """Return (path or hub id, name of the split) that serves a phase's split."""
+    if phase == "sft":
+        own = sft if split == "train" else sft_test
+        # Held-out pairs beside foreign demonstrations would measure another distribution.
+        if own[0] is not None or sft[0] is not None:
+            return own
+    return train if split == "train" else test
 
 
-def content_hash(path: Path, split: str) -> str:
-    """Return a hash of the bytes of the file, or of a saved data set's arrow files."""
-    _require(path)
-    digest = hashlib.sha256(split.encode() if path.is_dir() else b"")
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(file.relative_to(path).as_posix().encode())
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def _require(path: Path) -> None:
+def _shards(path: Path, split: str) -> list[Path]:
+    """Return the files to read one after the other, or the one saved data set."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         raise ValueError(f"{path} does not exist; paths are relative to the folder you start from")
-    if not path.is_dir() and path.suffix not in (".parquet", ".json", ".jsonl"):
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json", "dataset_info.json")):
+            return [path]
+        return _folder_shards(path, split)
+    if not path.is_file():
+        raise ValueError(f"{path} is no ordinary file (a pipe or a device); give {_KINDS}")
+    if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is of no known kind; give {_KINDS}")
+    return [path]
+
+
+def _folder_shards(path: Path, split: str) -> list[Path]:
+    """Return a folder's files in the order of their names; those of the split, if names begin with splits."""
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(
+            f"{path} is a folder, but it holds no saved data set and no file of rows; give {_KINDS}"
+        )
+    of_split = [
+        file for file in files if file.stem == split or file.stem.startswith((f"{split}-", f"{split}_"))
+    ]
+    files = of_split or files
+    if len({file.suffix for file in files}) > 1:
+        raise ValueError(
+            f"{path} holds files of several kinds ({files[0].name}, {files[-1].name}); name one of them"
+        )
+    return files
+
+
+def _parts(shard: Path) -> list[Path]:
+    return sorted(f for f in shard.rglob("*") if f.is_file()) if shard.is_dir() else [shard]
+
+
+def _rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yield all rows in the file's order. Raises ValueError with advice for what cannot be read."""
+    try:
+        yield from _reader(path, split)
+    except (OSError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+        ) from error
+    except ValueError as error:
+        if type(error).__module__ == "builtins" and not isinstance(error, UnicodeError):
+            raise
+        # pyarrow's errors are ValueErrors of its own; they say what is wrong with the bytes.
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read: damaged, or not what its name says ({first}); write it again or give {_KINDS}"
+        ) from error
 
 
 def _reader(path: Path, split: str) -> Iterator[dict[str, Any]]:
     if path.is_dir():
         return iter(_saved(path, split))
+    if path.suffix in (".parquet", ".arrow"):
+        return _columns(path)
+    return _csv(path) if path.suffix in (".csv", ".tsv") else _json(path)
+
+
+def _count(path: Path, split: str) -> int:
+    if path.is_dir():
+        return len(_saved(path, split))
     if path.suffix == ".parquet":
-        return _parquet(path)
-    return _json(path)
+        import pyarrow.parquet as pq
+
+        return pq.read_metadata(path).num_rows
+    return sum(1 for _ in _rows(path, split))
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_BATCH):
+def _columns(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
+        return
+    with pa.memory_map(str(path)) as file:
+        try:
+            opened = pa.ipc.open_stream(file)
+        except pa.ArrowInvalid:  # the other of arrow's two forms
+            reader = pa.ipc.open_file(file)
+            opened = map(reader.get_batch, range(reader.num_record_batches))
+        for batch in opened:
             yield from batch.to_pylist()
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    lines = _lines(path)
+    reader = csv.DictReader(
+        (line for _, line in lines), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+    )
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: not as many cells as the {len(reader.fieldnames or [])} names of "
+                    f"the first line; quote cells that hold commas or line breaks"
+                )
+            # An empty cell is how csv writes what is not there; scores come as numbers.
+            yield {key: _number(value) if key.startswith("score_") else value for key, value in row.items()}
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; write the csv again") from None
+
+
+def _number(cell: str) -> Any:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a json array, or of json lines, whatever the file is called."""
-    with open(path, encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "")
-        file.seek(0)
-        rows = (
-            json.load(file)
-            if first.lstrip().startswith("[")
-            else (json.loads(li) for li in file if li.strip())
-        )
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
+    lines = _lines(path)
+    first = next(((number, line) for number, line in lines if line.strip()), None)
+    if first is None:
+        return
+    if first[1].lstrip().startswith("["):
+        rows = _parse(path, first[0], "".join([first[1], *(line for _, line in lines)]))
+        yield from (_object(path, f"row {number}", row) for number, row in enumerate(rows))
+        return
+    yield _object(path, f"line {first[0]}", _parse(path, *first))
+    for number, line in lines:
+        if line.strip():
+            yield _object(path, f"line {number}", _parse(path, number, line))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file with their numbers, from 1; a byte order mark is left out."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path}, row {number} is no object with named fields but {type(row).__name__}"
-                )
-            yield row
+                    f"{path}, line {number}, byte {error.start + 1} of it: not UTF-8; if the file is of another "
+                    f"encoding convert it, for example `iconv -f latin1 -t utf-8`"
+                ) from None
 
 
-def _saved(path: Path, split: str) -> Dataset:
+def _parse(path: Path, number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {number + error.lineno - 1}, column {error.colno}"
+        raise ValueError(f"{path}, {where}: {error.msg}; correct or remove that line") from None
+    except RecursionError:
+        raise ValueError(f"{path}, line {number}: nested too deeply to be a row; remove that line") from None
+
+
+def _object(path: Path, where: str, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, {where} is no object with named fields but {type(row).__name__}")
+    return row
+
+
+def _saved(path: Path, split: str) -> Any:
+    from datasets import DatasetDict, load_from_disk
+
     try:
         loaded = load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is a folder but no saved data set ({error}); give {_KINDS}") from error
+    except Exception as error:  # the library raises whatever its files make it do
+        raise ValueError(
+            f"{path} is no whole saved data set ({error}); save it again or give {_KINDS}"
+        ) from error
     if not isinstance(loaded, DatasetDict):
         return loaded
     if split not in loaded:

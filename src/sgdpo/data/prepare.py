@@ -6,6 +6,7 @@ policies, limit, phase and the format's version. Optimizer, method, seed and out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import numpy as np
 from sgdpo.config.schema import DataConfig
 from sgdpo.data.conversation import starts_elsewhere
 from sgdpo.data.example import Examples, write_examples
-from sgdpo.data.sources import Source, load_rows
+from sgdpo.data.rows import Rows
+from sgdpo.data.sources import load_rows
 from sgdpo.data.template import TEMPLATE_DATE, require_template
 from sgdpo.data.tokeniser import Tokeniser
 from sgdpo.store import build_once, hash_json, hash_text, hash_tokenizer
@@ -46,16 +48,19 @@ class Prepared:
     cached: bool
 
 
-def prepare(data: DataConfig, phase: str, tokenizer: Any, cache: Path) -> Prepared:
+def prepare(data: DataConfig, phase: str, tokenizer: Any, cache: Path, extra: Sequence[str] = ()) -> Prepared:
     """Return the examples of a phase ("sft" or "preference"), from the cache if it has them.
 
-    Raises ValueError, with the source and the row by name, for what cannot be read or trained on.
+    extra: files that the user named, in which the data's function may be. Raises ValueError, with the source and
+    the row by name, for what cannot be read or trained on.
     """
     require_template(tokenizer)
     rules = hash_tokenizer(tokenizer, date=TEMPLATE_DATE)
-    train = _prepare_split(data, phase, "train", tokenizer, rules, cache)
-    assert train is not None, "data_errors lets no run without a training set through"
-    test = _prepare_split(data, phase, "test", tokenizer, rules, cache)
+    train, test = (
+        _prepare_split(data, phase, split, load_rows(data, phase, split, extra), tokenizer, rules, cache)
+        for split in ("train", "test")
+    )
+    assert train is not None, "load_rows lets no run without a training set through"
     counts: dict[str, Any] = {"train": train[1] | {"note": starts_elsewhere(tokenizer)}, "test": None}
     if test is not None:
         # The same conversation has the same id in both, whatever the files are called.
@@ -75,13 +80,12 @@ def describe(counts: dict[str, Any]) -> str:
 
 
 def _prepare_split(
-    data: DataConfig, phase: str, split: str, tokenizer: Any, rules: str, cache: Path
+    data: DataConfig, phase: str, split: str, source: Rows | None, tokenizer: Any, rules: str, cache: Path
 ) -> tuple[Examples, dict[str, Any], bool] | None:
-    source = load_rows(data, phase, split)
     if source is None:
         return None
     limit = data.limit if split == "train" else data.test_limit
-    folder = Path(cache) / "tokens" / _key(data, phase, limit, rules, source)
+    folder = Path(cache) / "tokens" / _key(data, phase, limit, rules, source.key(Path(cache) / "hashes"))
 
     def build(beside: Path) -> dict[str, Any]:
         tokeniser = Tokeniser(data, phase, tokenizer, source, limit)
@@ -92,16 +96,17 @@ def _prepare_split(
     return Examples(folder / EXAMPLES, manifest["fingerprint"]), manifest["counts"], not built
 
 
-def _key(data: DataConfig, phase: str, limit: int | None, rules: str, source: Source) -> str:
+def _key(data: DataConfig, phase: str, limit: int | None, rules: str, content: str) -> str:
     return hash_json(
         {
             "format": FORMAT,
             "phase": phase,
-            "rows": source.key,
+            "rows": content,
             "limit": limit,
             "tokenizer": rules,
             "lengths": [data.max_length, data.max_prompt_length],
             "policies": [data.ties, data.identical, data.empty, data.refused],
+            "columns": data.columns,
         }
     )
 

@@ -2,20 +2,40 @@
 
 Preference rows: {prompt, chosen, rejected} with strings or message lists, where a list may be the response
 alone or the full conversation (UltraFeedback: a string prompt and full conversations); or {chosen,
-rejected}, two full conversations that differ in their last turn. SFT rows: {messages}, or {prompt, chosen},
+rejected}, two full conversations that differ in their last turn, as messages or as one string of "Human: " and
+"Assistant: " (HH). SFT rows: {messages}, or {prompt, chosen},
 or {chosen}. Scores {score_chosen, score_rejected} are read if they are there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Message = dict[str, str]
 # A role is written into the prompt as it is: an unknown one could spell a control token there.
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hold the rows of one split before any is read: what a data source returns.
+
+    name: what messages call it. read: gives the rows, from the first at each call. count: how many there are.
+    key: a hash of the content, for caches; takes a folder that remembers hashes of files. size: bytes on the disk.
+    remote: reading needs the network, so nothing is read before the run begins.
+    """
+
+    name: str
+    read: Callable[[], Iterable[Mapping[str, Any]]]
+    count: Callable[[], int]
+    key: Callable[[Path | None], str]
+    size: int = 0
+    remote: bool = False
 
 
 class RefusedError(ValueError):
@@ -87,7 +107,9 @@ def sft_row(row: Mapping[str, Any]) -> list[Message]:
 
 def _conversation(prompt: Any, response: Any, name: str) -> list[Message]:
     """Join a prompt and a response, where either may be a string or messages, into one conversation."""
-    if isinstance(response, str):
+    if isinstance(response, str) and prompt is None and (turns := _transcript(response)):
+        response = turns
+    elif isinstance(response, str):
         response = [{"role": "assistant", "content": response}]
         if prompt is None:
             raise ValueError(
@@ -104,6 +126,18 @@ def _conversation(prompt: Any, response: Any, name: str) -> list[Message]:
     if not before and len(answer) == 1:
         raise ValueError(f"{name} is an answer without a prompt; add a prompt column or the user's turn")
     return before + answer
+
+
+def _transcript(text: str) -> list[Message]:
+    """Read a conversation written as one string, as Anthropic's HH sets are; empty if it is none."""
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant): ?", text)
+    if parts[0].strip() or len(parts) < 3:
+        return []
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[role], "content": said.strip()}
+        for role, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 def _full_conversation(prompt: Any, before: list[Message], answer: list[Message], name: str) -> list[Message]:

@@ -1,179 +1,134 @@
-"""Where rows come from: a generated world, the hub, or files. Nothing here runs code or loads a pickle.
+"""Where rows come from: a function that the data set's YAML names, with settings of its own.
 
-The split is what the source says it is; nothing is shuffled. Files are streamed: parquet and saved data
-sets row group by row group, json lines line by line.
+    def read(phase, split, *, settings): -> Rows, or a list of rows, or None for a split that it has not
+
+phase: "sft" or "preference". split: "train" or "test"; it is what the source says it is, nothing is shuffled.
+The function and its YAML are bound by the one contract (`sgdpo.contract`); nobody knows a source by name.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sgdpo.config.schema import DataConfig
-from sgdpo.data import files
-from sgdpo.data.rows import missing_columns, pair_row, sft_row
-from sgdpo.world import checker, tasks, verifiable
+from sgdpo.contract import Kind, binding_errors, load
+from sgdpo.data.rows import RefusedError, Rows, missing_columns, pair_row, sft_row
+from sgdpo.places import CONF
+from sgdpo.store import hash_json
+from sgdpo.values import schema_errors
 
+DATA = Kind("data", positional=("phase", "split"))
 # How many of the first rows are read in full before anything heavy loads.
 _PEEK = 20
 
 
-@dataclass(frozen=True)
-class Source:
-    """Hold the rows of one split.
+def data_errors(
+    data: DataConfig, phase: str, extra: Sequence[str] = (), folders: Sequence[Path] = (CONF,)
+) -> list[str]:
+    """List what is wrong with the data's settings and first rows, with advice; nothing heavy loads.
 
-    name: what messages call it. key: a hash of the content, for caches. rows: an iterator, to be read once.
-    count: how many rows there are.
+    extra: files that the user named on this command, in which the function may be. folders: where YAMLs come from.
     """
-
-    name: str
-    key: str
-    count: int
-    rows: Iterator[dict[str, Any]] = field(repr=False)
-
-
-def split_location(data: DataConfig, phase: str, split: str) -> tuple[str | None, str]:
-    """Return (path or hub id, name of the split). Without an SFT set the preference set's serves."""
-    if phase == "sft":
-        own = (data.sft, data.sft_split) if split == "train" else (data.sft_test, data.sft_test_split)
-        if own[0] is not None or data.sft is not None:
-            return own
-    return (data.train, data.train_split) if split == "train" else (data.test, data.test_split)
-
-
-def data_errors(data: DataConfig, phase: str) -> list[str]:
-    """List what is wrong with the data's settings and files, with advice; nothing heavy loads."""
     errors = _setting_errors(data)
-    if data.source == "generated":
-        if data.world is None:
-            errors.append(
-                "data.world is missing: a generated set needs its settings (see conf/data/verifiable.yaml)"
-            )
-        else:
-            errors += verifiable.world_errors(data.world)
-    elif data.source == "hub":
-        if split_location(data, phase, "train")[0] is None:
-            errors.append("data.train is not set; name a data set on the hub, e.g. data=ultrafeedback")
-    elif data.source == "files":
-        errors += _file_errors(data, phase)
+    if bound := binding_errors(DATA, _yaml(data), extra, folders):
+        return errors + bound
+    for split in ("train", "test"):
+        try:
+            if (rows := load_rows(data, phase, split, extra)) is not None and not rows.remote:
+                _peek(rows, phase)
+        except ValueError as error:
+            errors += str(error).split("\n")
     return errors
 
 
-def load_rows(data: DataConfig, phase: str, split: str) -> Source | None:
-    """Open one split ("train" or "test") of a phase ("sft" or "preference"); None if the settings name none.
+def load_rows(data: DataConfig, phase: str, split: str, extra: Sequence[str] = ()) -> Rows | None:
+    """Open one split ("train" or "test") of a phase ("sft" or "preference"); None if the source has none.
 
-    Raises ValueError for what cannot be read, has not the columns, or is empty.
+    Raises ValueError for what cannot be opened.
     """
-    if data.source == "generated":
-        return _generated(data, phase, split)
-    where, name = split_location(data, phase, split)
-    if where is None:
-        return None
-    source = _hub(where, name) if data.source == "hub" else _files(where, name)
-    if source.count == 0:
-        raise ValueError(f"{source.name} is empty: it holds no row")
-    return source
+    given = load(DATA, _yaml(data), extra)(phase, split, **data.settings)
+    if given is None and split == "train":
+        raise ValueError(
+            f"data {data.name!r} has no training rows for the {phase} phase; see its YAML's settings"
+        )
+    rows = _as_rows(given, f"{data.name} ({split})")
+    if rows is None or not data.columns:
+        return rows
+    return replace(rows, read=lambda: _renamed(rows, data.columns or {}))
 
 
-def check_columns(source: Source, row: dict[str, Any], phase: str) -> None:
+def data_contents(
+    data: DataConfig, phase: str, memory: Path | None = None, extra: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the hash of the content of each split that the phase reads. memory: as in `store.hash_file`."""
+    splits = {split: load_rows(data, phase, split, extra) for split in ("train", "test")}
+    return {split: rows.key(memory) for split, rows in splits.items() if rows is not None}
+
+
+def check_columns(name: str, row: Mapping[str, Any], phase: str) -> None:
     """Raise ValueError that names the columns found, if the phase cannot read such rows."""
     if missing := missing_columns(list(row), phase):
-        raise ValueError(f"{source.name} {missing}")
+        raise ValueError(
+            f"{name} {missing}; data.columns can name them, e.g. data.columns={{prompt: question}}"
+        )
+
+
+def _yaml(data: DataConfig) -> dict[str, Any]:
+    return {"name": data.name, "function": data.function, **data.settings}
+
+
+def _as_rows(given: Any, name: str) -> Rows | None:
+    """Take what a source returns: Rows, or the rows themselves."""
+    if given is None or isinstance(given, Rows):
+        return given
+    if isinstance(given, Iterator):
+        given = list(given)
+    if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
+        raise ValueError(f"{name}: a data source returns Rows, a list of rows ({{column: value}}) or None")
+    return Rows(name, lambda: iter(given), lambda: len(given), lambda memory=None: hash_json(given))
+
+
+def _renamed(rows: Rows, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows under the names that this code reads; the other columns stay out."""
+    for number, row in enumerate(rows.read()):
+        if absent := sorted(set(columns.values()) - set(row)):
+            raise ValueError(
+                f"{rows.name}, row {number} has no column {', '.join(absent)}, which data.columns names; "
+                f"found: {', '.join(row) or 'none'}"
+            )
+        yield {ours: row[theirs] for ours, theirs in columns.items()}
+
+
+def _peek(rows: Rows, phase: str) -> None:
+    """Read the first rows in full: that finds what is unreadable, missing, empty or malformed."""
+    empty = True
+    for number, row in enumerate(islice(rows.read(), _PEEK)):
+        empty = False
+        check_columns(rows.name, row, phase)
+        try:
+            pair_row(row) if phase == "preference" else sft_row(row)
+        except RefusedError:
+            continue  # data.refused decides, when the set is read
+        except ValueError as error:
+            raise ValueError(f"{rows.name}, row {number}: {error}") from None
+    if empty:
+        raise ValueError(f"{rows.name} is empty: it holds no row")
 
 
 def _setting_errors(data: DataConfig) -> list[str]:
-    errors = []
-    if data.source not in ("generated", "hub", "files"):
-        errors.append(f"data.source must be generated, hub or files, not {data.source!r}")
-    for name, allowed in {
-        "ties": ("keep", "drop"),
-        "identical": ("keep", "drop"),
-        "empty": ("drop", "error"),
-        "refused": ("drop", "error"),
-    }.items():
-        if getattr(data, name) not in allowed:
-            errors.append(f"data.{name} must be {' or '.join(allowed)}, not {getattr(data, name)!r}")
-    for name in ("limit", "test_limit"):
-        if getattr(data, name) is not None and getattr(data, name) < 1:
-            errors.append(f"data.{name} must be at least 1, or null for all rows, not {getattr(data, name)}")
-    # A beginning-of-text token and one more; and room for at least one token of an answer.
-    if data.max_prompt_length < 2:
-        errors.append(f"data.max_prompt_length must be at least 2 tokens, not {data.max_prompt_length}")
+    errors = list(schema_errors(data, "data."))
+    known = ("prompt", "chosen", "rejected", "messages", "score_chosen", "score_rejected")
+    if unknown := sorted(set(data.columns or {}) - set(known)):
+        errors.append(
+            f"data.columns has {', '.join(unknown)}; it maps {', '.join(known)} to columns of the set"
+        )
     if data.max_prompt_length >= data.max_length:
         errors.append(
             f"data.max_prompt_length ({data.max_prompt_length}) must be smaller than data.max_length "
             f"({data.max_length}): nothing would be left for the answer"
         )
     return errors
-
-
-def _file_errors(data: DataConfig, phase: str) -> list[str]:
-    if split_location(data, phase, "train")[0] is None:
-        name = "data.train" if phase == "preference" else "data.train or data.sft"
-        return [f"{name} is not set; name a parquet, json or jsonl file, or a folder written by save_to_disk"]
-    errors = []
-    for split in ("train", "test"):
-        where, name = split_location(data, phase, split)
-        if where is not None:
-            errors += _peek_errors(where, name, phase)
-    return errors
-
-
-def _peek_errors(where: str, split: str, phase: str) -> list[str]:
-    """Read the first rows of a file in full: that finds what is unreadable, missing, empty or malformed."""
-    try:
-        rows = files.peek(Path(where), split, _PEEK)
-        if not rows:
-            return [f"{where} is empty: it holds no row"]
-        if missing := missing_columns(list(rows[0]), phase):
-            return [f"{where} {missing}"]
-        for number, row in enumerate(rows):
-            try:
-                pair_row(row) if phase == "preference" else sft_row(row)
-            except ValueError as error:
-                return [f"{where}, row {number}: {error}"]
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def _generated(data: DataConfig, phase: str, split: str) -> Source | None:
-    assert data.world is not None
-    held_out = split == "test"
-    make = verifiable.make_pairs if phase == "preference" else verifiable.make_demonstrations
-    train_count = data.world.pairs if phase == "preference" else data.world.demonstrations
-    count = data.world.test_pairs if held_out else train_count
-    if count == 0:
-        if held_out:
-            return None
-        raise ValueError("the generated world is empty; raise data.world.pairs or data.world.demonstrations")
-    # The generator's own source is part of the key: a changed generator never meets an old cache.
-    words = [Path(module.__file__).read_text() for module in (tasks, checker, verifiable)]
-    key = _hash([asdict(data.world), phase, split, *words])
-    return Source(f"the generated {split} set", key, count, make(data.world, held_out=held_out))
-
-
-def _hub(name: str, split: str) -> Source:
-    from datasets import load_dataset  # takes a second, and only the hub needs it
-
-    try:
-        loaded = load_dataset(name, split=split)
-    except Exception as error:  # the library raises a dozen kinds, of which all mean the same to the user
-        raise ValueError(
-            f"the data set {name!r} (split {split!r}) cannot be loaded from the hub: {error}. Without "
-            f"network, download it elsewhere and use data=local with its parquet files"
-        ) from error
-    return Source(f"{name} ({split})", _hash([name, split, loaded._fingerprint]), len(loaded), iter(loaded))
-
-
-def _files(where: str, split: str) -> Source:
-    path = Path(where)
-    return Source(where, files.content_hash(path, split), files.count(path, split), files.read(path, split))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

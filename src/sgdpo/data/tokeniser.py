@@ -24,8 +24,8 @@ from tqdm import tqdm
 from sgdpo.config.schema import DataConfig
 from sgdpo.data.conversation import Rendered, cut_prompt, join, render_conversation, render_pair, tokenise
 from sgdpo.data.example import Example
-from sgdpo.data.rows import RefusedError, pair_row, sft_row
-from sgdpo.data.sources import Source, check_columns
+from sgdpo.data.rows import RefusedError, Rows, pair_row, sft_row
+from sgdpo.data.sources import check_columns
 
 _BATCH = 256
 SIDES = ("prompt", "chosen", "rejected")
@@ -48,7 +48,7 @@ class Tokeniser:
     data: DataConfig
     phase: str
     tokenizer: Any
-    source: Source
+    source: Rows
     limit: int | None
     tally: Counter[str] = field(default_factory=Counter)
     lengths: list[tuple[int, int, int]] = field(default_factory=list)
@@ -57,8 +57,9 @@ class Tokeniser:
 
     def examples(self) -> Iterator[Example]:
         """Yield the examples that remain, in the source's order. Raises ValueError if none does."""
-        rows = enumerate(islice(self.source.rows, self.limit))
-        total = min(self.source.count, self.limit or self.source.count)
+        rows = enumerate(islice(self.source.read(), self.limit))
+        count = self.source.count()
+        total = min(count, self.limit or count)
         with tqdm(total=total, desc=f"tokenising {self.source.name}", unit="row", disable=None) as bar:
             while batch := list(islice(rows, _BATCH)):
                 drafts = [draft for number, row in batch if (draft := self._draft(number, row))]
@@ -95,7 +96,7 @@ class Tokeniser:
 
     def _draft(self, number: int, row: dict[str, Any]) -> _Draft | None:
         """Read and render a row; None if it is refused or has an empty answer, which the policies drop."""
-        check_columns(self.source, row, self.phase)
+        check_columns(self.source.name, row, self.phase)
         self.tally["read"] += 1
         try:
             if self.phase == "sft":

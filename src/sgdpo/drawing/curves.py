@@ -63,7 +63,7 @@ def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
         for axes, panel in zip(
             figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0], panels, strict=True
         ):
-            label_end(axes, _draw_panel(axes, panel, metrics))
+            _draw_panel(axes, panel, metrics)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
         save(figure, path)
@@ -74,19 +74,14 @@ def method_curves(metrics: Mapping[str, Rows]) -> Figure:
     with styled():
         figure = Figure(figsize=(5.4 * len(metrics) + 0.6, 4.2), layout="constrained")
         axes_M = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
-        drawn = zip(axes_M, metrics.items(), strict=True)
-        ends_M = [_draw_panel(axes, replace(REWARDS, title=label), rows) for axes, (label, rows) in drawn]
-        for axes, ends in zip(
-            axes_M, ends_M, strict=True
-        ):  # only now is the shared axis as long as it will be
-            label_end(axes, ends)
+        for axes, (label, rows) in zip(axes_M, metrics.items(), strict=True):
+            _draw_panel(axes, replace(REWARDS, title=label), rows)
             axes.label_outer()
         figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> list[tuple[float, str, str]]:
-    """Draw a panel; return where its curves end, to be labelled."""
+def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> None:
     if panel.zero is not None:
         axes.axhline(panel.zero, color=QUIET, linewidth=0.8)
     ends = []
@@ -103,7 +98,8 @@ def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> list[tuple[float, st
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(panel.unit)
     axes.margins(x=0.02)
-    return ends if len(panel.curves) > 1 else []
+    if len(panel.curves) > 1:
+        label_end(axes, ends)
 
 
 def series(metrics: Rows, split: str, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,13 @@ and their hashes remembered by path, size and times. Nothing heavy is imported a
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sgdpo.config.schema import DataConfig, ModelConfig, RunConfig
+from sgdpo.config.schema import ModelConfig, RunConfig
+from sgdpo.hub import hub_commit
 from sgdpo.places import ROOT
 from sgdpo.source import find
 from sgdpo.store import hash_file, hash_folder, hash_json
@@ -23,14 +23,16 @@ MODEL_CODE = ("config.json", "*.py")
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "chat_template*",
 )  # fmt: skip
-HUB_SECONDS = 5.0
 
 
 def read_contents(config: RunConfig) -> dict[str, str]:
     """Return {what the run reads: hash of its content}. Raise ValueError for what is not there."""
+    from sgdpo.data.sources import data_contents  # heavy: a source brings what it reads with
+
     memory = Path(config.cache) / "hashes"
     try:
-        data, model = _data(config.data, config.method["phase"], memory), _model(config.model, memory)
+        data = data_contents(config.data, config.method["phase"], memory, config.extra)
+        model = _model(config.model, memory)
         code = _method_code(config.method, config.extra)
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -66,22 +68,6 @@ def _bare(text: str) -> str:
     return ast.dump(tree)
 
 
-def _data(data: DataConfig, phase: str, memory: Path) -> dict[str, str]:
-    from sgdpo.data.sources import split_location
-
-    if data.source == "generated":
-        return {"train": hash_code(sorted((ROOT / "src" / "sgdpo" / "world").glob("*.py")))}
-    found = {}
-    for split in ("train", "test"):
-        where, _ = split_location(data, phase, split)
-        if where is not None and data.source == "hub":
-            found[split] = _hub_commit(where, None, "dataset")
-        elif where is not None:
-            path = Path(where)
-            found[split] = hash_folder(path, memory=memory) if path.is_dir() else hash_file(path, memory)
-    return found
-
-
 def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
     found = {}
     if model.chat_template is not None:
@@ -91,7 +77,7 @@ def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
         return found | {"tokenizer": hash_code([ROOT / "src" / "sgdpo" / "models" / "tiny.py"])}
     folder = Path(model.path).expanduser()
     if not folder.is_dir():
-        return found | {"weights": _hub_commit(model.path, model.revision, "model")}
+        return found | {"weights": hub_commit(model.path, model.revision, "model")}
     parts = {"weights": WEIGHTS, "config": MODEL_CODE, "tokenizer": TOKENIZER}
     return found | {part: hash_folder(folder, patterns, memory) for part, patterns in parts.items()}
 
@@ -99,23 +85,7 @@ def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
 def _file_or_hub(path: Path, patterns: Iterable[str], memory: Path) -> str:
     if path.is_file():
         return hash_file(path, memory)
-    return hash_folder(path, patterns, memory) if path.is_dir() else _hub_commit(str(path), None, "model")
-
-
-@cache
-def _hub_commit(name: str, revision: str | None, kind: str) -> str:
-    """Return the commit that a hub id means now; without network the one that was loaded last."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import HfHubHTTPError
-
-    wanted = revision or "main"
-    if not os.environ.get("HF_HUB_OFFLINE"):
-        try:
-            return str(HfApi().repo_info(name, repo_type=kind, revision=wanted, timeout=HUB_SECONDS).sha)
-        except (OSError, HfHubHTTPError, ValueError):  # no network, no access: loading says it better
-            pass
-    ref = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / wanted
-    return ref.read_text().strip() if ref.is_file() else wanted
+    return hash_folder(path, patterns, memory) if path.is_dir() else hub_commit(str(path), None, "model")
 
 
 def _method_code(method: Mapping[str, Any], extra: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ def train(run: Run) -> None:
         set_seed(config.seed)
         method = bind_method(config.method, asdict(config.ratio), config.extra)
         tokenizer = load_tokenizer(config.model)
-        prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache))
+        prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache), config.extra)
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
         check_fit(parts)
         schedule = plan_steps(parts)

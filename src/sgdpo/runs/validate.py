@@ -39,7 +39,11 @@ def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str
     from sgdpo.models.load import model_errors
 
     phase = config.method.get("phase", "preference")
-    errors = [*model_errors(config.model), *data_errors(config.data, phase), *engine_errors(config)]
+    errors = [
+        *model_errors(config.model),
+        *data_errors(config.data, phase, config.extra, folders),
+        *engine_errors(config),
+    ]
     return errors + list(_place_errors(config))
 
 

@@ -7,13 +7,13 @@ rows draw from tasks that are not held out, test rows and generation prompts fro
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from random import Random
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
-from sgdpo.config.schema import WorldConfig
+from sgdpo.values import Range, schema_errors
 from sgdpo.world.checker import grade
 from sgdpo.world.tasks import CLOSINGS, FAMILIES, LETTERS, OPENINGS, Task, draw_task
 
@@ -41,6 +41,34 @@ class World:
     sft_test: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class WorldConfig:
+    """Hold the settings of the world; conf/data/verifiable.yaml says what each means."""
+
+    seed: Annotated[int, Range("[0, 4294967296)")] = 0
+    pairs: Annotated[int, Range("[0, 10000000]")] = 0
+    demonstrations: Annotated[int, Range("[0, 10000000]")] = 0
+    test_pairs: Annotated[int, Range("[0, 10000000]")] = 0
+    prompts: Annotated[int, Range("[0, 10000000]")] = 0
+    demonstration_noise: Annotated[float, Range("[0, 1]")] = 0.0
+    length_bias: Annotated[float, Range("[0, 1]")] = 0.5
+    ties: Annotated[float, Range("[0, 1]")] = 0.0
+    identical: Annotated[float, Range("[0, 1]")] = 0.0
+    empty: Annotated[float, Range("[0, 1]")] = 0.0
+
+
+def world_of(settings: Mapping[str, Any]) -> WorldConfig:
+    """Return the world that settings describe. Raises ValueError with all that is wrong with them."""
+    hints = get_type_hints(WorldConfig, include_extras=True)
+    errors = [
+        f"data.world.{key} is not a setting; it has {sorted(hints)}" for key in settings if key not in hints
+    ]
+    world = WorldConfig(**{key: value for key, value in settings.items() if key in hints})
+    if errors := errors + world_errors(world):
+        raise ValueError("; ".join(errors))
+    return world
+
+
 def make_world(world: WorldConfig) -> World:
     """Generate the whole world. Raises ValueError with all that is wrong with its settings."""
     if errors := world_errors(world):
@@ -55,14 +83,9 @@ def make_world(world: WorldConfig) -> World:
 
 def world_errors(world: WorldConfig) -> list[str]:
     """List what is wrong with a world's settings, as sentences with advice."""
-    errors = []
-    for name in ("pairs", "demonstrations", "test_pairs", "prompts"):
-        if getattr(world, name) < 0:
-            errors.append(f"data.world.{name} must be 0 or more, not {getattr(world, name)}")
-    for name in ("demonstration_noise", "length_bias", "ties", "identical", "empty"):
-        if not 0 <= getattr(world, name) <= 1:
-            errors.append(f"data.world.{name} is a share and must lie in [0, 1], not {getattr(world, name)}")
-    if world.ties + world.identical + world.empty > 1:
+    errors = list(schema_errors(world, "data.world."))
+    shares = (world.ties, world.identical, world.empty)
+    if all(isinstance(share, (int, float)) for share in shares) and sum(shares) > 1:
         errors.append(
             "data.world.ties, identical and empty are shares of one set; their sum must not exceed 1"
         )
