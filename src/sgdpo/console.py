@@ -82,6 +82,10 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong in one line."""
         fail([f"{message} ({self.prog} --help)"])
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the page; unlike argparse's, a full disk is said."""
+        print(self.format_help(), end="", file=file or sys.stdout)
+
     def add_outputs(self) -> None:
         """Take --outputs, where the records are."""
         self.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the records are")
