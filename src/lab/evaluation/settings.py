@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -18,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import judge_errors
+from sgdpo.config.compose import to_typed
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
 from sgdpo.source import load_dotted
+from sgdpo.values import PLACE, schema_errors
 
 CONFIG_DIR = "--config-dir"
 TAKE_A_VALUE = (CONFIG_DIR, "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
@@ -32,8 +34,8 @@ class EvaluateConfig:
     benchmark: dict[str, Any] = field(default_factory=dict)
     judge: dict[str, Any] = field(default_factory=dict)
     generator: dict[str, Any] = field(default_factory=dict)
-    outputs: str = "outputs"
-    cache: str = "outputs/cache"
+    outputs: Annotated[str, PLACE] = "outputs"
+    cache: Annotated[str, PLACE] = "outputs/cache"
     device: str = "auto"
     trust_remote_code: bool = False
     extra: list[str] = field(default_factory=list)
@@ -46,12 +48,7 @@ def register_schema() -> None:
 
 def to_evaluate_config(config: DictConfig) -> EvaluateConfig:
     """Return the resolved evaluation as a typed dataclass. Raise ValueError for unknown keys."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    resolved.pop("hydra", None)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateConfig), resolved))
-    except Exception as error:
-        raise ValueError(f"{error}".splitlines()[0]) from None
+    return to_typed(config, EvaluateConfig)
 
 
 def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
@@ -93,7 +90,7 @@ def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]
 
     runs: False looks at benchmark, judge and generator alone, before there is a run.
     """
-    errors = _run_errors(config) if runs else []
+    errors = list(schema_errors(config)) + (_run_errors(config) if runs else [])
     errors += binding_errors(BENCHMARK, config.benchmark, config.extra)
     errors += judge_errors(config.judge, config.extra) + generator_errors(config.generator, config.extra)
     errors += _match_errors(config)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sgdpo.console import Parser
 from sgdpo.processes import die_with_parent, kill_tree, start_python
 
 READY = "listening on "
@@ -66,7 +67,7 @@ def local_server(model: Path, *, context: int = 8192) -> Iterator[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve a model with one thread, until the process ends."""
-    parser = argparse.ArgumentParser(prog="judge.py", description="Serve a GGUF model on 127.0.0.1.")
+    parser = Parser("Serve a GGUF model on 127.0.0.1.", prog="judge.py")
     parser.add_argument(
         "model", type=Path, nargs="?", help="a .gguf file; default: what `make judge` installed"
     )

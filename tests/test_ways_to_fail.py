@@ -1,0 +1,176 @@
+"""Every command fails in one way: through real processes, on a closed pipe, a full disk, an ASCII terminal, Ctrl-C."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sgdpo.runs.records import read_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+# install.py runs before anything is installed, this package included.
+SCRIPTS = [
+    ROOT / "src" / "train.py",
+    *(p for p in sorted((ROOT / "scripts").glob("*.py")) if p.stem != "install"),
+]
+EVERY = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+HEAVY = {"torch", "transformers", "datasets", "wandb", "matplotlib", "deepspeed", "pandas"}
+WATCHED = (
+    "import json, runpy, sys\n"
+    "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    f"finally:\n    print(json.dumps(sorted({HEAVY} & set(sys.modules))), file=sys.stderr)"
+)
+
+
+def call(script: Path, *words: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(script), *words]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "check": False} | options
+    return subprocess.run(command, cwd=cwd, timeout=120, **piped)
+
+
+def is_one_line(text: str) -> bool:
+    return text.startswith("error: ") and text.count("\n") == 1
+
+
+@EVERY
+def test_a_script_ends_in_the_one_handler(script: Path) -> None:
+    last = ast.parse(script.read_text()).body[-1]
+    assert ast.unparse(last.test) == "__name__ == '__main__'"
+    assert [step.value.func.id for step in last.body] == ["run_command"]
+
+
+@EVERY
+def test_help_is_a_page_and_loads_nothing_heavy(script: Path, tmp_path: Path) -> None:
+    """What was imported says that it is quick, on a busy machine too."""
+    program = f"import sys; sys.argv[:1] = [{str(script)!r}]\n{WATCHED}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stderr) == []
+    assert len(done.stdout.splitlines()) > 5
+    assert list(tmp_path.iterdir()) == []
+
+
+@EVERY
+def test_a_wrong_option_is_one_line_with_code_2(script: Path, tmp_path: Path) -> None:
+    done = call(script, "--nonsense", cwd=tmp_path)
+    assert done.returncode == 2
+    assert is_one_line(done.stderr), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@EVERY
+def test_a_reader_who_leaves_and_a_full_disk_are_expected(script: Path, tmp_path: Path) -> None:
+    """`| head -1` ends quietly; `> /dev/full` says so."""
+    read, write = os.pipe()
+    os.close(read)
+    left = call(script, "--help", cwd=tmp_path, stdout=write)
+    os.close(write)
+    assert (left.returncode, left.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = call(script, "--help", cwd=tmp_path, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+@EVERY
+def test_an_ascii_terminal_gets_no_traceback(script: Path, tmp_path: Path) -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    assert call(script, "--help", cwd=tmp_path, env=ascii_only).returncode == 0
+    done = call(script, "ratio–none=–", "--nonsense–", cwd=tmp_path, env=ascii_only)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+# ---- what happens between the first line and the last -----------------------------------------------------
+
+PROGRAM = """
+import sys, time
+from sgdpo.console import run_command
+from sgdpo.values import Range
+from hydra.errors import HydraException
+
+def main(arguments):
+    print("begun", flush=True)
+    {body}
+
+run_command(main, stopped="the same command continues")
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("pass", 0, ""),
+        ("return 1", 1, ""),
+        ("open('/nowhere/x')", 1, "error: /nowhere/x: No such file or directory\n"),
+        ("open('/dev/full', 'w', buffering=1).write(chr(10) * 9)", 1, "error: No space left on device\n"),
+        ("raise HydraException('no such group')", 2, "error: no such group\n"),
+        (
+            "raise ValueError('a: b' + chr(10) + 'c: d' + chr(10) + '  more')",
+            2,
+            "error: a: b\nerror: c: d\n  more\n",
+        ),
+        ("sys.exit('error: by hand')", 1, "error: by hand\n"),
+    ],
+)
+def test_what_may_happen_to_a_user_is_said_in_lines(tmp_path: Path, body: str, code: int, said: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
+    done = call(tmp_path / "program.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize(
+    "body", ["{}['a']", "int('x')", "import json; json.loads('{')", "import math; math.sqrt(-1)"]
+)
+def test_a_bug_keeps_its_traceback(tmp_path: Path, body: str) -> None:
+    """A ValueError that a library or an operation raises is no advice for a user."""
+    (tmp_path / "program.py").write_text(PROGRAM.replace("{body}", body))
+    done = call(tmp_path / "program.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "This is a bug" in done.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_is_one_line_with_code_130(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(body="time.sleep(60)"))
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"], stdout=-1, stderr=-1, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "\nstopped; the same command continues\n"
+    assert process.returncode == 130
+
+
+QUICK = [
+    "experiment=stop", "tracking=off", "data.world.pairs=64", "data.world.demonstrations=64", "data.world.test_pairs=8",
+    "optimizer.sft.max_steps=400", "trainer.save_steps=5", "optimizer.batch_size=8", "method=sft",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_run_leaves_one_that_the_same_command_continues(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *QUICK]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=-3, stderr=-1, text=True) as process:
+        while not list(tmp_path.glob("outputs/stop/*/checkpoints/checkpoint-10/manifest.json")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "stopped; the same command continues from the newest checkpoint"
+    assert "Traceback" not in said
+    (view,) = read_runs(tmp_path / "outputs")
+    assert view.status in ("interrupted", "failed")
+    done = call(SCRIPTS[0], *QUICK[:-4], *QUICK[-3:], "optimizer.max_steps=400", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "continues after step" in done.stdout + done.stderr
