@@ -135,12 +135,11 @@ def _steps(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.nd
 def planned_examples(count: int, batch_size: int, seed: int, steps: int) -> np.ndarray:
     """Return the positions of the examples that so many steps see, ascending, int64.
 
-    One step more, since loaders read ahead. From one whole epoch on that is all of them: other seeds leave out
-    another remainder.
+    From one whole epoch on that is all of them: other seeds leave out another remainder.
     """
     if steps >= count // batch_size:
         return np.arange(count)
-    return np.sort(epoch_order(count, seed, 0)[: (steps + 1) * batch_size])
+    return np.sort(epoch_order(count, seed, 0)[: steps * batch_size])
 
 
 class StepSampler(Sampler[list[int]]):
