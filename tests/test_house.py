@@ -148,3 +148,14 @@ def test_tables_have_one_writer() -> None:
         if calls(path, "rich.table.Table") or row.search(path.read_text())
     }
     assert writers <= {str(home.relative_to(ROOT)), *TABLES_LEFT}
+
+
+def test_an_identity_is_computed_in_one_place() -> None:
+    """A run's identity is made once, in `Run.of`, and passed on."""
+    calls = [
+        path.relative_to(ROOT).as_posix()
+        for path in python_files("src", "scripts")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "identify"
+    ]
+    assert calls == ["src/sgdpo/runs/run.py"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,24 +156,50 @@ def test_a_record_of_another_format_is_refused(tmp_path):
     assert view_run(folder).status == "broken"
 
 
-def test_a_killed_run_is_interrupted_and_may_be_resumed(tmp_path):
-    folder = tmp_path / "default" / "run"
+@contextmanager
+def opened_elsewhere(folder: Path, host: str = "") -> Iterator[subprocess.Popen]:
+    """A process, on this host or on one of another name, that has opened the record and works."""
     code = (
         "import sys, time; sys.path[:0] = ['src', 'tests']\n"
         "from pathlib import Path; from test_records import open_record, row\n"
         f"open_record(Path({str(folder)!r})).log(row(1, loss=1.0)); print('ready', flush=True)\n"
         "time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=records_root())
-    assert child.stdout.readline() == b"ready\n"
-    assert view_run(folder).status == "running"
-    with pytest.raises(ValueError, match=f"being trained by process {child.pid}"):
-        open_record(folder)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    command, environment = [sys.executable, "-c", code], {**os.environ, "SGDPO_HOST": host}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], env=environment)
+    try:
+        assert child.stdout.readline() == b"ready\n"
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_killed_run_is_interrupted_and_may_be_resumed(tmp_path):
+    folder = tmp_path / "default" / "run"
+    with opened_elsewhere(folder) as child:
+        assert view_run(folder).status == "running"
+        with pytest.raises(ValueError, match=f"being trained by process {child.pid}"):
+            open_record(folder)
     assert view_run(folder).status == "interrupted"
     open_record(folder).finish()
     assert view_run(folder).status == "finished"
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_on_another_host_a_sign_of_life_tells_the_living_from_the_dead(tmp_path, force):
+    """A record that says running must neither count as alive for ever nor be taken from a process that works."""
+    folder = tmp_path / "default" / "run"
+    with opened_elsewhere(folder, "another host") as child:
+        assert view_run(folder).status == "running"
+        with pytest.raises(ValueError, match=f"being trained by process {child.pid}"):
+            open_record(folder, force=force)
+    long_ago = time.time() - 3600
+    os.utime(folder / ".heartbeat", (long_ago, long_ago))
+    assert view_run(folder).status == "interrupted"
+    open_record(folder, force=force).finish()
+    machines = [attempt["machine"] for attempt in view_run(folder)["attempts"]]
+    assert len(set(machines)) == 2
 
 
 def test_a_recycled_process_id_does_not_look_alive_and_another_machine_is_judged_by_its_sign_of_life(
@@ -252,7 +279,3 @@ def test_the_record_does_without_git(monkeypatch):
 def edit(folder: Path, **fields) -> None:
     path = folder / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def records_root() -> Path:
-    return Path(__file__).parents[1]

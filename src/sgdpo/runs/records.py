@@ -183,7 +183,7 @@ def made_by() -> dict[str, Any]:
 
 def why_foreign(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     """Return why a checkpoint cannot go on with a run's record and metrics, None if it can."""
-    record = read_json(folder / RECORD, default={}, kind=dict)
+    record = read_json(folder / RECORD, default={}, kind=dict, advice=ADVICE)
     if record and record.get("training") != manifest.get("training"):
         return "it is of a training that was started again since"
     rows = manifest.get("metrics") or {}

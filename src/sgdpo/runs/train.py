@@ -315,4 +315,4 @@ def write_pairs(path: Path, parts: Parts, trainer: PairTrainer) -> None:
         return
     shown = parts.prepared.train if parts.prepared.test is None else parts.prepared.test
     examples = [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))]
-    write_token_rewards(path, trainer, examples, parts.tokenizer, parts.config.seed)
+    write_token_rewards(path, trainer, examples, parts.tokenizer)

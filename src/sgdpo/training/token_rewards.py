@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdpo.data.example import Example
-from sgdpo.data.packing import model_inputs, pair_of
-from sgdpo.pairs import DrawKey, Side
+from sgdpo.pairs import Side
 from sgdpo.pilot import CHOSEN, REJECTED, watch_draws
 from sgdpo.store import write_whole
 from sgdpo.training.trainer import PairTrainer
@@ -19,22 +18,18 @@ from sgdpo.training.trainer import PairTrainer
 PAIRS_SHOWN = 6
 
 
-def write_token_rewards(
-    path: Path, trainer: PairTrainer, examples: list[Example], tokenizer: Any, seed: int
-) -> None:
+def write_token_rewards(path: Path, trainer: PairTrainer, examples: list[Example], tokenizer: Any) -> None:
     """Write {"pairs": [{"prompt", "chosen": [{"token", "reward", "pilot"}], "rejected": [...]}]}.
 
     A token's reward is its log-ratio on the scale of the side's reward, whatever the method calls that scale, so a
     side's tokens add up to its logged reward. Draws are those of evaluation, epoch 0's. Nothing is written for a
     method that gives no rewards.
     """
-    model, reference = trainer.model.eval(), trainer.live_reference
+    model = trainer.model.eval()
     device = next(model.parameters()).device
     row = {key: value.to(device) for key, value in trainer.data_collator(examples).items()}
     with torch.no_grad(), watch_draws() as drawn:
-        reference_L = reference(**model_inputs(row)) if reference is not None else None
-        pair = pair_of(row, model(**model_inputs(row)), reference_L)
-        result = trainer.method(pair, DrawKey(seed), trainer.method_state)
+        pair, result = trainer.pair_loss(model, row, epoch=0)
     if result.chosen_reward_B is None or pair.rejected is None:
         return
     sides = {

@@ -1,0 +1,280 @@
+"""Killed runs against everything that may have happened since: no run goes on with what it did not begin with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from killed_run import (
+    CHANGES,
+    DAMAGES,
+    KILLED_AT,
+    ROOT,
+    SAVE_STEPS,
+    STEPS,
+    edit,
+    forget_the_last_pair,
+    kill_in_the_middle,
+    newest,
+    rows,
+    run_of,
+    start,
+    weights,
+    write_inputs,
+)
+from sgdpo.runs.records import Record, view_run
+from sgdpo.runs.run import _take_over, execute
+from sgdpo.runs.train import find_checkpoint
+from sgdpo.store import write_json
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    place = tmp_path_factory.mktemp("alone") / "place"
+    write_inputs(place)
+    process = start(place)  # not in this process: a module of the user's has one file in a process
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    return killed_folder(place)
+
+
+@pytest.fixture(scope="module")
+def once_killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("killed") / "place"
+    write_inputs(place)
+    kill_in_the_middle(place)
+    return place
+
+
+@pytest.fixture
+def place(once_killed: Path) -> Path:
+    """The killed run's place, as the kill left it: paths are part of a run's settings, so it is put back there."""
+    kept = once_killed.with_name("kept")
+    if not kept.exists():
+        shutil.copytree(once_killed, kept)
+    shutil.rmtree(once_killed)
+    shutil.copytree(kept, once_killed)
+    return once_killed
+
+
+def killed_folder(place: Path) -> Path:
+    (folder,) = (place / "outputs").glob("default/mine-*")
+    return folder
+
+
+def decision(place: Path, **word: Any) -> str:
+    """Return what the next command would do: the step it goes on at, or what it says."""
+    try:
+        run = run_of(place, **word)
+        _take_over(run)
+        checkpoint = find_checkpoint(run)
+        Record.open(run.folder, run.identity, phase="preference", force=run.config.force).leave()
+    except ValueError as error:
+        return str(error)
+    return checkpoint.name if checkpoint else "start"
+
+
+WORDS = {"auto": {}, "anyway": {"resume": "anyway"}, "never": {"resume": "never"}, "force": {"force": True}}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_damage_on_every_host_with_every_word_is_decided_as_it_must(
+    place: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """8 changes x 10 damages x 2 hosts x 4 words: 640 decisions."""
+    kept, folder = place.with_name("kept") / "outputs", killed_folder(place)
+    CHANGES[change][0](place)
+    for damage, moved, word in product(DAMAGES, (False, True), WORDS):
+        monkeypatch.setenv("SGDPO_HOST", "another" if moved else "")
+        shutil.rmtree(place / "outputs")
+        shutil.copytree(kept, place / "outputs")
+        expected = expect(change, damage, word, newest(folder))
+        DAMAGES[damage][0](folder)
+        os.utime(folder / ".heartbeat", (1, 1))
+        got = decision(place, **WORDS[word])
+        assert re.search(expected, got, re.DOTALL), (change, damage, moved, word, got)
+
+
+def expect(change: str, damage: str, word: str, checkpoint: Path) -> str:
+    """Return what the next command must do, as a pattern of what `decision` returns."""
+    said, then = CHANGES[change][1], DAMAGES[damage][1]
+    known = damage not in ("record lost", "record half")
+    if word == "force":
+        return "^start$"
+    if said and (word == "never" or not known or then == "start"):
+        return "^start$"  # another run, and nothing is left that asks to go on as it
+    if said and word == "auto":
+        return f"{said}.*resume=anyway.*resume=never"
+    if damage == "record half":
+        return "record.json.*force=true"
+    if word == "never" or then == "start":
+        return "^start$"
+    step = int(checkpoint.name.split("-")[1]) - (SAVE_STEPS if then == "older" else 0)
+    return f"^checkpoint-{step}$" if then in ("newest", "older") else then
+
+
+@pytest.mark.parametrize(
+    "damage", ["none", "torn last line", "record lost", "metrics cut", "newest torn", "all torn"]
+)
+def test_a_killed_run_that_goes_on_ends_as_one_left_alone(place: Path, alone: Path, damage: str) -> None:
+    folder = killed_folder(place)
+    DAMAGES[damage][0](folder)
+    assert execute(run_of(place).config) == folder
+    assert rows(folder) == rows(alone)
+    assert weights(folder) == weights(alone)
+    record = view_run(folder)
+    assert record.status == "finished"
+    assert len(record["attempts"]) == (1 if damage == "record lost" else 2)
+    assert record["seconds"] == pytest.approx(sum(attempt["seconds"] for attempt in record["attempts"]))
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", ["record half", "metrics lost", "inner line"])
+def test_what_cannot_go_on_trains_again_on_the_users_word(place: Path, alone: Path, damage: str) -> None:
+    folder = killed_folder(place)
+    DAMAGES[damage][0](folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match="force=true" if damage == "record half" else "resume=never"):
+        execute(run_of(place).config)
+    assert [path for path in before if not path.exists()] == [], "an error must cost nothing"
+    execute(run_of(place, force=True).config)
+    assert (rows(folder), weights(folder)) == (rows(alone), weights(alone))
+
+
+@pytest.mark.parametrize("word", ["resume=never", "force=true"])
+def test_a_run_that_starts_again_and_is_killed_again_never_meets_its_old_checkpoints(
+    place: Path, alone: Path, word: str
+) -> None:
+    """The old steps are further than the new kill: the plain command must go on from the new ones."""
+    folder = killed_folder(place)
+    old = view_run(folder)["training"]
+    process = start(place, word)
+    while view_run(folder)["training"] == old:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    execute(run_of(place).config)
+    record = view_run(folder)
+    assert record["training"] != old
+    assert [row["step"] for row in rows(folder)] == list(range(1, STEPS + 1))
+    assert (rows(folder), weights(folder)) == (rows(alone), weights(alone))
+
+
+def test_changed_rows_are_another_run_and_the_summary_says_so(place: Path) -> None:
+    first = execute(run_of(place).config)
+    forget_the_last_pair(place)
+    second = execute(run_of(place).config)
+    assert first != second
+    assert view_run(second)["differs_from"] == {first.name: ["data.train has another content"]}
+    assert f"{first.name}: data.train has another content" in (second / "log.txt").read_text()
+    assert rows(first) != rows(second)
+    assert execute(run_of(place).config) == second
+
+
+def test_anyway_goes_on_and_the_record_holds_both_attempts(place: Path) -> None:
+    folder = killed_folder(place)
+    forget_the_last_pair(place)
+    done = execute(run_of(place, resume="anyway").config)
+    assert done != folder
+    assert not folder.exists()
+    record = view_run(done)
+    assert [row["step"] for row in rows(done)] == list(range(1, STEPS + 1))
+    assert len(record["attempts"]) == 2
+    assert record["attempts"][1]["from_step"] >= KILLED_AT
+    assert record.name == record["name"] == done.name
+    assert execute(run_of(place).config) == done
+
+
+@pytest.mark.parametrize(("old", "new", "asks"), [
+    ("advance(total, int(count))", "advance(total, int(count))  # a comment", False),
+    ("self._step.clear()\n        beat()", "beat()\n        self._step.clear()", True),
+])  # fmt: skip
+def test_changed_code_asks_and_a_comment_does_not(
+    place: Path, tmp_path: Path, old: str, new: str, asks: bool
+) -> None:
+    root = tmp_path / "checkout"
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    edit(root / "src" / "sgdpo" / "training" / "trainer.py", old, new)
+    process = start(place, root=root)
+    said = process.communicate()[0]
+    assert (process.returncode == 1) == asks, said
+    assert ("the code has changed" in said) == asks
+    if asks:
+        assert "Traceback" not in said
+        assert start(place, "resume=anyway", root=root).communicate()[0]
+    assert view_run(killed_folder(place)).status == "finished"
+
+
+def test_another_torch_asks(place: Path) -> None:
+    """What the checkpoint says of its maker is what is compared."""
+    from sgdpo.training.checkpoints import mark_complete, read_manifest
+
+    checkpoint = newest(killed_folder(place))
+    manifest = read_manifest(checkpoint)
+    manifest["made_by"]["versions"]["torch"] = "2.0.0"
+    kept = {key: manifest[key] for key in ("training", "metrics", "made_by")}
+    mark_complete(checkpoint, run_of(place).config.engine, **kept)
+    assert "torch is 2.0.0 there" in decision(place)
+
+
+def test_a_kill_between_the_finished_record_and_the_pruning_leaves_nothing(place: Path) -> None:
+    folder = execute(run_of(place).config)
+    (folder / "checkpoints" / "checkpoint-40").mkdir(parents=True)
+    execute(run_of(place).config)
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "manifest"])
+def test_a_finished_run_whose_weights_are_not_whole_trains_again(
+    place: Path, alone: Path, damage: str
+) -> None:
+    folder = execute(run_of(place).config)
+    file = folder / "model" / "model.safetensors"
+    if damage == "gone":
+        shutil.rmtree(folder / "model")
+    elif damage == "flipped":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        (folder / "model" / "manifest.json").unlink()
+    assert run_of(place).finished() is None
+    assert execute(run_of(place).config) == folder
+    assert weights(folder) == weights(alone)
+
+
+def test_an_interrupted_copy_that_sorts_first_does_not_stand_in_for_the_run(place: Path) -> None:
+    folder = execute(run_of(place).config)
+    copy = folder.with_name(f"0-{folder.name}")
+    shutil.copytree(folder, copy)
+    write_json(copy / "record.json", {**json.loads((copy / "record.json").read_text()), "status": "failed"})
+    assert run_of(place).folder == folder
+    assert run_of(place).finished() is not None
+
+
+def test_a_lookup_among_a_thousand_finished_runs_takes_under_10_ms(place: Path) -> None:
+    run = run_of(place)
+    folder = execute(run.config)
+    record = json.loads((folder / "record.json").read_text())
+    for number in range(1000):
+        other = folder.with_name(f"mine-local-local-s{number}-{number:08x}")
+        other.mkdir()
+        (other / "record.json").write_text(json.dumps({**record, "run_hash": f"{number:064x}"}, indent=2))
+    run.finished()  # the weights' hash is remembered from here on
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert run.finished() is not None
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.010, seconds
