@@ -302,7 +302,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_no_records_yet_names_the_command_and_the_exit_code_is_not_0(tmp_path):
     done = script("exhibit.py", "table3", "--outputs", str(tmp_path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "make table3" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -310,7 +310,7 @@ def test_no_records_yet_names_the_command_and_the_exit_code_is_not_0(tmp_path):
 def test_an_experiment_that_does_not_exist_lists_those_that_do(tmp_path):
     write_run(tmp_path, "mine", "dpo")
     done = script("exhibit.py", "figure2", "--outputs", str(tmp_path), "--experiment", "mein")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "'mein'" in done.stderr
     assert "there: mine" in done.stderr
 
