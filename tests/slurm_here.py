@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def controller(job: str) -> None:
             time.sleep(0.1)
     at_a_time = int(flags["array"].split("%")[1]) if "array" in flags else 1
     running: dict[str, tuple[subprocess.Popen, float]] = {}
+    stopped: set[str] = set()
     while any(state not in OVER for state in states(job).values()):
         for task in known["tasks"]:
             state = read(f"state-{task}", "PENDING")
@@ -80,14 +82,19 @@ def controller(job: str) -> None:
                 if process.poll() is not None:
                     del running[task]
                     end(task, process.returncode)
-                elif read(f"attempt-{task}") == 0 and (HERE / f"step-{task}").exists() and is_time(began):
+                elif read(f"attempt-{task}") == 0 and task not in stopped and is_time(task, began):
+                    stopped.add(task)
                     happen(task, int(flags["signal"].split("@")[1]))
         time.sleep(0.05)
 
 
-def is_time(began: float) -> bool:
+def is_time(task: str, began: float) -> bool:
     """Say whether the event's file is there: a checkpoint of this start, not of an earlier one."""
-    return EVENT is not None and any(os.stat(path).st_ctime > began for path in glob(EVENT["when"]))
+    if EVENT is None or not (HERE / f"step-{task}").exists():
+        return False
+    with suppress(FileNotFoundError):  # checkpoints are renamed and pruned
+        return any(os.stat(path).st_ctime > began for path in glob(EVENT["when"]))
+    return False
 
 
 def happen(task: str, grace: int) -> None:

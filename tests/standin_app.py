@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from sgdpo.config.compose import register_schema, to_run_config
+from sgdpo.console import run_command
 from sgdpo.runs.records import Record
 from sgdpo.runs.run import Run
 from sgdpo.store import seal
@@ -55,4 +56,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda arguments: main())

@@ -117,7 +117,7 @@ class TestProcesses:
     def test_a_second_sweep_is_refused_while_one_runs_and_sigterm_ends_that_cleanly(self, tmp_path):
         process, pids = self.hanging(tmp_path)
         code, screen = run_app(tmp_path, *PLAIN, "seed=7,8")
-        assert code == 1
+        assert code == 2
         assert f"another sweep of experiment 'x' is running already (process {process.pid}: python" in screen
         process.terminate()
         process.communicate(timeout=20)
@@ -140,10 +140,10 @@ class TestProcesses:
 class TestCommand:
     def test_n_jobs_0_and_unknown_sweeps_are_one_clear_error(self, tmp_path):
         code, screen = run_app(tmp_path, "sweep=ratio_grid", "n_jobs=0")
-        assert code == 1
+        assert code == 2
         assert screen.startswith("error: n_jobs must be at least 1, not 0")
         code, screen = run_app(tmp_path, "sweep=ratio_gird")
-        assert code == 1
+        assert code == 2
         assert "Could not find 'sweep/ratio_gird'" in screen
         assert "ratio_grid" in screen
 

@@ -145,6 +145,6 @@ def test_without_slurm_it_is_one_clear_error(tmp_path):
         [sys.executable, str(TRAIN), *on_slurm(tmp_path)], env={**os.environ, "PATH": ""}, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "error: launcher=slurm needs sbatch, srun, sacct, squeue on the PATH" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

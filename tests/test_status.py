@@ -84,10 +84,10 @@ class TestCommand:
 
     def test_no_records_and_unknown_experiments_are_one_clear_error(self, tmp_path):
         code, words = self.command("--outputs", str(tmp_path))
-        assert (code, words.startswith(f"error: no records under {tmp_path} yet.")) == (1, True)
+        assert (code, words.startswith(f"error: no records under {tmp_path} yet.")) == (2, True)
         record_of(cells_of("method=sgdpo", "experiment=x", "seed=1,2", f"outputs={tmp_path}")[0]).finish()
         code, words = self.command("nope", "--outputs", str(tmp_path))
-        assert (code, "There are: x" in words) == (1, True)
+        assert (code, "There are: x" in words) == (2, True)
         code, words = self.command("--outputs", str(tmp_path))
         assert (code, "x  1 cells: 1 done" in words) == (0, True)
 

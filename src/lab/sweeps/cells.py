@@ -16,7 +16,6 @@ from pathlib import Path
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
 from sgdpo.config.compose import to_run_config
@@ -30,8 +29,8 @@ IN_EVERY_NAME = ("method", "model", "data", "seed", "ratio.chosen", "ratio.rejec
 LONGEST_LABEL = 60
 
 
-class SweepError(CompactHydraException, ValueError):
-    """Say what is wrong with a sweep, before anything starts. Hydra prints it without a traceback."""
+class SweepError(ValueError):
+    """Say what is wrong with a sweep, before anything starts."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,12 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lab.sweeps.cells import Cell, Composer, SweepError, label_cells, label_runs
-from sgdpo.config.compose import unknown_keys
+from sgdpo.config.compose import composition_words, unknown_keys
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.records import RECORD, flatten, view_run
 
 MOST_CELLS = 10_000
 MOST_SHOWN = 12
-# Lines of OmegaConf's errors that tell a user nothing.
-NOISE = ("full_key:", "object_type=", "reference_type=")
 Batch = Sequence[tuple[int, Sequence[str]]]
 
 
@@ -48,7 +46,7 @@ def expand(
     names_a_sweep = any(override.key_or_group == "sweep" for override in given)
     if not cells or (names_a_sweep and not named and len(cells) < 2):
         raise SweepError(
-            "error: the grid is empty: no cell to run. Give values in the sweep's hydra.sweeper.params or on "
+            "the grid is empty: no cell to run. Give values in the sweep's hydra.sweeper.params or on "
             "the command line, for example seed=0,1,2"
         )
     return cells
@@ -61,9 +59,7 @@ def _product(overrides: list[Override]) -> list[list[str]]:
     total = math.prod(lengths.values())
     if total > MOST_CELLS:
         what = " x ".join(f"{key} {length:,}" for key, length in lengths.items() if length > 1)
-        raise SweepError(
-            f"error: the sweep has {total:,} cells ({what}); at most {MOST_CELLS:,} are possible"
-        )
+        raise SweepError(f"the sweep has {total:,} cells ({what}); at most {MOST_CELLS:,} are possible")
     return BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
 
 
@@ -75,15 +71,13 @@ def _exact(override: Override) -> int:
     sweep = override.value()
     if not override.is_discrete_sweep():
         raise SweepError(
-            f"error: {override.input_line}: an interval has no end of values; give some: a,b,c or a range"
+            f"{override.input_line}: an interval has no end of values; give some: a,b,c or a range"
         )
     if not isinstance(sweep, RangeSweep):
         return sum(1 for _ in override.sweep_iterator())
     numbers = {"start": sweep.start, "stop": sweep.stop, "step": sweep.step}
     if not all(math.isfinite(number) for number in numbers.values()) or sweep.step == 0:
-        raise SweepError(
-            f"error: {override.input_line}: a range needs finite numbers and a step that is not 0"
-        )
+        raise SweepError(f"{override.input_line}: a range needs finite numbers and a step that is not 0")
     if not all(isinstance(number, int) for number in numbers.values()):
         override._value = replace(sweep, **{k: Decimal(repr(number)) for k, number in numbers.items()})
     start, stop, step = (Decimal(repr(number)) for number in numbers.values())
@@ -97,7 +91,7 @@ def _grids(params: Mapping[str, Any], also: Sequence[Any]) -> list[dict[str, str
         if isinstance(entry, Mapping):
             grids.append(_grid(f"also[{number}]", entry, errors))
         else:
-            errors.append(f"error: hydra.sweeper.also[{number}] must be a mapping like params, not {entry!r}")
+            errors.append(f"hydra.sweeper.also[{number}] must be a mapping like params, not {entry!r}")
     if errors:
         raise SweepError("\n".join(errors))
     return grids
@@ -109,13 +103,12 @@ def _grid(where: str, entries: Mapping[str, Any], errors: list[str]) -> dict[str
         if isinstance(value, Sequence) and not isinstance(value, str):
             comma = ",".join(map(str, value))
             errors.append(
-                f"error: hydra.sweeper.{where}: {key} is a YAML list, which Hydra does not sweep over; "
+                f"hydra.sweeper.{where}: {key} is a YAML list, which Hydra does not sweep over; "
                 f'write a comma string: {key}: "{comma}"'
             )
         elif value is None or not str(value).strip():
             errors.append(
-                f"error: hydra.sweeper.{where}: {key} names no value, so the grid is empty; "
-                f'write {key}: "a,b"'
+                f'hydra.sweeper.{where}: {key} names no value, so the grid is empty; write {key}: "a,b"'
             )
         else:
             grid[key] = str(value).lower() if isinstance(value, bool) else str(value)
@@ -162,7 +155,7 @@ def _refuse_unknown_keys(batch: Sequence[Sequence[str]], composer: Composer) -> 
             close = get_close_matches(key, known, 1)
             unknown.append(f"unknown key '{key}'" + (f": did you mean {close[0]}?" if close else ""))
     if unknown:
-        raise SweepError("\n".join(f"error: {problem}" for problem in unknown))
+        raise SweepError("\n".join(problem for problem in unknown))
 
 
 def _cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
@@ -177,15 +170,7 @@ def _cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
 
         return config_errors(config) or cell
     except (HydraException, OmegaConfBaseException) as error:
-        return [words_of(error) + _list_advice(overrides, composer)]
-
-
-def words_of(error: Exception) -> str:
-    """Return what a composition error says, with the reason that Hydra keeps in its cause."""
-    chain = (error, error.__cause__, error.__context__)
-    causes = [str(e).strip() for e in chain if e is not None and str(e).strip()]
-    text = "\n".join(dict.fromkeys(causes)).split("Config search path:")[0]
-    return "\n".join(l for l in text.splitlines() if l.strip() and not l.strip().startswith(NOISE))
+        return [composition_words(error) + _list_advice(overrides, composer)]
 
 
 def _list_advice(overrides: Sequence[str], composer: Composer) -> str:
@@ -195,7 +180,7 @@ def _list_advice(overrides: Sequence[str], composer: Composer) -> str:
         if not isinstance(OmegaConf.select(composer.master, override.key_or_group), ListConfig):
             comma = ",".join(map(str, override.value()))
             return (
-                f"\n{override.key_or_group} takes one value and a list is not swept over; "
+                f"; {override.key_or_group} takes one value and a list is not swept over; "
                 f"write a comma string: {override.key_or_group}={comma}"
             )
     return ""
@@ -241,8 +226,8 @@ def _unreadable(cells: Sequence[Cell]) -> dict[str, list[str]]:
 def _refuse(errors: dict[str, list[str]], total: int) -> None:
     if not errors:
         return
-    lines = [f"error: the sweep of {total} cells is not valid, and nothing was started"]
+    lines = [f"the sweep of {total} cells is not valid, and nothing was started"]
     for problem, labels in errors.items():
-        more = [f"    and in {len(labels) - MOST_SHOWN} more"] if len(labels) > MOST_SHOWN else []
-        lines += [f"- {problem}", *(f"    in {label}" for label in labels[:MOST_SHOWN]), *more]
+        more = [f"      and in {len(labels) - MOST_SHOWN} more"] if len(labels) > MOST_SHOWN else []
+        lines += [f"  - {problem}", *(f"      in {label}" for label in labels[:MOST_SHOWN]), *more]
     raise SweepError("\n".join(lines))

@@ -223,7 +223,7 @@ def gpu_slots(gpus: Sequence[str], n_jobs: int, processes: int) -> list[dict[str
         return [{}] * n_jobs
     if n_jobs * processes > len(gpus) and processes > 1:
         raise SweepError(
-            f"error: n_jobs={n_jobs} cells of {processes} processes need {n_jobs * processes} GPUs, "
+            f"n_jobs={n_jobs} cells of {processes} processes need {n_jobs * processes} GPUs, "
             f"{len(gpus)} are visible; use n_jobs={max(1, len(gpus) // processes)}"
         )
     first = [slot * processes % len(gpus) for slot in range(n_jobs)]

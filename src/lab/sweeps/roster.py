@@ -77,7 +77,7 @@ def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
         other = read_roster(folder)
         who = f"process {other.pid}: {other.command}" if other else "it begins just now"
         raise SweepError(
-            f"error: another sweep of experiment {folder.name!r} is running already ({who}). "
+            f"another sweep of experiment {folder.name!r} is running already ({who}). "
             "Wait for it or end it, or use another experiment=..."
         )
     before = read_roster(folder)
@@ -112,8 +112,8 @@ def read_roster(folder: Path) -> Roster | None:
         if version == FORMAT:
             return Roster(Path(folder), **fields)
     except (ValueError, TypeError) as error:
-        raise SweepError(f"error: {path} is not a sweep's roster ({error}); {advice}") from None
+        raise SweepError(f"{path} is not a sweep's roster ({error}); {advice}") from None
     raise SweepError(
-        f"error: {path} has format {version!r}, this code reads format {FORMAT}; move {folder} away, "
+        f"{path} has format {version!r}, this code reads format {FORMAT}; move {folder} away, "
         "or use the code that wrote it"
     )

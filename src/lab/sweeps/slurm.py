@@ -56,12 +56,10 @@ class SlurmQueue:
 
     def _refuse_what_cannot_be(self, experiment: str) -> None:
         if missing := [name for name in ("sbatch", "srun", "sacct", "squeue") if shutil.which(name) is None]:
-            raise SweepError(
-                f"error: launcher=slurm needs {', '.join(missing)} on the PATH; use launcher=local"
-            )
+            raise SweepError(f"launcher=slurm needs {', '.join(missing)} on the PATH; use launcher=local")
         if waiting := _in_queue(self.roster.jobs):
             raise SweepError(
-                f"error: jobs of the last sweep of {experiment!r} are in the queue still: {', '.join(waiting)}. "
+                f"jobs of the last sweep of {experiment!r} are in the queue still: {', '.join(waiting)}. "
                 f"Wait for them (make status), or end them: scancel {' '.join(self.roster.jobs)}"
             )
 

@@ -57,7 +57,7 @@ def experiment_status(outputs: Path, experiment: str) -> str:
     roster = read_roster(Path(outputs) / experiment)
     if roster is None and not runs:
         known = ", ".join(_experiments(outputs)) or "none yet; python src/train.py sweep=ratio_grid makes one"
-        raise SweepError(f"error: no experiment {experiment!r} under {outputs}. There are: {known}")
+        raise SweepError(f"no experiment {experiment!r} under {outputs}. There are: {known}")
     if roster is None:
         roster = _roster_of_runs(Path(outputs) / experiment, runs)
     states = cell_states(roster, runs)
@@ -70,9 +70,7 @@ def overview(outputs: Path) -> str:
     """Return one line for every experiment. Raises SweepError if there is none."""
     experiments = _experiments(outputs)
     if not experiments:
-        raise SweepError(
-            f"error: no records under {outputs} yet. Make some: python src/train.py sweep=ratio_grid"
-        )
+        raise SweepError(f"no records under {outputs} yet. Make some: python src/train.py sweep=ratio_grid")
     width = max(map(len, experiments))
     lines = []
     for experiment in experiments:

@@ -67,9 +67,7 @@ def this_command() -> str:
 def _checked(sweeper: Any, arguments: Sequence[str]) -> list[Cell]:
     loader, n_jobs = sweeper.hydra_context.config_loader, sweeper.config.n_jobs
     if n_jobs < 1:
-        raise SweepError(
-            f"error: n_jobs must be at least 1, not {n_jobs}; it is how many cells run at a time"
-        )
+        raise SweepError(f"n_jobs must be at least 1, not {n_jobs}; it is how many cells run at a time")
     # Unresolved, from the config itself: ${ratio.chosen} in a grid means each cell's own value.
     grids = OmegaConf.to_container(sweeper.config.hydra.sweeper, resolve=False)
     batch = expand(grids["params"], grids["also"], arguments, OverridesParser.create(config_loader=loader))
