@@ -154,6 +154,19 @@ class TestCommand:
         assert not list(tmp_path.rglob("record.json"))
         assert read_roster(tmp_path / "outputs" / "seeds") is None
 
+    def test_hydras_own_launcher_runs_a_sweep_too(self, tmp_path):
+        """Cells in this process, one after the other: n_jobs is no setting of it and does not collide."""
+        code, screen = run_app(tmp_path, *PLAIN, "seed=1,2", "hydra/launcher=basic", "n_jobs=2")
+        assert code == 0, screen
+        assert "2 of 2 cells done, 0 failed" in screen
+
+    def test_whoever_reads_the_first_line_only_gets_no_traceback(self, tmp_path):
+        process = start_app(tmp_path, *PLAIN, "seed=1,2,3,4")
+        assert "4 cells are valid" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) in (1, 141)  # rich ends a command whose reader is gone with 1
+        assert not any(run.status == "running" for run in runs_by_seed(tmp_path).values())
+
 
 class TestGpus:
     def test_each_job_gets_its_own(self):

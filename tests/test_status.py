@@ -1,5 +1,6 @@
 """The status page: every state a cell can be in, from the sweep's roster and the records."""
 
+import resource
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from lab.sweeps.cells import SweepError
 from lab.sweeps.roster import ROSTER, open_roster, read_roster
 from lab.sweeps.screen import clock
 from lab.sweeps.status import experiment_status, overview
+from report_fixtures import write_run
 from sgdpo.runs.records import Record
 from sgdpo.store import write_json
 from sweep_fixtures import SCRIPTS, cells_of
@@ -90,6 +92,25 @@ class TestCommand:
         assert (code, "There are: x" in words) == (2, True)
         code, words = self.command("--outputs", str(tmp_path))
         assert (code, "x  1 cells: 1 done" in words) == (0, True)
+
+    @pytest.mark.parametrize("script", ["status", "best", "results", "heatmap"])
+    @pytest.mark.parametrize("name", ["/etc", "../x"])
+    def test_a_path_is_no_experiment(self, tmp_path, script, name):
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / f"{script}.py"), name], cwd=tmp_path, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr == f"error: an experiment is named like a folder, without a path: not {name!r}\n"
+
+    def test_a_thousand_runs_take_less_than_two_seconds_of_the_processor(self, tmp_path):
+        for seed in range(1000):
+            write_run(tmp_path, "grid", "dpo", seed=seed, evaluated=False)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        code, words = self.command("grid", "--outputs", str(tmp_path))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (code, words.startswith("grid: 1000 cells: 1000 done")) == (0, True)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
     def test_runs_without_a_sweep_have_a_page_too(self, tmp_path):
         cell = cells_of("method=sgdpo", "experiment=x", "seed=1,2", f"outputs={tmp_path}")[0]

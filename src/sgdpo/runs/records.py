@@ -290,6 +290,8 @@ def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
 
 
 def _record_paths(outputs: Path, experiment: str | None = None, names: str = "*") -> list[Path]:
+    if experiment and Path(experiment).name != experiment:
+        raise ValueError(f"an experiment is named like a folder, without a path: not {experiment!r}")
     return sorted(Path(outputs).glob(f"{experiment or '*'}/{names}/{RECORD}"))
 
 
