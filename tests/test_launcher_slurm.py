@@ -135,7 +135,7 @@ def test_ending_the_sweep_cancels_its_jobs_and_killing_it_is_noticed(cluster, st
     if how == signal.SIGKILL:
         code, screen = cluster.run(*on_slurm(tmp_path))
         assert (code, "jobs of the last sweep of 'ratio_grid' are in the queue still" in screen) == (
-            1,
+            2,
             True,
         ), screen
         cluster.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -78,8 +79,13 @@ class SlurmQueue:
             )
             for run in runs
         ]
-        submitted = executor.submit_array(jobs)
-        self._note_jobs([*self.roster.jobs, submitted[0].job_id.split("_")[0]])
+        # A Ctrl-C between the two would leave jobs that nobody knows: it waits.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            submitted = executor.submit_array(jobs)
+            self._note_jobs([*self.roster.jobs, submitted[0].job_id.split("_")[0]])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return submitted
 
     def _executor(self) -> submitit.AutoExecutor:
