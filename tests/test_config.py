@@ -159,8 +159,8 @@ def test_a_wrong_type_is_named() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["ratio.chosen=1.5"], "ratio.chosen must lie in (0, 1], not 1.5"),
-        (["ratio.rejected=0"], "ratio.rejected must lie in (0, 1]"),
+        (["ratio.chosen=1.5"], "ratio.chosen must lie in [0, 1], not 1.5"),
+        (["ratio.rejected=-0.1"], "ratio.rejected must lie in [0, 1]"),
         (["method=dpo", "ratio=paper"], "method 'dpo' takes no ratio"),
         (["ratio=none"], "needs ratio.chosen"),
         (["method.beta=0"], "method.beta must be a positive number"),

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from sgdpo.method import bind_method, method_errors
+from sgdpo import method as binder
+from sgdpo.method import Method
 from sgdpo.methods.bco import RunningDelta
 from sgdpo.pairs import DrawKey, Ratios
 from sgdpo.source import load_dotted
-from toy_pairs import METHODS, method_yaml, toy_pair
+from toy_pairs import METHODS, PILOT, method_yaml, toy_pair
 
 NONE: dict = {"name": "none", "chosen": None, "rejected": None}
 PAPER: dict = {"name": "paper", "chosen": 0.6, "rejected": 0.9}
+
+
+def pilot_for(config: dict) -> dict | None:
+    needs = config.get("needs")
+    return PILOT if isinstance(needs, dict) and needs.get("pilot") else None
+
+
+def method_errors(config: dict, ratio: dict, extra: Sequence[str] = ()) -> list[str]:
+    return binder.method_errors(config, ratio, extra, pilot=pilot_for(config))
+
+
+def bind_method(config: dict, ratio: dict, extra: Sequence[str] = ()) -> Method:
+    return binder.bind_method(config, ratio, extra, pilot=pilot_for(config))
 
 
 def only_error(config: dict, ratio: dict = NONE) -> str:
@@ -119,9 +134,9 @@ def test_a_ratio_for_a_method_that_takes_none_is_refused(name: str, ratio: dict)
 
 
 @pytest.mark.parametrize("key", ["chosen", "rejected"])
-@pytest.mark.parametrize("value", [0, 0.0, -0.5, 1.0000001, 60, float("nan")])
+@pytest.mark.parametrize("value", [-1e-9, -0.5, 1.0000001, 60, float("nan")])
 def test_a_ratio_outside_0_to_1_is_named_with_its_range(key: str, value: float) -> None:
-    assert f"ratio.{key} must lie in (0, 1], not {value}" in only_error(
+    assert f"ratio.{key} must lie in [0, 1], not {value}" in only_error(
         method_yaml("sgdpo"), PAPER | {key: value}
     )
 
@@ -129,12 +144,12 @@ def test_a_ratio_outside_0_to_1_is_named_with_its_range(key: str, value: float) 
 @pytest.mark.parametrize("key", ["chosen", "rejected"])
 def test_a_missing_ratio_is_named_with_the_papers(key: str) -> None:
     error = only_error(method_yaml("sgdpo"), PAPER | {key: None})
-    assert f"needs ratio.{key} in (0, 1]" in error
+    assert f"needs ratio.{key} in [0, 1]" in error
     assert "ratio=paper" in error
 
 
-@pytest.mark.parametrize("value", [1e-9, 0.6, 1, 1.0])
-def test_the_whole_range_of_ratios_is_taken_with_its_upper_end(value: float) -> None:
+@pytest.mark.parametrize("value", [0, 0.0, 1e-9, 0.6, 1, 1.0])
+def test_the_whole_range_of_ratios_is_taken_with_both_ends(value: float) -> None:
     method = bind_method(method_yaml("sgdpo"), {"chosen": value, "rejected": value})
     assert method.ratios == Ratios(value, value)
 

@@ -74,7 +74,8 @@ def tiny_trainer(
     config: RunConfig, folder: Path, *, rows: int = 1, steps: int = 3, **changes: Any
 ) -> PairTrainer:
     """Return a trainer over 24 random examples (3 steps of 8), writing its rows to `trainer.rows_written`."""
-    method = bind_method(config.method, {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected})
+    ratio = {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected}
+    method = bind_method(config.method, ratio, pilot=config.pilot)
     examples = changes.pop("examples", None) or random_examples(24, sft=method.phase == "sft")
     model = changes.pop("model", None) or taught_model(config)
     reference = changes.pop("reference", None) or (

@@ -27,11 +27,21 @@ def method_yaml(name: str) -> dict[str, Any]:
 PREFERENCE = tuple(name for name in METHODS if method_yaml(name)["phase"] == "preference")
 
 
+def pilot_yaml(name: str, **changes: Any) -> dict[str, Any]:
+    """Read conf/pilot/NAME.yaml over the defaults that it names, with changed keys (`size` is merged)."""
+    config: dict[str, Any] = {}
+    for file in dict.fromkeys(("uniform", name)):
+        given = OmegaConf.to_container(OmegaConf.load(CONF / "pilot" / f"{file}.yaml"))
+        config |= given | {"size": {**config.get("size", {}), **given.get("size", {})}}
+    config.pop("defaults", None)
+    return config | changes | {"size": {**config["size"], **changes.get("size", {})}}
+
+
 def bind(name: str, ratio: tuple[float, float] = (0.6, 0.9), **changes: Any) -> Method:
     """Bind a method of `conf/method`, with changed hyper-parameters and, if it takes them, ratios."""
     config = method_yaml(name) | changes
     given = dict(zip(("chosen", "rejected"), ratio, strict=True)) if config["needs"]["ratios"] else {}
-    return bind_method(config, given)
+    return bind_method(config, given, pilot=PILOT if config["needs"].get("pilot") else None)
 
 
 def takes(name: str, need: str) -> bool:
@@ -42,6 +52,9 @@ def takes(name: str, need: str) -> bool:
 PREFERENCE = tuple(name for name in METHODS if method_yaml(name)["phase"] == "preference")
 REFERENCED = tuple(name for name in PREFERENCE if takes(name, "reference"))
 DRAWN = tuple(name for name in PREFERENCE if takes(name, "draws"))
+
+
+PILOT = pilot_yaml("uniform")
 
 
 def side(logp: list[list[float]], reference: list[list[float]] | None) -> Side:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from sgdpo.contract import Kind, binding_errors, settings_of
 from sgdpo.places import CONF
 from sgdpo.source import find, load_dotted
-from sgdpo.values import Range
+from sgdpo.values import Range, value_error
 
 if TYPE_CHECKING:
     from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
+    from sgdpo.pilot import Pilot
 
-NEEDS = ("reference", "ratios", "draws", "state", "features", "scores")
-GIVEN = NEEDS[1:4]  # these arrive as keywords of the function; the others arrive in the pair
+NEEDS = ("reference", "ratios", "draws", "state", "pilot", "features", "scores")
+GIVEN = NEEDS[1:5]  # these arrive as keywords of the function; the others arrive in the pair
 # What the lm-head can say of a token beside its log-prob (models/head.py).
 FEATURES = ("entropy", "log_p2")
 METHOD = Kind(
@@ -31,7 +32,18 @@ METHOD = Kind(
     positional=("pair",),
     ranges={"beta": Range("(0, 1e6]")},
 )
-RATIO = Range("(0, 1]")
+RATIO = Range("[0, 1]")
+PILOT = Kind(
+    "pilot",
+    reserved=("whole", "features", "size", "coupling", "refresh", "draws", "through"),
+    positional=("place",),
+)
+PILOT_WORDS = {
+    "coupling": ("independent", "shared", "complement", "antithetic"),
+    "refresh": ("step", "epoch", "never"),
+    "through": ("value", "gradient"),
+}
+SIZE_WORDS = {"of": ("shorter", "own"), "rounding": ("floor", "stochastic", "none")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Method:
     draws: bool
     ratios: Ratios | None
     state_class: type | None
+    pilot: Pilot | None = None
     features: tuple[str, ...] = ()
     scores: bool = False
 
@@ -59,6 +72,8 @@ class Method:
             needs["draws"] = draws
         if self.ratios is not None:
             needs["ratios"] = self.ratios
+        if self.pilot is not None:
+            needs["pilot"] = self.pilot
         if self.state_class is not None:
             needs["state"] = state
         return self.function(pair, **self.hyper, **needs)
@@ -73,8 +88,10 @@ def method_errors(
     ratio: Mapping[str, Any],
     extra: Sequence[str] = (),
     folders: Sequence[Path] = (CONF,),
+    *,
+    pilot: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """List everything wrong with a method's YAML and its ratios, as sentences with advice."""
+    """List everything wrong with a method's YAML, its ratios and its pilot, as sentences with advice."""
     errors = binding_errors(METHOD, config, extra, folders)
     if any(key not in config for key in (METHOD.key, *METHOD.required)):
         return errors
@@ -83,16 +100,26 @@ def method_errors(
     if config["phase"] not in ("sft", "preference"):
         errors.append(f"method.phase must be sft or preference, not {config['phase']!r}")
     errors += _needs_errors(config, extra)
-    return [*errors, *_ratio_errors(config.get("name", "?"), bool(config["needs"].get("ratios")), ratio)]
+    name, needs = config.get("name", "?"), config["needs"]
+    errors += _ratio_errors(name, bool(needs.get("ratios")), ratio)
+    return [*errors, *_pilot_errors(name, bool(needs.get("pilot")), pilot or {}, ratio, extra, folders)]
 
 
-def bind_method(config: Mapping[str, Any], ratio: Mapping[str, Any], extra: Sequence[str] = ()) -> Method:
+def bind_method(
+    config: Mapping[str, Any],
+    ratio: Mapping[str, Any],
+    extra: Sequence[str] = (),
+    *,
+    pilot: Mapping[str, Any] | None = None,
+) -> Method:
     """Return the method that a YAML describes. Raise ValueError with every error at once."""
     from sgdpo.pairs import Ratios
 
-    if errors := method_errors(config, ratio, extra):
+    if errors := method_errors(config, ratio, extra, pilot=pilot):
         raise ValueError("\n".join(errors))
     needs = config["needs"]
+    bound = _bind_pilot(pilot, extra) if needs.get("pilot") and pilot else None
+    features = [*(needs.get("features") or ()), *((pilot or {}).get("features") or ())]
     return Method(
         name=config["name"],
         phase=config["phase"],
@@ -102,7 +129,8 @@ def bind_method(config: Mapping[str, Any], ratio: Mapping[str, Any], extra: Sequ
         draws=bool(needs.get("draws")),
         ratios=Ratios(float(ratio["chosen"]), float(ratio["rejected"])) if needs.get("ratios") else None,
         state_class=load_dotted(needs["state"], extra) if needs.get("state") else None,
-        features=tuple(needs.get("features") or ()),
+        pilot=bound,
+        features=tuple(dict.fromkeys(features)),
         scores=bool(needs.get("scores")),
     )
 
@@ -120,7 +148,7 @@ def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[s
         if bool(needs.get(key)) != (key in taken):
             does = "takes" if key in taken else "does not take"
             yield f"method.needs.{key} is {needs.get(key)!r}, but its function {does} {key!r}"
-    for key in ("reference", "ratios", "draws", "scores"):
+    for key in ("reference", "ratios", "draws", "pilot", "scores"):
         if not isinstance(needs.get(key, False), bool):
             yield f"method.needs.{key} must be true or false, not {needs[key]!r}"
     features = needs.get("features") or []
@@ -141,6 +169,50 @@ def _ratio_errors(name: str, wanted: bool, ratio: Mapping[str, Any]) -> Iterator
         yield f"method {name!r} takes no ratio, but {keys} is set; leave it out or use ratio=none"
     for key in ("chosen", "rejected") if wanted else ():
         if key not in given:
-            yield f"method {name!r} needs ratio.{key} in (0, 1]; ratio=paper sets 0.6 and 0.9"
+            yield f"method {name!r} needs ratio.{key} in [0, 1]; ratio=paper sets 0.6 and 0.9"
         elif given[key] not in RATIO:
-            yield f"ratio.{key} must lie in (0, 1], not {given[key]}; the paper's grid is 0.6 to 1.0"
+            yield f"ratio.{key} must lie in [0, 1], not {given[key]}; the paper's grid is 0.6 to 1.0"
+
+
+def _pilot_errors(
+    name: str, wanted: bool, pilot: Mapping[str, Any], ratio: Mapping[str, Any], extra: Sequence[str],
+    folders: Sequence[Path],
+) -> Iterator[str]:  # fmt: skip
+    """Hold a pilot's YAML against its select, its words, and the ratios it is to follow."""
+    if not wanted:
+        if pilot:
+            yield f"method {name!r} takes no pilot, but pilot={pilot.get('name')} is set; leave it out"
+        return
+    if not pilot:
+        yield f"method {name!r} needs a pilot; pilot=uniform is the paper's"
+        return
+    yield from binding_errors(PILOT, pilot, extra, folders)
+    size = pilot.get("size")
+    if not isinstance(size, Mapping) or set(size) != set(SIZE_WORDS):
+        yield f"pilot.size must be a mapping with the keys {list(SIZE_WORDS)}, not {size!r}"
+        return
+    said = {**{key: pilot.get(key) for key in PILOT_WORDS}, **{f"size.{key}": size[key] for key in size}}
+    words = {**PILOT_WORDS, **{f"size.{key}": options for key, options in SIZE_WORDS.items()}}
+    yield from (
+        f"pilot.{key} must be one of {', '.join(words[key])}, not {value!r}"
+        for key, value in said.items()
+        if value not in words[key]
+    )
+    if pilot.get("whole") and size["rounding"] == "none":
+        yield f"pilot.size.rounding=none gives fractions, {pilot.get('name')} takes whole tokens: floor or stochastic"
+    if problem := value_error(pilot.get("draws"), int, Range("[1, 1000]")):
+        yield f"pilot.draws{problem}"
+    if set(pilot.get("features") or []) - set(FEATURES):
+        yield f"pilot.features must be a list of {list(FEATURES)}, not {pilot['features']!r}"
+    both = [ratio.get("chosen"), ratio.get("rejected")]
+    if pilot.get("coupling") == "complement" and None not in both and abs(sum(both) - 1) > 1e-9:
+        yield f"pilot.coupling=complement needs ratios that add up to 1, not {both[0]} and {both[1]}"
+
+
+def _bind_pilot(config: Mapping[str, Any], extra: Sequence[str]) -> Pilot:
+    from sgdpo.pilot import Pilot
+
+    words = {key: config[key] for key in (*PILOT_WORDS, "draws")}
+    return Pilot(
+        load_dotted(config["function"], extra), settings_of(PILOT, config), **config["size"], **words
+    )

@@ -102,7 +102,7 @@ class PairLoss:
 
 @dataclass(frozen=True)
 class Ratios:
-    """Hold the pilot ratios: chosen (the paper's r1) and rejected (r2), each in (0, 1]."""
+    """Hold the pilot ratios: chosen (the paper's r1) and rejected (r2), each in [0, 1]; 0 is the empty pilot."""
 
     chosen: float
     rejected: float
@@ -112,11 +112,12 @@ class Ratios:
 class DrawKey:
     """Hold what keys a draw beside the example id, the side and the position.
 
-    seed: the run's seed. epoch: 0-based; evaluation always uses 0.
+    seed: the run's seed. epoch, step: 0-based; evaluation always uses 0.
     """
 
     seed: int
     epoch: int = 0
+    step: int = 0
 
 
 def rewards(pair: Pair, beta: float) -> tuple[Tensor, Tensor]:

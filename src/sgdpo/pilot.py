@@ -1,26 +1,30 @@
-"""Draw pilots: sub-sequences of a completion, keyed, without state, in one vectorised operation.
+"""The pilot: a weighted part of a completion whose log-ratio, without gradient, stands in for the rival response.
 
-Completion position t of example e gets a 64-bit key, a hash of (seed, epoch, side, stream, e, t); the k
-positions with the smallest keys are the subset. So a draw does not depend on rank count, micro-batch, order,
-padding, packing or a resume. Within an example keys are a bijection of t (splitmix64), so two never tie.
+P = sum over a side's tokens of weight_t d_t. Which tokens weigh is a select (`selects.py`, one function each); how many
+is the ratio's business (`size`), how the two sides' draws hang together is `coupling`, when they change is `refresh`.
+Draws are keyed by (seed, epoch, side, stream, example, position), so they do not depend on rank count, micro-batch,
+order, padding, packing or a resume.
 
-Departures from the authors' code: keyed draws in place of the global random state; floor(r m) in exact
-decimal arithmetic (0.7 of 90 is 63, not 62); no loop over pairs and no host synchronisation.
+Departures from the authors' code: keyed draws in place of the global random state; floor(r m) in exact decimal
+arithmetic (0.7 of 90 is 63, not 62); no loop over pairs and no host synchronisation. `coupling: antithetic` takes, in
+odd epochs, the tokens with the largest keys of the epoch before instead of the smallest: of half of the tokens that is
+the complement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sgdpo import keyed
-from sgdpo.pairs import DrawKey, Side
+from sgdpo.pairs import DrawKey, Pair, Ratios, Side
 
 Draw = Literal["shared", "independent"]
 CHOSEN, REJECTED = 0, 1
@@ -30,12 +34,143 @@ _watcher: ContextVar[dict[int, Tensor] | None] = ContextVar("watcher", default=N
 
 _LIMB_DIGITS = 9
 _LAST = torch.iinfo(torch.int64).max
+_STEPS = 1 << 40  # where the keys of `refresh: step` begin: no epoch has them
+
+
+@dataclass(frozen=True)
+class Place:
+    """Hold what a select may look at: one side of the pairs, how many tokens to take, and the keys to draw by.
+
+    domain_BT: bool, the tokens that may be taken. size_B: how many to take, at most the domain's; int64, or float64
+    where the size is not rounded. number: CHOSEN or REJECTED. inverted: draw by the keys from the largest down.
+    """
+
+    side: Side
+    domain_BT: Tensor
+    size_B: Tensor
+    number: int
+    key_B: Tensor
+    inverted: bool = False
+
+    @property
+    def count_B(self) -> Tensor:
+        return self.domain_BT.sum(-1)
+
+    @property
+    def position_BT(self) -> Tensor:
+        """Return each token's place in the domain, from 0, int64."""
+        return self.domain_BT.cumsum(-1) - 1
+
+    @property
+    def share_B1(self) -> Tensor:
+        """Return k/n, float64."""
+        return (self.size_B.double() / self.count_B)[:, None]
+
+    def bits_BT(self) -> Tensor:
+        """Return a keyed int64 of each token; those outside the domain come last."""
+        bits_BT = keyed.stream(self.key_B, self.domain_BT.cumsum(-1))  # t + 1 at position t
+        return (~bits_BT if self.inverted else bits_BT).masked_fill_(~self.domain_BT, _LAST)
+
+    def uniform_B(self) -> Tensor:
+        """Return a keyed number in (0, 1) of each example, float64."""
+        number_B = keyed.uniform(keyed.mix64_(self.key_B.clone()))
+        return 1 - number_B if self.inverted else number_B
+
+    def first(self) -> Tensor:
+        """Return the `size` tokens with the smallest keys, bool BT."""
+        bits_BT = self.bits_BT()
+        kth_B1 = bits_BT.sort(-1).values.gather(-1, (self.size_B - 1).clamp(min=0)[:, None])
+        return (bits_BT <= kth_B1) & self.domain_BT & (self.size_B > 0)[:, None]
+
+    def least(self, value_BT: Tensor) -> Tensor:
+        """Return the `size` tokens of smallest value, bool BT; of equal ones the earlier."""
+        order_BT = value_BT.masked_fill(~self.domain_BT, float("inf")).argsort(dim=-1, stable=True)
+        rank_BT = order_BT.argsort(dim=-1)
+        return (rank_BT < self.size_B[:, None]) & self.domain_BT
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Hold one side's pilot: P in nats, its tokens' weights and their sum k, and m, which k is held against."""
+
+    value_B: Tensor
+    weight_BT: Tensor
+    size_B: Tensor
+    shorter_B: Tensor
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Hold a bound pilot: the select with its settings, and the keys of conf/pilot/*.yaml, explained there."""
+
+    select: Callable[..., Tensor]
+    settings: Mapping[str, Any]
+    of: str = "shorter"
+    rounding: str = "floor"
+    coupling: str = "independent"
+    refresh: str = "epoch"
+    draws: int = 1
+    through: str = "value"
+
+    def values(self, pair: Pair, ratios: Ratios, draws: DrawKey, draw: Draw) -> tuple[Piece, Piece]:
+        """Return the pilots of the chosen and of the rejected side."""
+        chosen = self._piece(pair, CHOSEN, ratios.chosen, draws, draw, None)
+        taken_BT = chosen.weight_BT if self.coupling == "complement" else None
+        return chosen, self._piece(pair, REJECTED, ratios.rejected, draws, draw, taken_BT)
+
+    def _piece(
+        self, pair: Pair, number: int, ratio: float, draws: DrawKey, draw: Draw, taken_BT: Tensor | None
+    ) -> Piece:
+        side = pair.chosen if number == CHOSEN else pair.rejected
+        shorter_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
+        tied = self.coupling in ("shared", "complement")
+        domain_BT = side.mask_BT & (side.position_BT < shorter_B[:, None]) if tied else side.mask_BT
+
+        def weights(stream: int) -> Tensor:
+            if taken_BT is not None:
+                return domain_BT & ~_same_places(taken_BT, pair.chosen, side)
+            if ratio == 0:
+                return torch.zeros_like(domain_BT)
+            inverted = self.coupling == "antithetic" and draws.epoch % 2 == 1
+            when = {"epoch": draws.epoch - inverted, "step": _STEPS + draws.step, "never": 0}[self.refresh]
+            made = []
+            for again in range(self.draws):
+                key_B = _key(
+                    pair.example_id_B, draws.seed, when, CHOSEN if tied else number, stream + 2 * again
+                )
+                size_B = self._size(shorter_B if self.of == "shorter" else side.length_B, ratio, key_B)
+                size_B = torch.minimum(size_B, domain_BT.sum(-1).to(size_B.dtype))
+                place = Place(side, domain_BT, size_B, number, key_B, inverted)
+                made.append(self.select(place, **self.settings))
+            return (
+                made[0]
+                if self.draws == 1
+                else torch.stack([weight_BT.double() for weight_BT in made]).mean(0)
+            )
+
+        weight_BT = weights(POLICY)
+        _watch(number, weight_BT)
+        if draw == "shared":
+            value_B = _weighed(side.ratio_BT, weight_BT)
+        else:
+            value_B = _weighed(side.logp_BT, weight_BT) - _weighed(side.reference_BT, weights(REFERENCE))
+        value_B = value_B if self.through == "gradient" else value_B.detach()
+        return Piece(value_B, weight_BT, weight_BT.sum(-1), shorter_B)
+
+    def _size(self, of_B: Tensor, ratio: float, key_B: Tensor) -> Tensor:
+        if self.rounding == "floor":
+            return pilot_size(of_B, ratio)
+        exact_B = of_B.double() * ratio
+        if self.rounding == "none":
+            return exact_B
+        # Another number than any token's and than `uniform_B`: the key, mixed twice more.
+        return (exact_B + keyed.uniform(keyed.mix64_(keyed.mix64_(key_B.clone())))).floor().long()
 
 
 def pilot_size(length_B: Tensor, ratio: float) -> Tensor:
-    """Return max(floor(ratio * length), 1), tokens, exact for the decimal that `ratio` prints as.
+    """Return max(floor(ratio * length), 1), tokens, exact for the decimal that `ratio` prints as; 0 for a ratio of 0.
 
-    length_B: int64, tokens, at most 2**32. ratio: in (0, 1], the paper's r1 or r2.
+    length_B: int64, tokens, at most 2**32. ratio: in [0, 1], the paper's r1 or r2.
     The decimals are multiplied nine at a time, from the right, so that no product leaves 64 bits.
     """
     decimal = Decimal(str(ratio))
@@ -45,38 +180,7 @@ def pilot_size(length_B: Tensor, ratio: float) -> Tensor:
     for _ in range(count):
         left, limb = divmod(left, 10**_LIMB_DIGITS)
         carry_B = (length_B * limb + carry_B) // 10**_LIMB_DIGITS
-    return (length_B * left + carry_B).clamp(min=1)
-
-
-def draw_subset(
-    mask_BT: Tensor, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, stream: int = POLICY
-) -> Tensor:
-    """Draw `size_B` completion tokens of each example, uniformly without replacement; return them as bool BT.
-
-    mask_BT: bool, the completion tokens; the j-th of them has position j wherever it lies in the row.
-    size_B: int64, at least 1 and at most the number of completion tokens. example_id_B: int64.
-    side: CHOSEN or REJECTED. stream: POLICY, or REFERENCE for the reference's own draw (`draw: independent`).
-    """
-    key_B = keyed.mix64_(example_id_B + keyed.signed(keyed.fold(draws.seed, draws.epoch, side, stream)))
-    key_BT = keyed.stream(key_B, mask_BT.cumsum(-1))  # t + 1 at position t
-    key_BT.masked_fill_(~mask_BT, _LAST)
-    smallest_BT = key_BT.sort(-1).values
-    kth_B1 = smallest_BT.gather(-1, (size_B - 1)[:, None])
-    subset_BT = (key_BT <= kth_B1) & mask_BT
-    if stream == POLICY and (watcher := _watcher.get()) is not None:
-        watcher[side] = subset_BT
-    return subset_BT
-
-
-@contextmanager
-def watch_draws() -> Iterator[dict[int, Tensor]]:
-    """Yield a mapping that gets the policy's subset of each side, bool BT, as a method draws it inside the block."""
-    drawn: dict[int, Tensor] = {}
-    token = _watcher.set(drawn)
-    try:
-        yield drawn
-    finally:
-        _watcher.reset(token)
+    return (length_B * left + carry_B).clamp(min=1 if ratio else 0)
 
 
 def subset_ratio(
@@ -87,7 +191,54 @@ def subset_ratio(
     draw: `shared` takes one subset for policy and reference, `independent` draws the reference's again.
     """
     subset_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws)
+    _watch(side, subset_BT)
     if draw == "shared":
-        return (part.ratio_BT * subset_BT).sum(-1)
+        return _weighed(part.ratio_BT, subset_BT)
     other_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws, REFERENCE)
-    return (part.logp_BT * subset_BT).sum(-1) - (part.reference_BT * other_BT).sum(-1)
+    return _weighed(part.logp_BT, subset_BT) - _weighed(part.reference_BT, other_BT)
+
+
+def draw_subset(
+    mask_BT: Tensor, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, stream: int = POLICY
+) -> Tensor:
+    """Draw `size_B` completion tokens of each example, uniformly without replacement; return them as bool BT.
+
+    mask_BT: bool, the completion tokens; the j-th of them has position j wherever it lies in the row.
+    size_B: int64, at most the number of completion tokens. example_id_B: int64.
+    side: CHOSEN or REJECTED. stream: POLICY, or REFERENCE for the reference's own draw (`draw: independent`).
+    """
+    key_B = _key(example_id_B, draws.seed, draws.epoch, side, stream)
+    return Place(Side(mask_BT, None, mask_BT), mask_BT, size_B, side, key_B).first()
+
+
+@contextmanager
+def watch_draws() -> Iterator[dict[int, Tensor]]:
+    """Yield a mapping that gets the policy's weights of each side, BT, as a method draws them inside the block."""
+    drawn: dict[int, Tensor] = {}
+    token = _watcher.set(drawn)
+    try:
+        yield drawn
+    finally:
+        _watcher.reset(token)
+
+
+def _watch(side: int, weight_BT: Tensor) -> None:
+    if (watcher := _watcher.get()) is not None:
+        watcher[side] = weight_BT
+
+
+def _key(example_id_B: Tensor, *words: int) -> Tensor:
+    return keyed.mix64_(example_id_B + keyed.signed(keyed.fold(*words)))
+
+
+def _weighed(value_BT: Tensor, weight_BT: Tensor) -> Tensor:
+    return (value_BT * weight_BT.to(value_BT.dtype)).sum(-1)
+
+
+def _same_places(taken_BT: Tensor, taken_of: Side, other: Side) -> Tensor:
+    """Return which of another side's tokens have the place of a taken one."""
+    width = max(taken_BT.shape[1], other.mask_BT.shape[1])
+    by_place_BT = taken_BT.new_zeros(taken_BT.shape[0], width + 1)
+    # What is not taken goes into a last column that nobody reads.
+    by_place_BT.scatter_(1, taken_of.position_BT.masked_fill(~taken_BT, width), taken_BT)
+    return by_place_BT.gather(1, other.position_BT.clamp(min=0))

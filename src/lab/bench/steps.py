@@ -21,13 +21,16 @@ from sgdpo.methods.sgdpo import sgdpo
 from sgdpo.models.load import load_model
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
+from sgdpo.pilot import Pilot
+from sgdpo.selects import uniform
 
 BETA, RATIOS, DRAWS = 0.1, Ratios(0.6, 0.9), DrawKey(42)
+PILOT = Pilot(uniform, {})
 
 
 METHODS = {
     "dpo": lambda pair: dpo(pair, beta=BETA),
-    "sgdpo": lambda pair: sgdpo(pair, beta=BETA, draw="shared", ratios=RATIOS, draws=DRAWS),
+    "sgdpo": lambda pair: sgdpo(pair, beta=BETA, draw="shared", ratios=RATIOS, draws=DRAWS, pilot=PILOT),
 }
 
 

@@ -54,7 +54,7 @@ def plan(config: RunConfig) -> Plan:
     """Return the plan of a run and, if it needs one, of its SFT start; loads no weights."""
     shape, work = model_shape(config.model), workload(config)
     bf16, budget = config.precision.name == "bf16", config.trainer.head_budget_mb
-    method = bind_method(config.method, vars(config.ratio), config.extra)
+    method = bind_method(config.method, vars(config.ratio), config.extra, pilot=config.pilot)
     cached = method.reference and config.reference == "cached"
     forward = 2 * (work.tokens * shape.body + work.predicted * shape.head)
     return Plan(

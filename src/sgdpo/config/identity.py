@@ -87,6 +87,7 @@ def start_config(config: RunConfig) -> RunConfig:
         config,
         method=deepcopy(config.start),
         ratio=RatioConfig(),
+        pilot={},
         optimizer=optimizer,
         init="sft",
         reference="cached",

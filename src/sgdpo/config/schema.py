@@ -39,8 +39,8 @@ class ModelConfig:
 @dataclass
 class RatioConfig:
     name: Called = "none"
-    chosen: Part | None = None
-    rejected: Part | None = None
+    chosen: Share | None = None
+    rejected: Share | None = None
 
 
 @dataclass
@@ -137,6 +137,7 @@ class RunConfig:
     start: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     ratio: RatioConfig = field(default_factory=RatioConfig)
+    pilot: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -33,7 +33,7 @@ def read_contents(config: RunConfig) -> dict[str, str]:
     try:
         data = data_contents(config.data, config.method["phase"], memory, config.extra)
         model = _model(config.model, memory)
-        code = _method_code(config.method, config.extra)
+        code = _method_code(config.method, config.pilot, config.extra)
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
     rows = {f"data.{split}": value for split, value in data.items()}
@@ -88,7 +88,7 @@ def _file_or_hub(path: Path, patterns: Iterable[str], memory: Path) -> str:
     return hash_folder(path, patterns, memory) if path.is_dir() else hub_commit(str(path), None, "model")
 
 
-def _method_code(method: Mapping[str, Any], extra: Sequence[str]) -> str:
-    """Hash the files that define the method's function and its state."""
-    paths = [method["function"], (method.get("needs") or {}).get("state")]
+def _method_code(method: Mapping[str, Any], pilot: Mapping[str, Any], extra: Sequence[str]) -> str:
+    """Hash the files that define the method's function, its state and its pilot."""
+    paths = [method["function"], (method.get("needs") or {}).get("state"), pilot.get("function")]
     return hash_code(sorted({find(path, extra).module.path for path in paths if path}))

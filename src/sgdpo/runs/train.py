@@ -95,7 +95,7 @@ def train(run: Run) -> None:
     checkpoint = rank_0_decides(lambda: find_checkpoint(run))
     with open_attempt(run, checkpoint, state.process_index) as attempt:
         set_seed(config.seed)
-        method = bind_method(config.method, asdict(config.ratio), config.extra)
+        method = bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot)
         tokenizer = load_tokenizer(config.model)
         prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache), config.extra)
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)

@@ -50,7 +50,7 @@ def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str
 def _value_errors(config: RunConfig, folders: Sequence[Path]) -> Iterator[str]:
     ratio = asdict(config.ratio)
     given = {} if config.ratio.chosen is None and config.ratio.rejected is None else ratio
-    yield from method_errors(config.method, given, config.extra, folders)
+    yield from method_errors(config.method, given, config.extra, folders, pilot=config.pilot)
     if config.method != config.start:
         for error in method_errors(config.start, {}, config.extra, folders):
             yield f"start: {error}"

@@ -129,7 +129,7 @@ class PairTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
         """Return the row's share of the global batch's loss."""
-        pair, result = self.pair_loss(model, inputs, self._epoch_of_step())
+        pair, result = self.pair_loss(model, inputs, self._epoch_of_step(), self.state.global_step)
         if self._step0_check and self.state.global_step == 0:
             check_step0(
                 self.method, pair, result, DrawKey(self._draws_seed, 0), self._precision, self.method_state
@@ -139,7 +139,9 @@ class PairTrainer(Trainer):
         # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
         return result.loss_B.sum() * (self.args.world_size / num_items_in_batch)
 
-    def pair_loss(self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int) -> tuple[Pair, PairLoss]:
+    def pair_loss(
+        self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int = 0, step: int = 0
+    ) -> tuple[Pair, PairLoss]:
         """Return a row's pairs and what the method makes of them."""
         pair = pair_of(row, model(**model_inputs(row)), self._live_reference(row))
         with torch.autocast(self.args.device.type, enabled=False), torch.enable_grad():
@@ -147,7 +149,7 @@ class PairTrainer(Trainer):
                 # Held-out pairs: their incentives need the method's own graph.
                 pair.chosen.logp_BT.requires_grad_()
                 pair.rejected.logp_BT.requires_grad_()
-            return pair, self.method(pair, DrawKey(self._draws_seed, epoch), self.method_state)
+            return pair, self.method(pair, DrawKey(self._draws_seed, epoch, step), self.method_state)
 
     @torch.no_grad()
     def _live_reference(self, row: dict[str, Tensor]) -> Tensor | None:
@@ -234,7 +236,7 @@ class PairTrainer(Trainer):
             for row in self.get_eval_dataloader():
                 row = self._prepare_inputs(row)
                 with self.compute_loss_context_manager():
-                    pair, result = self.pair_loss(model, row, epoch=0)
+                    pair, result = self.pair_loss(model, row)
                 sums.add(pair_metrics(pair, result, self._loss_count(row)))
                 notes.add(row["example_id_B"], result)
         model.train()
