@@ -21,7 +21,7 @@ from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.run import Run
-from sgdpo.world.verifiable import make_pairs
+from sgdpo.world.verifiable import make_pairs, world_of
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, KILLED_AT, SAVE_STEPS = 40, 8, 4
@@ -47,7 +47,7 @@ def write_inputs(place: Path) -> None:
     config.model.tiny["intermediate_size"] = 64
     load_model(config.model, seed=1).save_pretrained(place / "base")
     load_tokenizer(config.model).save_pretrained(place / "base")
-    rows = islice(make_pairs(config.data.world, held_out=False), 32)
+    rows = islice(make_pairs(world_of(config.data.settings["world"]), held_out=False), 32)
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "mine.py").write_text(METHOD)
 
