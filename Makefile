@@ -33,7 +33,7 @@ lock: setup ## Lock the newest allowed versions with their hashes: requirements.
 		$(addprefix --no-emit-package nvidia-,$(CUDA)) --upgrade -o requirements.lock
 
 # ---- test ---------------------------------------------------------------------------------------
-.PHONY: test quick lint
+.PHONY: test quick proofs lint
 lint: setup ## Lint and check the format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -44,7 +44,10 @@ test: lint ## Set up, lint, run all tests
 	$(PYTEST)
 
 quick: setup ## Only the fast tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not proof"
+
+proofs: setup ## The proofs that take minutes: kill matrices, hang after hang, whole clusters
+	$(PYTEST) -m proof --timeout=1200
 
 # ---- train --------------------------------------------------------------------------------------
 .PHONY: demo train clean
