@@ -68,14 +68,14 @@ def length_controlled(
         raise ValueError(
             "the regularised form needs the instructions' difficulties too: set benchmark.difficulties"
         )
+    known_B = np.isfinite(target_B)
+    if missing := _missing(target_B[known_B]):
+        return LengthControlled(None, None, f"not identifiable: {missing}")
     # Theirs less ours, as `std_delta_len` of the gamed rows is: with the other sign those rows, which share this
     # coefficient, would pull it the wrong way.
     features = _features(np.asarray(baseline_length_B, float) - np.asarray(length_B, float), difficulty_B)
     level = features.copy()
     level[:, 0] = 0.0
-    known_B = np.isfinite(target_B)
-    if missing := _missing(target_B[known_B]):
-        return LengthControlled(None, None, f"not identifiable: {missing}")
     rows, targets, weights = _with_gamed(features[known_B], target_B[known_B], gamed)
     strength = _choose_strength(rows, targets, weights)
     predicted_B = _predict(_fit(rows, targets, weights, strength), level)

@@ -47,6 +47,8 @@ def score_files(
     """
     if not files:
         raise ValueError("name at least one file of judgments: an annotations.json, or FastChat's judgments")
+    for file in files:
+        _there(file)
     named = [word for word in words if word.startswith("benchmark=")]
     config = compose_evaluation(list(words) if named else [f"benchmark={recognise(files[0], model)}", *words])
     benchmark = build_benchmark(config)
