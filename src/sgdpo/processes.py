@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import psutil
 
+Answer = TypeVar("Answer")
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
@@ -26,6 +28,23 @@ def ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    show: bool = False,
+    timeout: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it ends with this process, however this process ends.
+
+    env: set on top of this process's. show: let it write to this process's output; else the result holds it.
+    """
+    return subprocess.run(
+        command, env={**os.environ, **(env or {})}, capture_output=not show, text=True, errors="replace",
+        check=False, timeout=timeout, preexec_fn=partial(die_with_parent, os.getpid()),
+    )  # fmt: skip
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however it ends (Linux).
 
@@ -35,6 +54,24 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def rank_0_decides(ask: Callable[[], Answer]) -> Answer:
+    """Return rank 0's answer on every rank; its ValueError or OSError is raised on all of them."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return ask()
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = ask()
+        except (ValueError, OSError) as error:
+            told[1] = error
+    dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
 
 
 def kill_tree(pid: int) -> None:

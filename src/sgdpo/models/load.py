@@ -5,7 +5,6 @@ Only safetensors are read. Dropout is off in both phases: at step 0 the policy m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -30,8 +28,11 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
+from sgdpo.store import hash_buffers, hash_folder, hash_json
 
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
+# What a model's config says that changes none of its outputs.
+NO_OUTPUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -138,16 +139,36 @@ def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> l
     return errors
 
 
-def weights_hash(source: Path | nn.Module) -> str:
-    """Return a hash of every tensor's name, dtype, shape and bytes, 16 hex digits.
+def content_hashes(
+    model: ModelConfig, weights: Path | None = None, *, seed: int = 0, memory: Path | None = None
+) -> dict[str, str]:
+    """Return the hashes of what a model's outputs depend on: {"weights", "config"}.
 
-    source: a folder of safetensors, or a module. A tied tensor counts once in a folder, as it is saved.
+    Norms, rotations and windows stand in the config and are no weights. Random weights are what the seed makes
+    them. memory: where hashes of files are remembered, as in `hash_file`.
     """
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(source):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    folder, config = weights_folder(model, weights), load_config(model, weights).to_dict()
+    tensors = (
+        hash_folder(folder, ("*.safetensors",), memory)
+        if folder is not None
+        else weights_hash(load_model(model, seed=seed))
+    )
+    return {
+        "weights": tensors,
+        "config": hash_json({key: value for key, value in config.items() if key not in NO_OUTPUT}),
+    }
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a hash of every tensor's name, dtype, shape and bytes, 16 hex digits."""
+    return hash_buffers(
+        part
+        for name, tensor in sorted(module.state_dict().items())
+        for part in (
+            f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(),
+            tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy(),
+        )
+    )
 
 
 def weights_folder(model: ModelConfig, weights: Path | None = None) -> Path | None:
@@ -160,19 +181,6 @@ def weights_folder(model: ModelConfig, weights: Path | None = None) -> Path | No
     return Path(
         snapshot_download(model.path, revision=model.revision, allow_patterns=["*.safetensors*", "*.json"])
     )
-
-
-def _tensors(source: Path | nn.Module):
-    if isinstance(source, nn.Module):
-        yield from sorted(source.state_dict().items())
-        return
-    files = sorted(Path(source).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{source} holds no *.safetensors to take a hash of")
-    for file in files:
-        with safe_open(file, "pt") as opened:
-            for name in sorted(opened.keys()):
-                yield name, opened.get_tensor(name)
 
 
 def _hub_arguments(model: ModelConfig, weights: Path | None = None) -> dict[str, Any]:

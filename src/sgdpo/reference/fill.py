@@ -23,10 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.batching import RowSampler
 from sgdpo.data.packing import RowCollator, model_inputs
-from sgdpo.models.load import load_config, load_model, weights_folder, weights_hash
+from sgdpo.models.load import content_hashes
 from sgdpo.models.threads import threads_for
+from sgdpo.processes import rank_0_decides
 from sgdpo.reference.table import WHAT, ExampleSet, ReferenceTable, Table
-from sgdpo.store import Lock, beat, hash_folder, hash_json, hash_tokenizer
+from sgdpo.store import Lock, beat, hash_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 STRETCH_SECONDS = 5.0
 # How long rank 0 tries for the lock before it tells the other ranks, which wait in a collective, to wait on.
 TRY_SECONDS = 5.0
-# What a model's config says that changes no log-prob.
-NOT_IN_KEY = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,6 @@ class Work:
     world: int = 1
     progress: bool = True
 
-    def agree(self, ask: Callable[[], Any]) -> Any:
-        """Return rank 0's answer on every rank; an error of rank 0 is raised on all of them."""
-        if self.world == 1:
-            return ask()
-        answer: list[Any] = [None]
-        if self.rank == 0:
-            try:
-                answer = [ask()]
-            except (ValueError, OSError) as error:
-                answer = [error]
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        return answer[0]
-
 
 def reference_key(
     model: ModelConfig,
@@ -84,14 +68,8 @@ def reference_key(
 
     memory: where hashes of weights are remembered, as in `hash_file`.
     """
-    folder, config = weights_folder(model, weights), load_config(model, weights).to_dict()
     return {
-        # Random weights have no folder: they are what the seed makes them.
-        "weights": hash_folder(folder, ("*.safetensors",), memory)
-        if folder is not None
-        else weights_hash(load_model(model, seed=seed)),
-        # Norms, rotations and windows are no weights.
-        "config": hash_json({name: value for name, value in config.items() if name not in NOT_IN_KEY}),
+        **content_hashes(model, weights, seed=seed, memory=memory),
         "dtype": precision,
         "tokenizer": hash_tokenizer(tokenizer),
         "max_length": max_length,
@@ -134,7 +112,7 @@ class _Pass:
 
     def over(self, table: Table, examples: ExampleSet, wanted: np.ndarray) -> Table:
         with _owned(table.folder, self.work):
-            self.work.agree(table.open)
+            rank_0_decides(table.open)
             table.read()
             rows = missing_rows(examples.lengths, wanted, table.present, self.work)
             missing = sum(map(len, rows))
@@ -145,7 +123,7 @@ class _Pass:
                     len(wanted) - missing, len(wanted), missing,
                 )  # fmt: skip
                 self._fill(table, examples, rows)
-            self.work.agree(lambda: None)  # nobody reads on before the last stretch is kept
+            rank_0_decides(lambda: None)  # nobody reads on before the last stretch is kept
             table.read()
         return table
 
@@ -178,7 +156,7 @@ class _Pass:
             shares = [None] * self.work.world
             dist.all_gather_object(shares, (values, tokens, seconds))
         merged = {index: found for share, _, _ in shares for index, found in share.items()}
-        self.work.agree(lambda: table.add(merged))
+        rank_0_decides(lambda: table.add(merged))
         self.forward_tokens += sum(count for _, count, _ in shares)
         return max(slow for _, _, slow in shares)
 
@@ -222,7 +200,7 @@ def _owned(folder: Path, work: Work) -> Iterator[None]:
     """Hold the table's lock on rank 0, while all ranks are in the block."""
     lock = Lock(folder, WHAT)
     try:
-        while not work.agree(lambda: lock.try_for(TRY_SECONDS)):
+        while not rank_0_decides(lambda: lock.try_for(TRY_SECONDS)):
             beat()
         yield
     finally:

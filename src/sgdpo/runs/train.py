@@ -29,13 +29,14 @@ from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.models.load import fit_errors, load_config, load_model, load_tokenizer
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.models.threads import threads_for
+from sgdpo.processes import rank_0_decides
 from sgdpo.reference import ReferenceTable, Work, reference_key, reference_table
 from sgdpo.runs.attempt import SilentAttempt, open_attempt
 from sgdpo.runs.contents import changes
 from sgdpo.runs.records import CHECKPOINTS, MODEL, made_by, why_foreign
 from sgdpo.runs.run import Run, stale
 from sgdpo.training.arguments import total_steps, training_arguments
-from sgdpo.training.checkpoints import checkpoint_step, find_resumable, rank_0_decides, read_manifest
+from sgdpo.training.checkpoints import checkpoint_step, find_resumable, read_manifest
 from sgdpo.training.progress import Progress
 from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
 from sgdpo.training.trainer import PairTrainer
@@ -220,7 +221,7 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
         world=state.num_processes,
     )
     cache = Path(config.cache)
-    key = work.agree(
+    key = rank_0_decides(
         lambda: reference_key(
             config.model, parts.start, config.seed, parts.tokenizer, config.precision.name,
             config.data.max_length, config.data.max_prompt_length, cache / "hashes",

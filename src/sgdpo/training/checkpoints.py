@@ -14,14 +14,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
 from sgdpo.config.schema import EngineConfig
 from sgdpo.store import MANIFEST, read_seal, seal, sync, what_is_wrong
 
-Answer = TypeVar("Answer")
 PREFIX = "checkpoint-"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -103,22 +102,6 @@ def find_resumable(
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a checkpoint, or None if it is missing or not as it was written."""
     return read_seal(folder)
-
-
-def rank_0_decides(ask: Callable[[], Answer]) -> Answer:
-    """Return rank 0's answer on every rank; its ValueError is raised on all of them."""
-    if not dist.is_initialized():
-        return ask()
-    told: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            told[0] = ask()
-        except ValueError as error:
-            told[1] = error
-    dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
 
 
 def prune(checkpoints: Path, keep: int) -> None:
