@@ -45,10 +45,9 @@ class OwnModel(Generator):
 
     def identity(self) -> dict[str, Any]:
         """Return how, and the hashes of weights and tokenizer."""
-        from sgdpo.models.load import weights_folder, weights_hash
+        from sgdpo.models.load import content_hashes
 
-        weights = weights_hash(weights_folder(self.model))
-        return {**self.how(), "weights": weights, "tokenizer": hash_tokenizer(self.tokenizer)}
+        return {**self.how(), **content_hashes(self.model), "tokenizer": hash_tokenizer(self.tokenizer)}
 
 
 class TransformersGenerator(OwnModel):
