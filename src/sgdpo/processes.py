@@ -25,7 +25,7 @@ def start_python(module: str, *arguments: str, **popen: Any) -> subprocess.Popen
 
 def ask(*command: str) -> str:
     """Return what a command prints, "" if it fails: some fail when there is nothing to tell."""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return run(command).stdout
 
 
 def run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from lab.bench import cli, rounds
 from lab.bench.rounds import Measurement, Variant
 from sgdpo.drawing.table import Table
+from sgdpo.processes import run
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "trl==1.16.0")
 WORKER = Path(__file__).with_name("trl_worker.py")
@@ -42,7 +42,7 @@ def peer_python(folder: Path) -> Path:
         [sys.executable, "-m", "venv", str(folder)],
         [str(python), "-m", "pip", "install", "--quiet", *PINNED],
     ):
-        if subprocess.run(command, check=False).returncode != 0:
+        if run(command, show=True).returncode != 0:
             raise ValueError(f"cannot install the peers: `{' '.join(command)}` failed; check the network")
     (folder / ".installed").write_text("\n".join(PINNED) + "\n")
     return python

