@@ -72,7 +72,7 @@ bench: smollm2 ## Measure speed and memory of the fast path, variant by variant 
 	$(PY) scripts/bench.py $(BENCH)
 
 bench-peers: smollm2 ## The same against TRL's DPOTrainer, in an environment of its own
-	$(PY) scripts/bench_peers.py $(BENCH)
+	$(PY) scripts/bench.py --peers $(BENCH)
 
 # ---- sweeps -------------------------------------------------------------------------------------
 .PHONY: grid status results best heatmap

@@ -1,11 +1,40 @@
-"""Measure speed and memory of the fast path: `python scripts/bench.py --help`."""
+"""Measure speed and memory of the fast path: `python scripts/bench.py --help`; --peers: against TRL's DPOTrainer."""
 
-from sgdpo.console import run_command
+import argparse
+from pathlib import Path
+
+from sgdpo.console import Parser, number, run_command
+
+COUNT = number(int, "[1, 1000000]")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("Measure the fast path, variant by variant.")
+    add = parser.add_argument
+    add("--model", default="outputs/cache/models/smollm2-135m-instruct",
+        help="a folder, or llama-1b or llama-3b with random weights")  # fmt: skip
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--data", help="a parquet, json or jsonl file of preference rows instead of generated ids")
+    add("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
+    add("--peers", action="store_true", help="against TRL's DPOTrainer, in an environment of its own")
+    add("--references", nargs="+", default=["cached", "live"], choices=["cached", "live"],
+        help="of TRL, in the comparison with it")  # fmt: skip
+    add("--batch", type=COUNT, default=4, help="pairs of a step")
+    add("--steps", type=COUNT, default=3, help="timed steps of a measurement")
+    add("--rounds", type=COUNT, default=3, help="times that every variant is measured, in turn")
+    add("--max-length", type=COUNT, default=2048, help="longest prompt plus completion, tokens")
+    add("--max-tokens", type=COUNT, default=8192, help="longest packed row, tokens")
+    add("--seed", type=number(int, "[0, 4294967296)"), default=0, help="of the generated lengths and ids")
+    add("--checkpointing", action="store_true", help="recompute activations")
+    add("--scaling", action="store_true", help="the scaling plots instead of the table")
+    add("--profile", action="store_true", help="where a step's time goes instead of the table")
+    add("--out", type=Path, default=Path("outputs/bench"), help="tables, plots and their numbers")
+    options = parser.parse_args(arguments)
+    options.words = [word for word in arguments if word != "--peers"]
+    return options
 
 
 def main(arguments: list[str]) -> None:
-    from lab.bench.options import parse
-
     options = parse(arguments)
     from lab.bench.cli import measure
 

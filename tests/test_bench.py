@@ -8,19 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lab.bench import cli, rounds, scaling
-from lab.bench.options import parse
-from lab.bench.rounds import (
-    Measurement,
-    Variant,
-    around,
-    fixed_lengths,
-    load,
-    save,
-    ultrafeedback_like,
-)
-from lab.bench.steps import Stepper, build_model
-from lab.bench.worker import measure, useful_flops
+from bench import parse
+from lab.bench import cli, rounds
+from lab.bench.rounds import Measurement, Variant, around, fixed_lengths, load, save, ultrafeedback_like
+from lab.bench.steps import Stepper, build_model, measure, useful_flops
 from packed_rows import tiny_model
 from sgdpo.drawing.table import Table
 
@@ -177,7 +168,7 @@ def test_a_failing_measurement_says_why(tmp_path, monkeypatch) -> None:
 
 def test_a_scaling_plot_is_a_picture_with_its_numbers_beside_it(tmp_path) -> None:
     points = [{"x": x, "series": "s", "pairs_per_second": 1 / x, "memory_mb": x} for x in (1, 2)]
-    scaling.draw(points, "memory_mb", ("x", "y"), tmp_path / "plot.png", "a note")
+    cli.draw(points, "memory_mb", ("x", "y"), tmp_path / "plot.png", "a note")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     assert '"memory_mb": 2' in (tmp_path / "plot.json").read_text()
 

@@ -6,21 +6,24 @@ import argparse
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from transformers import AutoConfig
 
-from lab.bench import rounds, scaling
-from lab.bench.rounds import Variant, around, ultrafeedback_like
-from lab.bench.worker import profile_step
+from lab.bench import rounds
+from lab.bench.rounds import Variant, around, fixed_lengths, ultrafeedback_like
+from lab.bench.steps import lengths_of, profile_step
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.data.example import Example
 from sgdpo.data.prepare import prepare
+from sgdpo.drawing.style import COLOURS, QUIET, label_end, save, styled
 from sgdpo.models.load import load_tokenizer
 from sgdpo.store import write_json
 
@@ -30,18 +33,29 @@ RANDOM_LLAMAS = {
     "llama-3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28},
 }
 LLAMA_COMMON = {
-    "model_type": "llama",
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128_256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
+    "model_type": "llama", "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128_256,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+# A body small enough that the vocabulary is what costs; the same for every size of it.
+VOCABULARY_MODEL = {
+    "model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True,
+}  # fmt: skip
+LENGTHS = (128, 256, 512, 1024, 2048)
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
+VOCABULARIES = (32_000, 64_000, 128_000, 152_000)
+LAYOUTS = (("shared_prefix", "chunked"), ("separate", "chunked"), ("padded", "dense"))
+# A range wider than this takes logarithmic axes.
+WIDE = 10
 
 
 def measure(options: argparse.Namespace) -> None:
     """Measure what the command line asks for, print it, and write it under `--out`."""
+    if options.peers:
+        from lab.bench.peers import measure_peers
+
+        measure_peers(options)
+        return
     base = base_variant(options)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.scaling:
@@ -70,18 +84,14 @@ def write_profile(base: Variant, options: argparse.Namespace, examples: list[Exa
 
 
 def base_variant(options: argparse.Namespace) -> Variant:
-    """Return the variant that the others differ from by one thing."""
-    return Variant(
-        model=model_of(options.model),
-        batch=options.batch,
-        steps=options.steps,
-        max_tokens=options.max_tokens,
-        device=options.device,
-        checkpointing=options.checkpointing,
-    )
+    """Make the variant that the others differ from by one thing."""
+    shared = {
+        key: getattr(options, key) for key in ("batch", "steps", "max_tokens", "device", "checkpointing")
+    }
+    return Variant(model=model_of(options.model), **shared)
 
 
-def model_of(name: str) -> str | dict:
+def model_of(name: str) -> str | dict[str, Any]:
     """Return the model as a Variant names it. Raise ValueError for a folder that is not there."""
     if name in RANDOM_LLAMAS:
         heads = RANDOM_LLAMAS[name]["hidden_size"] // LLAMA_COMMON["head_dim"]
@@ -94,8 +104,7 @@ def model_of(name: str) -> str | dict:
     return name
 
 
-def vocabulary_of(model: str | dict) -> int:
-    """Return the size of the model's vocabulary."""
+def vocabulary_of(model: str | dict[str, Any]) -> int:
     return model["vocab_size"] if isinstance(model, dict) else AutoConfig.from_pretrained(model).vocab_size
 
 
@@ -120,46 +129,92 @@ def pairs_of(base: Variant, options: argparse.Namespace) -> list[Example]:
 
 
 def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
-    """Measure and draw the three scaling plots."""
-    vocabulary = vocabulary_of(base.model)
-    lengths = tuple(length for length in scaling.LENGTHS if length <= options.max_length)
-    speed, memory = "pairs per second", "peak memory, MB"
+    """Measure and draw how speed and memory scale: with length, with the completion's share, with the vocabulary."""
+    speed, memory = ("pairs_per_second", "pairs per second"), ("memory_mb", "peak memory, MB")
     note = facts("bench", options).replace("`: ", "\n").replace("`", "")
-    plots = {
-        "length": (scaling.by_length(base, vocabulary, lengths, print), "pairs_per_second",
-                   ("tokens of prompt plus completion, half each", speed)),
-        "share": (scaling.by_share(base, vocabulary, min(512, options.max_length), print), "pairs_per_second",
-                  ("completion's share of the sequence", speed)),
-        "vocabulary": (scaling.by_vocabulary(base, min(512, options.max_length), scaling.VOCABULARIES, print),
-                       "memory_mb", ("vocabulary, tokens (random Llama, 4 layers of width 512)", memory)),
-    }  # fmt: skip
-    for name, (points, y, labels) in plots.items():
+    for name, (y, height), measured, label in (
+        ("length", speed, by_length(base, options.max_length), "tokens of prompt plus completion, half each"),
+        ("share", speed, by_share(base, min(512, options.max_length)), "completion's share of the sequence"),
+        ("vocabulary", memory, by_vocabulary(base, min(512, options.max_length)),
+         "vocabulary, tokens (random Llama, 4 layers of width 512)"),
+    ):  # fmt: skip
         path = options.out / f"bench_scaling_{name}.png"
-        scaling.draw(points, y, labels, path, note)
+        draw(list(measured), y, (label, height), path, note)
         print(path)
+
+
+def by_length(base: Variant, longest: int) -> Iterator[dict[str, Any]]:
+    vocabulary = vocabulary_of(base.model)
+    for length in (length for length in LENGTHS if length <= longest):
+        for layout, head in LAYOUTS:
+            variant = replace(base, layout=layout, head=head)
+            yield _point(variant, length, (length // 2, length // 2), vocabulary)
+
+
+def by_share(base: Variant, length: int) -> Iterator[dict[str, Any]]:
+    vocabulary = vocabulary_of(base.model)
+    for share in SHARES:
+        completion = max(1, round(share * length))
+        for layout, head in LAYOUTS:
+            variant = replace(base, layout=layout, head=head)
+            yield _point(variant, share, (length - completion, completion), vocabulary)
+
+
+def by_vocabulary(base: Variant, length: int) -> Iterator[dict[str, Any]]:
+    for size in VOCABULARIES:
+        model = {**VOCABULARY_MODEL, "vocab_size": size, "max_position_embeddings": 2 * length}
+        for layout, head in (LAYOUTS[0], ("shared_prefix", "dense"), LAYOUTS[2]):
+            variant = replace(base, model=model, layout=layout, head=head)
+            yield _point(variant, size, (length // 2, length // 2), size)
+
+
+def _point(variant: Variant, x: float, lengths: tuple[int, int], vocabulary: int) -> dict[str, Any]:
+    examples = fixed_lengths(2 * variant.batch, *lengths, vocabulary, seed=0)
+    ((measurement,),) = rounds.run_rounds([variant], examples, 1, lambda line: print(f"{x:,}  {line}"))
+    series = f"{variant.layout.replace('_', ' ')}, {variant.head} head"
+    numbers = {key: getattr(measurement, key) for key in ("pairs_per_second", "memory_mb")}
+    return {"x": x, "series": series, **numbers}
+
+
+def draw(points: list[dict[str, Any]], y: str, labels: tuple[str, str], path: Path, note: str) -> None:
+    """Draw one labelled line for each series, a note below, and write the numbers beside the picture, as JSON."""
+    with styled():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes, ends = figure.subplots(), []
+        for series, colour in zip(dict.fromkeys(p["series"] for p in points), COLOURS, strict=False):
+            mine = [point for point in points if point["series"] == series]
+            axes.plot([p["x"] for p in mine], [p[y] for p in mine], marker="o", linewidth=2, color=colour)
+            ends.append((mine[-1][y], series, colour))
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        if max(p[y] for p in points) > WIDE * min(p[y] for p in points):
+            axes.loglog()
+            axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(bottom=0)
+        xs = sorted({p["x"] for p in points})
+        axes.set_xticks(xs, [f"{x:,}" for x in xs])
+        label_end(axes, ends)
+        figure.supxlabel(note, fontsize=7.5, color=QUIET, x=0.01, ha="left")
+        save(figure, path)
+    write_json(path.with_suffix(".json"), points)
 
 
 def facts(target: str, options: argparse.Namespace, examples: Sequence[Example] = ()) -> str:
     """Say command, machine, model and pairs; `target` is the make target that gave the command line."""
     words = shlex.join(options.words)
     command = f'`make {target} BENCH="{words}"`' if words else f"`make {target}`"
-    parts = [
-        f"{command}: {Path(options.model).name} on {_machine(options.device)}, torch {torch.__version__}"
-    ]
+    machine = f"{psutil.cpu_count()} cores of {_processor()}"
+    machine = machine if options.device == "cpu" else torch.cuda.get_device_name()
+    parts = [f"{command}: {Path(options.model).name} on {machine}, torch {torch.__version__}"]
     if examples:
-        lengths = np.array([[len(e.prompt_ids), len(e.chosen_ids), len(e.rejected_ids)] for e in examples])
-        prompt, chosen, rejected = lengths.mean(0)
+        prompt, chosen, rejected = lengths_of(examples).mean(0)
         parts += [
             f"{options.batch} pairs a step, {options.steps} timed steps in each of {options.rounds} rounds",
             f"on average {prompt:.0f} prompt, {chosen:.0f} chosen and {rejected:.0f} rejected tokens",
         ]
     return "; ".join(parts) + "."
-
-
-def _machine(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    return f"{psutil.cpu_count()} cores of {_processor()}"
 
 
 def _processor() -> str:

@@ -7,8 +7,9 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lab.bench import cli, rounds
 from lab.bench.rounds import Measurement, Variant
@@ -17,16 +18,8 @@ from sgdpo.processes import run
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "trl==1.16.0")
 WORKER = Path(__file__).with_name("trl_worker.py")
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Hold what TRL's trainer took for one variant's pairs."""
-
-    variant: Variant
-    seconds: list[float]
-    memory_mb: float
-    versions: dict[str, str]
+# Of one variant and round: ours, and what trl_worker.py answered.
+Both = tuple[Measurement, dict[str, Any]]
 
 
 def peer_python(folder: Path) -> Path:
@@ -48,56 +41,45 @@ def peer_python(folder: Path) -> Path:
     return python
 
 
-def measure_peer(python: Path, variant: Variant, pairs: Path) -> Peer:
-    """Run TRL's trainer on the pairs in its own environment. Raise ValueError with its last words if it fails."""
-    found = rounds.run_apart(
-        [str(python), str(WORKER)], variant, pairs, f"TRL could not run {variant.name!r}"
-    )
-    return Peer(variant, found["seconds"], found["memory_mb"], found["versions"])
-
-
-def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) -> list[list[tuple]]:
-    """Return, for each variant, (ours, theirs) of every round; both are DPO on the same pairs."""
-    found: list[list[tuple[Measurement, Peer]]] = [[] for _ in variants]
+def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) -> list[list[Both]]:
+    """Measure ours and theirs of every variant in turn, round after round; both are DPO on the same pairs."""
+    found: list[list[Both]] = [[] for _ in variants]
     for number in range(times):
         for variant, both in zip(variants, found, strict=True):
             # Ours keeps no reference model: its log-probs are cached, whatever the peer does.
             ours = rounds.measure_apart(replace(variant, reference="cached"), pairs)
-            theirs = measure_peer(python, variant, pairs)
+            failed = f"TRL could not run {variant.name!r}"
+            theirs = rounds.run_apart([str(python), str(WORKER)], variant, pairs, failed)
             both.append((ours, theirs))
+            seconds = [statistics.median(each) for each in (ours.seconds, theirs["seconds"])]
             print(
                 f"round {number + 1}/{times}  {variant.precision}, TRL's reference {variant.reference}:"
-                f" ours {statistics.median(ours.seconds):.2f} s a step, TRL"
-                f" {statistics.median(theirs.seconds):.2f} s; {ours.memory_mb:,.0f} MB against {theirs.memory_mb:,.0f}"
+                f" ours {seconds[0]:.2f} s a step, TRL {seconds[1]:.2f} s;"
+                f" {ours.memory_mb:,.0f} MB against {theirs['memory_mb']:,.0f}"
             )
     return found
 
 
-def table(found: Sequence[Sequence[tuple[Measurement, Peer]]], facts: str) -> Table:
+def table(variants: Sequence[Variant], found: Sequence[Sequence[Both]], facts: str) -> Table:
     """Show speed and memory against TRL: ratios of the same round."""
     rows = []
-    for both in found:
-        ours, theirs = zip(*both, strict=True)
-        speed = [sum(t.seconds) / sum(o.seconds) for o, t in both]
-        mine = statistics.median(o.pairs_per_second for o in ours)
-        peer = statistics.median(sum(o.pairs) / sum(t.seconds) for o, t in both)
-        memory = [statistics.median(x.memory_mb for x in side) for side in (ours, theirs)]
-        variant = theirs[0].variant
+    for variant, both in zip(variants, found, strict=True):
+        speed = [sum(theirs["seconds"]) / sum(ours.seconds) for ours, theirs in both]
+        mine = statistics.median(ours.pairs_per_second for ours, _ in both)
+        peer = statistics.median(sum(ours.pairs) / sum(theirs["seconds"]) for ours, theirs in both)
         row = [variant.precision, variant.reference, f"{mine:.3f}", f"{peer:.3f}", rounds.spread(speed)]
-        rows.append([*row, *(f"{size:,.0f}" for size in memory), f"{memory[0] / memory[1]:.2f}"])
-    versions = ", ".join(f"{name} {version}" for name, version in found[0][0][1].versions.items())
-    header = ["precision", "TRL's reference", "ours, pairs/s", "TRL, pairs/s"]
-    header += [
-        rounds.spread_title("times as fast", len(found[0])),
-        "ours, MB",
-        "TRL, MB",
-        "share of TRL's memory",
-    ]
+        memory = statistics.median(ours.memory_mb for ours, _ in both)
+        theirs_mb = statistics.median(theirs["memory_mb"] for _, theirs in both)
+        rows.append([*row, f"{memory:,.0f}", f"{theirs_mb:,.0f}", f"{memory / theirs_mb:.2f}"])
+    versions = ", ".join(f"{name} {version}" for name, version in found[0][0][1]["versions"].items())
+    faster = rounds.spread_title("times as fast", len(found[0]))
+    header = ["precision", "TRL's reference", "ours, pairs/s", "TRL, pairs/s", faster, "ours, MB", "TRL, MB"]
+    header.append("share of TRL's memory")
     below = [f"Measured against {versions}.", facts]
     return Table("bench_peers", "", header, rows, 2, below, {"exhibit": "bench"})
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure_peers(options: argparse.Namespace) -> None:
     """Measure ours and TRL's in turn, print the ratios and write them under `--out`."""
     base = cli.base_variant(options)
     if isinstance(base.model, dict):
@@ -109,11 +91,9 @@ def measure(options: argparse.Namespace) -> None:
         for reference in options.references
     ]
     options.out.mkdir(parents=True, exist_ok=True)
-    pairs = options.out / "pairs.npz"
-    examples = cli.pairs_of(base, options)
+    pairs, examples = options.out / "pairs.npz", cli.pairs_of(base, options)
     rounds.save(pairs, examples)
-    found = table(
-        compare(python, variants, pairs, options.rounds), cli.facts("bench-peers", options, examples)
-    )
-    print(f"\n{found.console()}")
-    found.write(options.out)
+    compared = compare(python, variants, pairs, options.rounds)
+    shown = table(variants, compared, cli.facts("bench-peers", options, examples))
+    print(f"\n{shown.console()}")
+    shown.write(options.out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,8 @@ class Variant:
 
     @property
     def name(self) -> str:
-        parts = (self.layout.replace("_", " "), self.reference, self.head, self.method, self.precision)
-        return ", ".join(parts)
+        layout = self.layout.replace("_", " ")
+        return f"{layout}, {self.reference}, {self.head}, {self.method}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Measurement:
 
     @property
     def utilisation(self) -> float:
-        """Return useful floating-point work against the measured peak, 0 to 1."""
+        """Give useful floating-point work against the measured peak, 0 to 1."""
         return sum(self.flops) / sum(self.seconds) / self.peak_flops
 
 
@@ -115,28 +115,27 @@ def ultrafeedback_like(count: int, vocabulary: int, max_length: int, seed: int) 
     sides = np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * own
     prompt = np.clip(prompt, 8, max_length // 2)
     completions = np.clip(_lognormal(sides, COMPLETION_MEDIAN, COMPLETION_SPREAD), 2, max_length - prompt)
-    return [
-        _random_pair(draw, index, lengths, vocabulary)
-        for index, lengths in enumerate(zip(prompt, *completions, strict=True))
-    ]
+    return _random_pairs(draw, zip(prompt, *completions, strict=True), vocabulary)
 
 
 def fixed_lengths(count: int, prompt: int, completion: int, vocabulary: int, seed: int) -> list[Example]:
     """Return pairs of random ids that all have the same lengths: for the scaling plots."""
     draw = np.random.default_rng(seed)
-    return [_random_pair(draw, index, (prompt, completion, completion), vocabulary) for index in range(count)]
+    return _random_pairs(draw, [(prompt, completion, completion)] * count, vocabulary)
 
 
 def _lognormal(normal: np.ndarray, median: float, spread: float) -> np.ndarray:
     return np.exp(np.log(median) + spread * normal).astype(np.int64)
 
 
-def _random_pair(
-    draw: np.random.Generator, index: int, lengths: tuple[int, int, int], vocabulary: int
-) -> Example:
-    low = min(10, vocabulary // 2)
-    ids = [draw.integers(low, vocabulary, int(length), dtype=np.int32) for length in lengths]
-    return Example(index, *ids, np.ones(len(ids[1]), bool))
+def _random_pairs(
+    draw: np.random.Generator, lengths: Iterable[tuple[int, int, int]], vocabulary: int
+) -> list[Example]:
+    low, found = min(10, vocabulary // 2), []
+    for index, sides in enumerate(lengths):
+        ids = [draw.integers(low, vocabulary, int(length), dtype=np.int32) for length in sides]
+        found.append(Example(index, *ids, np.ones(len(ids[1]), bool)))
+    return found
 
 
 def save(path: Path, examples: list[Example]) -> None:
@@ -148,7 +147,6 @@ def save(path: Path, examples: list[Example]) -> None:
 
 
 def load(path: Path) -> list[Example]:
-    """Read what `save` wrote."""
     with np.load(path) as file:
         lengths, flat, ids = file["lengths"], file["flat"], file["ids"]
     pieces = np.split(flat, np.cumsum(lengths.flatten())[:-1])
@@ -160,7 +158,7 @@ def load(path: Path) -> list[Example]:
 
 def measure_apart(variant: Variant, pairs: Path) -> Measurement:
     """Measure a variant in a new process. Raise ValueError with the end of its output if it fails."""
-    command = [sys.executable, "-m", "lab.bench.worker"]
+    command = [sys.executable, "-m", "lab.bench.steps"]
     found = run_apart(command, variant, pairs, f"measuring {variant.name!r} failed")
     return Measurement(**{**found, "variant": Variant(**found["variant"])})
 
@@ -216,20 +214,14 @@ def table(found: Sequence[Sequence[Measurement]], facts: Sequence[str] = ()) -> 
         variant = measurements[0].variant
         base = next(other for other in found if other[0].variant.precision == variant.precision)
         memory = _median(measurements, "memory_mb")
-        rows.append(
-            [
-                variant.name,
-                f"{_median(measurements, 'pairs_per_second'):.3f}",
-                f"{_median(measurements, 'completion_tokens_per_second'):.0f}",
-                f"{100 * _median(measurements, 'utilisation'):.0f} %",
-                f"{memory:,.0f}",
-                spread(speed_ratios(measurements, base)),
-                f"{memory / _median(base, 'memory_mb'):.2f}",
-            ]
-        )
+        row = [variant.name, f"{_median(measurements, 'pairs_per_second'):.3f}"]
+        row += [f"{_median(measurements, 'completion_tokens_per_second'):.0f}"]
+        row += [f"{100 * _median(measurements, 'utilisation'):.0f} %", f"{memory:,.0f}"]
+        row += [spread(speed_ratios(measurements, base)), f"{memory / _median(base, 'memory_mb'):.2f}"]
+        rows.append(row)
     against = spread_title("speed against the first", len(found[0]))
-    header = ["variant", "pairs/s", "completion tokens/s", "utilisation", "peak memory, MB", against]
-    header.append("memory against the first")
+    header = ["variant", "pairs/s", "completion tokens/s", "utilisation", "peak memory, MB", against,
+              "memory against the first"]  # fmt: skip
     return Table("bench", "", header, rows, 1, facts, {"exhibit": "bench"})
 
 
@@ -237,10 +229,8 @@ def overhead(found: Sequence[Sequence[Measurement]]) -> list[str]:
     """Say what SGDPO's draws add to DPO's step, from the loss functions' own times."""
     lines = []
     for measurements in found:
-        extra = [
-            (m.method_ms["sgdpo"] - m.method_ms["dpo"]) / 10 / statistics.median(m.seconds)
-            for m in measurements
-        ]
+        added_ms = [m.method_ms["sgdpo"] - m.method_ms["dpo"] for m in measurements]
+        extra = [ms / 10 / statistics.median(m.seconds) for ms, m in zip(added_ms, measurements, strict=True)]
         step = 1e3 * statistics.median(measurements[0].seconds)
         precision = measurements[0].variant.precision
         lines.append(f"SGDPO over DPO, {precision}: {spread(extra, 3)} % of a step of {step:,.0f} ms.")

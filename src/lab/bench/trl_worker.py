@@ -48,7 +48,7 @@ class Clock(transformers.TrainerCallback):
 
 
 def rows_of(path: Path) -> Dataset:
-    """Read the pairs that `lab.bench.workload.save` wrote."""
+    """Read the pairs that `lab.bench.rounds.save` wrote."""
     with np.load(path) as file:
         lengths, flat = file["lengths"], file["flat"]
     pieces = [piece.tolist() for piece in np.split(flat, np.cumsum(lengths.flatten())[:-1])]
@@ -90,12 +90,7 @@ def measure(spec: dict[str, Any], pairs: Path) -> dict[str, Any]:
     return {
         "seconds": clock.seconds[1:],
         "memory_mb": memory if cpu else torch.cuda.max_memory_allocated() / 2**20,
-        "versions": {
-            "trl": trl.__version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-        },
-        "loss_first": trainer.state.log_history[0]["loss"],
+        "versions": {module.__name__: module.__version__ for module in (trl, transformers, torch)},
     }
 
 

@@ -152,15 +152,16 @@ class Table:
         from rich.text import Text
 
         width = width or max(shutil.get_terminal_size((200, 24)).columns, 60)
-        grid = Grid(title=Text(self.title) if self.title else None, title_justify="left")
+        grid = Grid()
         for column, head in enumerate(self.header):
             grid.add_column(Text(head), justify="left" if column < self.labels else "right")
         for row in self.shown():
             grid.add_row(*(Text(text + (f" ({n})" if n else "")) for text, n in row))
         screen = Console(file=io.StringIO(), width=width)
         screen.print(grid)
+        title = [self.title] if self.title else []
         notes = [(f"({n}) " if n else "") + text for n, text in self.notes()]
-        return "\n".join([*map(str.rstrip, screen.file.getvalue().splitlines()), *notes])
+        return "\n".join([*title, *map(str.rstrip, screen.file.getvalue().splitlines()), *notes])
 
     def write(self, folder: Path) -> list[Path]:
         """Write <name>.md, .tex, .csv and .json into the folder; return their paths."""
