@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM
 
 from packed_rows import make_examples, plain_logprobs, tiny_model
 from sgdpo.data.packing import RowCollator, model_inputs, pair_of
 from sgdpo.models import attention
-from sgdpo.models.logprobs import architecture_errors, teach_logprobs
+from sgdpo.models.logprobs import teach_logprobs
 
 LENGTHS = [(5, 9, 4), (1, 1, 12), (11, 6, 1), (3, 8, 8)]
 ARCHITECTURES = pytest.mark.parametrize(
@@ -165,26 +165,6 @@ def test_tied_embeddings_stay_tied() -> None:
     model = tiny_model("tiny_qwen2")
     teach_logprobs(model, 1)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (MistralConfig(sliding_window=4096), "'mistral' is configured with sliding-window attention"),
-        (
-            Qwen2Config(use_sliding_window=True, sliding_window=8, max_window_layers=0),
-            "'qwen2' is configured with sliding",
-        ),
-    ],
-)
-def test_sliding_windows_are_refused_by_name(config, message) -> None:
-    assert message in architecture_errors(config)[0]
-
-
-def test_other_architectures_are_refused_by_name() -> None:
-    from transformers import BloomConfig
-
-    assert "'bloom' is not known to attend causally" in architecture_errors(BloomConfig())[0]
 
 
 def test_the_mask_of_a_row_is_what_a_reader_would_draw() -> None:

@@ -87,20 +87,24 @@ def row_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     row_plan: RowPlan | None = None,
+    scaling: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Attend within a packed row if there is a plan; otherwise do as transformers' sdpa does."""
     if row_plan is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = module.scaling if scaling is None else scaling
     if row_plan.spans is not None:
-        return attend_row(query, key, value, row_plan.spans, module.scaling), None
+        return attend_row(query, key, value, row_plan.spans, scale), None
     if row_plan.padded is not None:
-        return attend_padded(query, key, value, row_plan.padded, module.scaling), None
+        return attend_padded(query, key, value, row_plan.padded, scale), None
     if isinstance(row_plan.mask, BlockMask):
         # Autocast leaves rotated queries and keys wider than the values; the kernel wants one type.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return flex_attention_forward(module, query, key, value, row_plan.mask, **kwargs)[0], None
-    return sdpa_attention_forward(module, query, key, value, row_plan.mask, **kwargs)
+        return flex_attention_forward(module, query, key, value, row_plan.mask, scaling=scale, **kwargs)[
+            0
+        ], None
+    return sdpa_attention_forward(module, query, key, value, row_plan.mask, scaling=scale, **kwargs)
 
 
 def register() -> None:

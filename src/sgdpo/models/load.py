@@ -27,6 +27,7 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from sgdpo.config.schema import ModelConfig
+from sgdpo.models.architectures import architecture_errors, supports_sdpa
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json
 
@@ -70,16 +71,17 @@ def load_model(
     `seed`, which leaves the global random state alone.
     """
     config = load_config(model, weights)
+    attention = model.attention if supports_sdpa(config) or model.attention != "sdpa" else "eager"
     if weights is None and model.path is None:
         with torch.random.fork_rng(devices=[]), _whole():
             torch.manual_seed(seed)
-            built = AutoModelForCausalLM.from_config(config, attn_implementation=model.attention, dtype=dtype)
+            built = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     else:
         built = AutoModelForCausalLM.from_pretrained(
             weights or model.path,
             config=config,
             dtype=dtype,
-            attn_implementation=model.attention,
+            attn_implementation=attention,
             use_safetensors=True,
             **_hub_arguments(model, weights),
         )
@@ -106,11 +108,10 @@ def model_errors(model: ModelConfig) -> list[str]:
         errors.append(f"model.attention={model.attention!r} is not one of {list(ATTENTIONS)}")
     if model.chat_template is not None:
         errors += _template_errors(model)
-    if model.path is None:
-        return errors + _tiny_errors(model)
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return errors + _folder_errors(model, folder)
+    folder = None if model.path is None else Path(model.path).expanduser()
+    if folder is None or folder.is_dir():
+        errors += _tiny_errors(model) if folder is None else _folder_errors(model, folder)
+        return errors or architecture_errors(load_config(model))
     if HUB_ID.fullmatch(model.path) is None:
         advice = (
             model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
@@ -125,6 +126,7 @@ def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> l
     tokenizer_size: number of ids the tokenizer can give. longest: tokens of the longest sequence.
     """
     errors = []
+    config = config.get_text_config()
     if tokenizer_size > config.vocab_size:
         errors.append(
             f"the tokenizer gives ids up to {tokenizer_size - 1}, but the model's vocabulary holds"

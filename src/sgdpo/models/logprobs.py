@@ -11,62 +11,51 @@ import inspect
 from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sgdpo.models import attention
+from sgdpo.models.architectures import Facts, architecture_errors, fast_facts, window_of
 from sgdpo.models.fused import fuse
-from sgdpo.models.head import LogProbHead
 from sgdpo.models.rotation import rotate_rows
-
-# Architectures whose attention is plain causal softmax attention through transformers' attention interface,
-# and whose logits are the lm-head's output as it is: their rows may share prefixes.
-SHARED_PREFIX_TYPES = ("llama", "qwen2", "qwen3", "mistral")
+from sgdpo.models.separate import RowHead, separate_logprobs
 
 
-def teach_logprobs(model: PreTrainedModel, head_budget_mb: int, features: tuple[str, ...] = ()) -> None:
+def teach_logprobs(
+    model: PreTrainedModel, head_budget_mb: int, features: tuple[str, ...] = (), *, fast: bool = True
+) -> None:
     """Make `model(**model_inputs(row))` return log-probs L of the row's targets, nats, float32 at least.
 
     With features it returns (log-probs, {feature: L}), see `head.py`.
-    head_budget_mb: memory for one block of logits, MiB. Plain calls, `generate` and `save_pretrained` keep
-    working; teaching twice only changes the budget. Raise ValueError naming what the model cannot do.
+    head_budget_mb: memory for one block of logits, MiB. fast: False takes the general path (`separate.py`) where the
+    fast one would do. Plain calls, `generate` and `save_pretrained` keep working; teaching twice only changes the
+    budget. Raise ValueError naming what the model cannot do.
     """
     errors = architecture_errors(model.config)
     if errors:
         raise ValueError("\n".join(errors))
-    attention.register()
-    model.set_attn_implementation(attention.NAME)
-    model.set_output_embeddings(LogProbHead.from_linear(model.get_output_embeddings(), head_budget_mb))
-    model.get_output_embeddings().features = features
-    fuse(model)
-    rotate_rows(model)
-    model.forward = MethodType(_taught_forward(type(model).forward), model)
+    facts, head = fast_facts(model.config) if fast else None, model.get_output_embeddings()
+    if facts is not None or (isinstance(head, nn.Linear) and head.bias is None):
+        model.set_output_embeddings(RowHead.from_linear(head, head_budget_mb))
+        model.get_output_embeddings().features = features
+    if facts is not None:
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        if facts.fused:
+            fuse(model)
+            rotate_rows(model)
+    model.forward = MethodType(_taught_forward(type(model).forward, facts, features), model)
 
 
-def architecture_errors(config) -> list[str]:
-    """List why a model's attention or logits do not allow packed rows, by name."""
-    kind = config.model_type
-    if kind not in SHARED_PREFIX_TYPES:
-        return [
-            f"model type {kind!r} is not known to attend causally and plainly; known:"
-            f" {list(SHARED_PREFIX_TYPES)}"
-        ]
-    windows = sum(name != "full_attention" for name in getattr(config, "layer_types", None) or [])
-    if windows or (kind == "mistral" and config.sliding_window is not None):
-        return [
-            f"model type {kind!r} is configured with sliding-window attention, which packed rows do not"
-            " support; set sliding_window to null in its config.json if your sequences are shorter than the"
-            " window"
-        ]
-    return []
-
-
-def _taught_forward(plain_forward):
+def _taught_forward(plain_forward, facts: Facts | None, features: tuple[str, ...]):
     def forward(self, *args, target_L: Tensor | None = None, source_L: Tensor | None = None,
                 span_S3: Tensor | None = None, **kwargs):  # fmt: skip
         if target_L is None:
             return plain_forward(self, *args, **kwargs)
-        return _row_logprobs(self, target_L, source_L, span_S3, **kwargs)
+        window = window_of(self.config)
+        if facts is None or (window is not None and longest_sequence(span_S3) > window):
+            return separate_logprobs(self, plain_forward, features, target_L, source_L, span_S3, **kwargs)
+        return _row_logprobs(self, facts.logit_scale(self.config), target_L, source_L, span_S3, **kwargs)
 
     # generate() and Trainer read the signature. Not functools.wraps: accelerate unwraps `__wrapped__` at
     # save.
@@ -74,11 +63,20 @@ def _taught_forward(plain_forward):
     return forward
 
 
-def _row_logprobs(model, target_L: Tensor, source_L: Tensor, span_S3: Tensor, **inputs) -> Tensor:
+def _row_logprobs(
+    model, scale: float, target_L: Tensor, source_L: Tensor, span_S3: Tensor, **inputs
+) -> Tensor:
     body = getattr(model, model.base_model_prefix)
     # A 4D mask passes through transformers unread; the attention function goes by the plan.
     passed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=target_L.device)
     kernel = attention.kernel_for(span_S3)
     plan = attention.plan_row(span_S3, inputs["input_ids"].shape[1], kernel)
     states = body(**inputs, attention_mask=passed, use_cache=False, row_plan=plan).last_hidden_state
-    return model.lm_head(states[0].index_select(0, source_L), target_L)
+    predicting_LD = states[0].index_select(0, source_L)
+    return model.get_output_embeddings()(predicting_LD if scale == 1 else predicting_LD * scale, target_L)
+
+
+def longest_sequence(span_S3: Tensor) -> int:
+    """Return the tokens of a row's longest sequence: a trunk, or a branch with its prefix."""
+    prefix_S, trunk_S, branch_S = span_S3.unbind(-1)
+    return int(torch.maximum(trunk_S, prefix_S + branch_S).max())

@@ -26,6 +26,7 @@ from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import Prepared, describe, prepare
 from sgdpo.method import Method, bind_method
 from sgdpo.models.allocator import keep_freed_memory
+from sgdpo.models.architectures import architecture_errors, path_words
 from sgdpo.models.load import fit_errors, load_config, load_model, load_tokenizer
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.models.threads import threads_for
@@ -98,11 +99,15 @@ def train(run: Run) -> None:
         set_seed(config.seed)
         method = bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot)
         tokenizer = load_tokenizer(config.model)
+        if errors := architecture_errors(
+            load_config(config.model)
+        ):  # of a model of the hub, whose config is here now
+            raise ValueError("\n".join(errors))
         prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache), config.extra)
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
-        check_fit(parts)
+        notes = check_fit(parts)
         schedule = plan_steps(parts)
-        attempt.say(describe(prepared.counts))
+        attempt.say("\n".join([describe(prepared.counts), *notes]))
         reference = find_reference(parts, schedule)
         attempt.plan(**planned(parts, schedule, reference))
         trainer = build_trainer(parts, reference, schedule, attempt)
@@ -174,8 +179,11 @@ def start_weights(run: Run) -> Path | None:
     return found.folder / MODEL
 
 
-def check_fit(parts: Parts) -> None:
-    """Raise ValueError if there is too little data for a step, or the data does not fit the model."""
+def check_fit(parts: Parts) -> list[str]:
+    """Return what is to be said of how the model trains.
+
+    Raise ValueError if there is too little data for a step, or the data does not fit the model.
+    """
     train, batch = parts.prepared.train, parts.config.optimizer.batch_size
     if len(train) < batch:
         raise ValueError(
@@ -184,8 +192,10 @@ def check_fit(parts: Parts) -> None:
         )
     sets = [train] if parts.prepared.test is None else [train, parts.prepared.test]
     longest = max(int((s.lengths[:, 0] + s.lengths[:, 1:].max(1)).max()) for s in sets)
-    if errors := fit_errors(load_config(parts.config.model, parts.start), len(parts.tokenizer), longest):
+    config = load_config(parts.config.model, parts.start)
+    if errors := fit_errors(config, len(parts.tokenizer), longest):
         raise ValueError("\n".join(errors))
+    return path_words(config, longest)
 
 
 def plan_steps(parts: Parts) -> Schedule:

@@ -137,7 +137,13 @@ class PairTrainer(Trainer):
             self._step0_check = False
         self._note(inputs, pair, result)
         # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
-        return result.loss_B.sum() * (self.args.world_size / num_items_in_batch)
+        loss = result.loss_B.sum() * (self.args.world_size / num_items_in_batch)
+        router_loss = getattr(self.model, "router_loss", None)
+        if router_loss is None:
+            return loss
+        # A mixture's balance is a mean over a row's tokens: each row counts as much as the others of the step.
+        self._sums.add({"router_loss": (router_loss.detach(), torch.ones_like(router_loss))})
+        return loss + router_loss / self.args.gradient_accumulation_steps
 
     def pair_loss(
         self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int = 0, step: int = 0

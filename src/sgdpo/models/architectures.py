@@ -1,0 +1,121 @@
+"""What a model's config alone says of how it can be trained: by packed rows, by its own forward, or not at all."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from sgdpo.places import CONF
+
+ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Hold an architecture's entry in conf/architectures.yaml, where the keys are explained."""
+
+    fused: bool = False
+    unless: tuple[str, ...] = ()
+    multiply: str | None = None
+    divide: str | None = None
+
+    def logit_scale(self, config: PreTrainedConfig) -> float:
+        """Return what the lm-head's output is multiplied by."""
+        scale = getattr(config, self.multiply) if self.multiply else 1.0
+        return scale / getattr(config, self.divide) if self.divide else scale
+
+
+@cache
+def known() -> dict[str, Facts]:
+    """Return the architectures of the fast path by model type."""
+    entries: dict[str, dict[str, Any]] = yaml.safe_load((CONF / "architectures.yaml").read_text())["fast"]
+    return {
+        kind: Facts(**{**entry, "unless": tuple(entry.get("unless", ()))}) for kind, entry in entries.items()
+    }
+
+
+def fast_facts(config: PreTrainedConfig) -> Facts | None:
+    """Return what the fast path needs to know of a model; None if it takes the general path, whatever its rows."""
+    facts = known().get(config.model_type)
+    if facts is None or set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS:
+        return None
+    return None if any(getattr(config, key, None) is not None for key in facts.unless) else facts
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens back some layer attends, None if all of them attend to all."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None) or None
+
+
+def router_coefficient(config: PreTrainedConfig) -> float | None:
+    """Return the weight of a mixture's router loss, None for an architecture that computes none."""
+    coefficient = getattr(config.get_text_config(), "router_aux_loss_coef", None)
+    return coefficient if "aux_loss" in _source(config) else None
+
+
+def architecture_errors(config: PreTrainedConfig) -> list[str]:
+    """List why a model cannot be trained, by name, from its config alone."""
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        return [
+            f"model type {kind!r} has an encoder; only causal language models (decoders) are trained here"
+        ]
+    # Some causal architectures keep an is_decoder of False that nothing reads.
+    if getattr(config, "is_decoder", None) is False and re.search(
+        r"self\.(config\.)?is_decoder", _source(config)
+    ):
+        return [
+            f"model type {kind!r} attends in both directions, so it gives no probability of a text; take a causal "
+            "model (or set is_decoder to true in its config.json if it was trained as one)"
+        ]
+    if type(config) not in AutoModelForCausalLM._model_mapping and "AutoModelForCausalLM" not in (
+        getattr(config, "auto_map", None) or {}
+    ):
+        return [
+            f"model type {kind!r} is no causal language model of transformers; take one that generates text"
+        ]
+    return []
+
+
+def _source(config: PreTrainedConfig) -> str:
+    """Return the code of an architecture's causal model, empty where transformers has none."""
+    mapping = AutoModelForCausalLM._model_mapping
+    return inspect.getsource(inspect.getmodule(mapping[type(config)])) if type(config) in mapping else ""
+
+
+def supports_sdpa(config: PreTrainedConfig) -> bool:
+    """Say whether an architecture's own forward works with torch's attention; soft-caps and sinks need `eager`."""
+    mapping = AutoModelForCausalLM._model_mapping
+    return type(config) not in mapping or bool(mapping[type(config)]._supports_sdpa)
+
+
+def path_words(config: PreTrainedConfig, longest: int) -> list[str]:
+    """Say what a user should know of how a model trains; nothing of the fast path.
+
+    longest: tokens of the longest sequence, prompt and completion.
+    """
+    kind, window, found = config.model_type, window_of(config), []
+    slow = "trains through its own forward, on separate padded sequences: the same numbers, more slowly"
+    if fast_facts(config) is None:
+        found.append(f"model type {kind!r} {slow}")
+    elif window is not None and longest > window:
+        found.append(
+            f"model type {kind!r} {slow}, where a sequence is longer than its window of {window} tokens"
+        )
+    coefficient = router_coefficient(config)
+    if coefficient is not None:
+        found.append(
+            f"the router's loss is trained with weight {coefficient:g} (router_aux_loss_coef of its config)"
+        )
+        if not coefficient:
+            found[-1] = "the router's loss is switched off: router_aux_loss_coef of the model's config is 0"
+    return found
