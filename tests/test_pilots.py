@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import compress, pairwise, product
 from math import log, sqrt
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sgdpo.data.example import Example
+from sgdpo.data.overlap import OverlapCollator
+from sgdpo.data.packing import pair_of
 from sgdpo.method import bind_method, method_errors
+from sgdpo.overlap import common
 from sgdpo.pairs import DrawKey, Pair, Ratios, Side
 from sgdpo.pilot import Pilot, pilot_size, subset_ratio
 from test_methods import changed
@@ -19,6 +25,7 @@ from toy_pairs import CONF, at_step_0, bind, gradients, method_yaml, pilot_yaml,
 
 PILOTS = sorted(path.stem for path in (CONF / "pilot").glob("*.yaml"))
 LENGTHS = [(20, 33), (33, 20), (24, 24), (9, 61)]
+FOUND = [name for name in PILOTS if pilot_yaml(name)["size"]["of"] == "found"]
 RATIOS, KEY = Ratios(0.6, 0.9), DrawKey(3)
 # (name, changes): every select as it stands, and the other keys on the paper's pilot.
 FAMILY = [(name, {}) for name in PILOTS] + [
@@ -30,12 +37,12 @@ FAMILY = [(name, {}) for name in PILOTS] + [
 
 def pilot_of(name: str, **changes) -> Pilot:
     config = method_yaml("sgdpo")
-    ratio = {"chosen": 0.6, "rejected": 0.4}
+    ratio = {"chosen": 1.0, "rejected": 1.0} if name in FOUND else {"chosen": 0.6, "rejected": 0.4}
     return bind_method(config, ratio, pilot=pilot_yaml(name, **changes)).pilot
 
 
 def sgdpo(pair: Pair, name: str, ratio: tuple[float, float] = (0.6, 0.9), key: DrawKey = KEY, **changes):
-    given = dict(zip(("chosen", "rejected"), ratio, strict=True))
+    given = dict(zip(("chosen", "rejected"), (1.0, 1.0) if name in FOUND else ratio, strict=True))
     return bind_method(method_yaml("sgdpo"), given, pilot=pilot_yaml(name, **changes))(pair, key)
 
 
@@ -85,7 +92,7 @@ def test_weights_lie_on_completion_tokens_and_add_up_to_k(name: str) -> None:
         asked_B = torch.tensor([ratio * m for m in (20, 20, 24, 9)], dtype=torch.float64)
         if name == "none":
             assert piece.size_B.sum() == 0
-        elif name == "bernoulli":
+        elif name == "bernoulli" or name in FOUND:
             assert (piece.size_B <= side.length_B).all()
         elif piece.weight_BT.dtype == torch.bool:
             assert piece.size_B.tolist() == [int(x + 1e-9) for x in asked_B.tolist()]
@@ -189,6 +196,30 @@ def test_those_that_look_at_numbers_take_what_they_say() -> None:
     assert taken("entropy", pair) == [1, 3]
     assert taken("prefix", pair) == [0, 1]
     assert taken("suffix", pair) == [2, 3]
+
+
+def test_shared_and_differing_part_a_completion() -> None:
+    """ids 1 2 3 4 5 against 1 3 9 5: in common 1 3 5; the row says so in the order of its targets."""
+    ids = [np.array(each, np.int32) for each in ([7, 8], [1, 2, 3, 4, 5], [1, 3, 9, 5])]
+    row = OverlapCollator("shared_prefix")([Example(1, *ids, np.ones(5, bool))])
+    assert row["shared"].tolist() == [1, 0, 1, 0, 1, 1, 1, 0, 1]
+    zeros_L, shared = torch.zeros(9), {"shared": row["shared"]}
+    pair = pair_of(row, (zeros_L, shared), zeros_L)
+    for name, expected in (("shared", [[0, 2, 4], [0, 1, 3]]), ("differing", [[1, 3], [2]])):
+        assert [taken(name, pair, number=number) for number in (0, 1)] == expected
+
+
+def test_the_longest_common_subsequence_is_one_and_no_shorter_than_by_the_table() -> None:
+    random = Random(0)
+    for _ in range(300):
+        one, other = ([random.randrange(4) for _ in range(random.randrange(12))] for _ in range(2))
+        table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+        for i, j in product(range(len(one)), range(len(other))):
+            same = one[i] == other[j]
+            table[i + 1][j + 1] = table[i][j] + 1 if same else max(table[i][j + 1], table[i + 1][j])
+        inside = [list(compress(*side)) for side in zip((one, other), common(one, other), strict=True)]
+        assert inside[0] == inside[1]
+        assert len(inside[0]) == table[-1][-1]
 
 
 def test_decay_by_hand() -> None:
@@ -312,7 +343,9 @@ def test_through_gradient_the_pilots_tokens_get_more() -> None:
         ({"refresh": "daily"}, (0.6, 0.9), "pilot.refresh must be one of step, epoch, never"),
         ({"through": "both"}, (0.6, 0.9), "pilot.through must be one of value, gradient"),
         ({"draws": 0}, (0.6, 0.9), "pilot.draws must be at least 1"),
-        ({"size": {"of": "longer"}}, (0.6, 0.9), "pilot.size.of must be one of shorter, own"),
+        ({"size": {"of": "found"}}, (0.6, 0.9), "the ratios must both be 1, not 0.6 and 0.9; say ratio=full"),
+        ({"size": {"of": "found"}}, (0.0, 0.0), "the ratios must both be 1, not 0.0 and 0.0; say ratio=full"),
+        ({"size": {"of": "longer"}}, (0.6, 0.9), "pilot.size.of must be one of shorter, own, found"),
         ({"size": {"rounding": "none"}}, (0.6, 0.9), "floor or stochastic"),
         ({"features": ["mood"]}, (0.6, 0.9), "pilot.features must be a list of"),
         ({"gamma": 0.5}, (0.6, 0.9), "pilot.gamma is not a setting"),

@@ -7,10 +7,11 @@ from random import Random
 import pytest
 
 from sgdpo.world.checker import check
+from sgdpo.world.corruptions import cut, drop, reform, replace, shortcut, swap
 from sgdpo.world.tasks import FAMILIES, Task, draw_task
-from sgdpo.world.verifiable import _cut, _drop, _reform, _replace, _shortcut, _swap, corrupt
+from sgdpo.world.verifiable import corrupt
 
-WRONG = (_cut, _drop, _reform, _replace, _shortcut, _swap)
+WRONG = (cut, drop, reform, replace, shortcut, swap)
 
 # Answers worked out by hand.
 IDEALS = {

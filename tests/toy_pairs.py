@@ -60,7 +60,8 @@ PILOT = pilot_yaml("uniform")
 def side(logp: list[list[float]], reference: list[list[float]] | None) -> Side:
     """Make a side from ragged lists of log-probs, float64, padded on the right with 0.
 
-    Its log sum p^2 is 0.9 times the log-prob and its entropy half of its negative, so that methods that ask find some.
+    Its log sum p^2 is 0.9 times the log-prob and its entropy half of its negative, and it shares the tokens below -1
+    nat, so that methods that ask find some.
     """
     width = max(map(len, logp))
     mask = torch.tensor([[t < len(row) for t in range(width)] for row in logp])
@@ -108,7 +109,8 @@ def gradients(loss_B: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
 
 
 def _features(logp_BT: Tensor) -> dict[str, Tensor]:
-    return {"log_p2": 0.9 * logp_BT, "entropy": -0.5 * logp_BT}
+    shared = (logp_BT < -1).double()
+    return {"log_p2": 0.9 * logp_BT, "entropy": -0.5 * logp_BT, "shared": shared}
 
 
 def _scored(chosen: Side, rejected: Side, example_id_B: Tensor) -> Pair:

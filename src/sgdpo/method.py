@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 NEEDS = ("reference", "ratios", "draws", "state", "pilot", "features", "scores")
 GIVEN = NEEDS[1:5]  # these arrive as keywords of the function; the others arrive in the pair
-# What the lm-head can say of a token beside its log-prob (models/head.py).
-FEATURES = ("entropy", "log_p2")
+# What can be known of a token beside its log-prob: by the lm-head (models/head.py), by the data (data/overlap.py).
+HEAD_FEATURES, DATA_FEATURES = ("entropy", "log_p2"), ("shared",)
+FEATURES = (*HEAD_FEATURES, *DATA_FEATURES)
 METHOD = Kind(
     "method",
     required=("phase", "needs"),
@@ -43,7 +44,7 @@ PILOT_WORDS = {
     "refresh": ("step", "epoch", "never"),
     "through": ("value", "gradient"),
 }
-SIZE_WORDS = {"of": ("shorter", "own"), "rounding": ("floor", "stochastic", "none")}
+SIZE_WORDS = {"of": ("shorter", "own", "found"), "rounding": ("floor", "stochastic", "none")}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class Method:
     pilot: Pilot | None = None
     features: tuple[str, ...] = ()
     scores: bool = False
+
+    @property
+    def head_features(self) -> tuple[str, ...]:
+        """Return what the lm-head is to say of each token."""
+        return tuple(name for name in self.features if name in HEAD_FEATURES)
+
+    @property
+    def data_features(self) -> tuple[str, ...]:
+        """Return what a row is to hold of each token, in the order of its targets."""
+        return tuple(name for name in self.features if name in DATA_FEATURES)
 
     def __call__(self, pair: Pair, draws: DrawKey, state: Any = None) -> PairLoss:
         """Return the loss of each pair; pass the function only what its YAML says it needs."""
@@ -148,6 +159,8 @@ def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[s
         if bool(needs.get(key)) != (key in taken):
             does = "takes" if key in taken else "does not take"
             yield f"method.needs.{key} is {needs.get(key)!r}, but its function {does} {key!r}"
+    if needs.get("pilot") and not needs.get("reference"):
+        yield "method.needs.pilot is a part of a log-ratio, so method.needs.reference must be true as well"
     for key in ("reference", "ratios", "draws", "pilot", "scores"):
         if not isinstance(needs.get(key, False), bool):
             yield f"method.needs.{key} must be true or false, not {needs[key]!r}"
@@ -198,13 +211,18 @@ def _pilot_errors(
         for key, value in said.items()
         if value not in words[key]
     )
+    both = [ratio.get("chosen"), ratio.get("rejected")]
+    if size["of"] == "found" and None not in both and both != [1, 1]:
+        yield (
+            f"pilot={pilot.get('name')} takes as many tokens as it finds, so the ratios must both be 1, not {both[0]} "
+            f"and {both[1]}; say ratio=full"
+        )
     if pilot.get("whole") and size["rounding"] == "none":
         yield f"pilot.size.rounding=none gives fractions, {pilot.get('name')} takes whole tokens: floor or stochastic"
     if problem := value_error(pilot.get("draws"), int, Range("[1, 1000]")):
         yield f"pilot.draws{problem}"
     if set(pilot.get("features") or []) - set(FEATURES):
         yield f"pilot.features must be a list of {list(FEATURES)}, not {pilot['features']!r}"
-    both = [ratio.get("chosen"), ratio.get("rejected")]
     if pilot.get("coupling") == "complement" and None not in both and abs(sum(both) - 1) > 1e-9:
         yield f"pilot.coupling=complement needs ratios that add up to 1, not {both[0]} and {both[1]}"
 

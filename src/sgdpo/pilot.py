@@ -138,7 +138,7 @@ class Pilot:
                 key_B = _key(
                     pair.example_id_B, draws.seed, when, CHOSEN if tied else number, stream + 2 * again
                 )
-                size_B = self._size(shorter_B if self.of == "shorter" else side.length_B, ratio, key_B)
+                size_B = self._size(side.length_B if self.of == "own" else shorter_B, ratio, key_B)
                 size_B = torch.minimum(size_B, domain_BT.sum(-1).to(size_B.dtype))
                 place = Place(side, domain_BT, size_B, number, key_B, inverted)
                 made.append(self.select(place, **self.settings))

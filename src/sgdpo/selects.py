@@ -119,5 +119,15 @@ def entropy(place: Place) -> Tensor:
     return place.least(-place.side.features["entropy"])
 
 
+def shared(place: Place) -> Tensor:
+    """Take the tokens inside the longest common subsequence of the two answers."""
+    return place.domain_BT & (place.side.features["shared"] > 0)
+
+
+def differing(place: Place) -> Tensor:
+    """Take the tokens outside the longest common subsequence of the two answers."""
+    return place.domain_BT & (place.side.features["shared"] == 0)
+
+
 def _normal(place: Place) -> Tensor:
     return torch.special.ndtri(place.uniform_B())

@@ -41,9 +41,9 @@ class Verifiable(Sampled):
     baseline: str | None = START
 
     @cached_property
-    def tasks(self) -> list[Any]:
-        """Return the held-out tasks. Raise ValueError if the run's data is no generated world."""
-        from sgdpo.world.verifiable import held_out_prompts, world_of
+    def world(self) -> Any:
+        """Return the settings of the run's world. Raise ValueError if its data is no generated one."""
+        from sgdpo.world.verifiable import world_of
 
         assert self.subject is not None, "a benchmark that only shows its settings has no tasks"
         data = self.subject.config.data if self.subject.config else None
@@ -52,7 +52,14 @@ class Verifiable(Sampled):
             raise ValueError(
                 f"benchmark=verifiable needs the world of data=verifiable; the run's data is {name!r}"
             )
-        return held_out_prompts(world_of(data.settings["world"]))[: self.limit]
+        return world_of(data.settings["world"])
+
+    @cached_property
+    def tasks(self) -> list[Any]:
+        """Return the held-out tasks."""
+        from sgdpo.world.verifiable import held_out_prompts
+
+        return held_out_prompts(self.world)[: self.limit]
 
     def prompts(self) -> list[Prompt]:
         """Return the tasks' prompts; a baseline that does not fit them is found before the model answers."""
@@ -77,8 +84,8 @@ class Verifiable(Sampled):
     def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
         """Return every answer with the checker's score, and with who won where there is a baseline."""
         from lab.benchmarks.statistics import preferences
-        from sgdpo.world.checker import check
 
+        check = self.world.genre.check
         checked = [check(task, sample.text) for task, sample in zip(self.tasks, samples, strict=True)]
         facts: list[dict[str, Any]] = [
             {"correct": c.correct, "format": c.format, "padding": c.padding, "characters": len(s.text)}

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sgdpo import overlap
 from sgdpo.data.rows import Rows
 from sgdpo.store import hash_json
-from sgdpo.world import checker, tasks, verifiable
+from sgdpo.world import checker, corruptions, long, tasks, verifiable
 from sgdpo.world.verifiable import make_demonstrations, make_pairs, world_of
 
 
@@ -27,7 +28,8 @@ def read(phase: str, split: str, *, world: dict[str, Any]) -> Rows | None:
 
     def key(memory: Path | None = None) -> str:
         # The generator's own source is part of the key: a changed generator never meets an old cache.
-        words = [Path(module.__file__ or "").read_text() for module in (tasks, checker, verifiable)]
+        modules = (tasks, checker, corruptions, long, overlap, verifiable)
+        words = [Path(module.__file__ or "").read_text() for module in modules]
         return hash_json([asdict(settings), phase, split, *words])
 
     return Rows(

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.batching import RowSampler, StepSampler, planned_examples, rows_per_step
 from sgdpo.data.example import Examples
+from sgdpo.data.overlap import OverlapCollator
 from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import Prepared, describe, prepare
 from sgdpo.method import Method, bind_method
@@ -293,10 +294,11 @@ def build_trainer(
     """Return the trainer of a run, whose rows and marks go to the attempt."""
     config, train, test = parts.config, parts.prepared.train, parts.prepared.test
     trainer, batch, folder = config.trainer, config.optimizer.batch_size, parts.run.folder
+    collator = OverlapCollator if parts.method.data_features else RowCollator
     arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
     return PairTrainer(
         args=arguments,
-        model=policy(config, parts.start, parts.method.features),
+        model=policy(config, parts.start, parts.method.head_features),
         train_dataset=train,
         eval_dataset=test,
         processing_class=parts.tokenizer,
@@ -305,7 +307,7 @@ def build_trainer(
         eval_rows=RowSampler(test.lengths, trainer.max_tokens_per_row, parts.world, trainer.layout)
         if test is not None
         else None,
-        collator=RowCollator(trainer.layout, reference.table.lookup if reference.table else None),
+        collator=collator(trainer.layout, reference.table.lookup if reference.table else None),
         live_reference=reference.live,
         log_row=attempt.log,
         mark=attempt.mark,

@@ -149,7 +149,11 @@ class PairTrainer(Trainer):
         self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int = 0, step: int = 0
     ) -> tuple[Pair, PairLoss]:
         """Return a row's pairs and what the method makes of them."""
-        pair = pair_of(row, model(**model_inputs(row)), self._live_reference(row))
+        output = model(**model_inputs(row))
+        if self.method.data_features:
+            logp_L, features = output if isinstance(output, tuple) else (output, {})
+            output = (logp_L, features | {name: row[name] for name in self.method.data_features})
+        pair = pair_of(row, output, self._live_reference(row))
         with torch.autocast(self.args.device.type, enabled=False), torch.enable_grad():
             if not pair.chosen.logp_BT.requires_grad and pair.rejected is not None:
                 # Held-out pairs: their incentives need the method's own graph.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 LETTERS = "abcdefghilmnoprstu"
 VOWELS = "aeiou"
@@ -45,6 +46,27 @@ class Task:
     def held_out(self) -> bool:
         """Say whether the task belongs to evaluation: a matter of its content alone."""
         return hashlib.sha256(self.content.encode()).digest()[0] % HELD_OUT_FIFTH == 0
+
+
+@dataclass(frozen=True)
+class Genre:
+    """Hold a kind of answers: how tasks are drawn, how answers go wrong, and who checks them.
+
+    draw: a family's name and random numbers to a task. check: a task and any string to a Score. grade: to the number
+    that pairs are made by. corruptions: what `corruptions.py` holds. perfect: how often a candidate of a pair is the
+    ideal. equal_length: how often the two answers of a pair are of equal length. further: the chance of each further
+    corruption of one answer, up to `most` in all.
+    """
+
+    families: Sequence[str]
+    draw: Callable[[str, Random], Task]
+    check: Callable[[Task, str], Any]
+    grade: Callable[[Task, str], float]
+    corruptions: Sequence[Callable[[str, Task, Random], str]]
+    perfect: float
+    equal_length: float
+    further: float
+    most: int
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The generated world of `data=verifiable`: pairs and demonstrations of graded quality.
+"""The generated worlds of `data=verifiable` and `data=verifiable_long`: pairs and demonstrations of graded quality.
 
 Everything is a function of the WorldConfig: the same settings give the same rows on every machine. Training
 rows draw from tasks that are not held out, test rows and generation prompts from held-out ones (`tasks.py`).
@@ -9,21 +9,32 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from random import Random
 from typing import Annotated, Any, get_type_hints
 
-from sgdpo.values import Range, schema_errors
-from sgdpo.world.checker import grade
-from sgdpo.world.tasks import CLOSINGS, FAMILIES, LETTERS, OPENINGS, Task, draw_task
+from sgdpo.values import OneOf, Range, schema_errors
+from sgdpo.world import checker, corruptions, long
+from sgdpo.world.tasks import FAMILIES, Genre, Task, draw_task
 
 # Every character that a prompt or an answer of the world can hold: what a tokenizer for it must know.
-ALPHABET = string.ascii_letters + string.digits + " +,.:!?[]=-"
+ALPHABET = string.ascii_letters + string.digits + " +,.:!?[]=-" + long.MARKS
 
-# How often a candidate answer of a pair is perfect before both are graded.
-_PERFECT = 0.6
-# How often the two answers of a pair are of equal length (typing errors keep the length).
-_EQUAL_LENGTH = 0.25
+GENRES = {
+    "short": Genre(
+        families=tuple(FAMILIES),
+        draw=draw_task,
+        check=checker.check,
+        grade=checker.grade,
+        corruptions=corruptions.SHORT,
+        perfect=0.6,
+        equal_length=0.25,  # typing errors keep the length
+        further=0.4,
+        most=2,
+    ),
+    "long": long.LONG,
+}
 _TRIES = 60
 
 
@@ -45,6 +56,7 @@ class World:
 class WorldConfig:
     """Hold the settings of the world; conf/data/verifiable.yaml says what each means."""
 
+    answers: Annotated[str, OneOf(*GENRES)] = "short"
     seed: Annotated[int, Range("[0, 4294967296)")] = 0
     pairs: Annotated[int, Range("[0, 10000000]")] = 0
     demonstrations: Annotated[int, Range("[0, 10000000]")] = 0
@@ -55,6 +67,11 @@ class WorldConfig:
     ties: Annotated[float, Range("[0, 1]")] = 0.0
     identical: Annotated[float, Range("[0, 1]")] = 0.0
     empty: Annotated[float, Range("[0, 1]")] = 0.0
+    label_noise: Annotated[float, Range("[0, 1]")] = 0.0
+
+    @property
+    def genre(self) -> Genre:
+        return GENRES[self.answers]
 
 
 def world_of(settings: Mapping[str, Any]) -> WorldConfig:
@@ -99,10 +116,10 @@ def held_out_prompts(world: WorldConfig) -> list[Task]:
     """
     random = Random(f"{world.seed}/prompts")
     found: dict[str, Task] = {}
-    families = cycle(FAMILIES)
+    families = cycle(world.genre.families)
     while len(found) < world.prompts:
         family = next(families)
-        draws = (_draw(family, random, held_out=True) for _ in range(_TRIES))
+        draws = (_draw(world.genre, family, random, held_out=True) for _ in range(_TRIES))
         if fresh := next((task for task in draws if task.task_id not in found), None):
             found[fresh.task_id] = fresh
     return list(found.values())
@@ -110,9 +127,9 @@ def held_out_prompts(world: WorldConfig) -> list[Task]:
 
 def make_demonstrations(world: WorldConfig, *, held_out: bool) -> Iterator[dict[str, Any]]:
     """Yield SFT rows {messages}; a share of demonstration_noise is corrupted, as people's are."""
-    random = Random(f"{world.seed}/demonstrations/{held_out}")
-    for task in _tasks(world.test_pairs if held_out else world.demonstrations, random, held_out):
-        answer = corrupt(task, random) if random.random() < world.demonstration_noise else task.ideal
+    random, genre = Random(f"{world.seed}/demonstrations/{held_out}"), world.genre
+    for task in _tasks(genre, world.test_pairs if held_out else world.demonstrations, random, held_out):
+        answer = corrupt(task, random, genre) if random.random() < world.demonstration_noise else task.ideal
         yield {
             "messages": [
                 {"role": "user", "content": task.prompt},
@@ -122,140 +139,108 @@ def make_demonstrations(world: WorldConfig, *, held_out: bool) -> Iterator[dict[
 
 
 def make_pairs(world: WorldConfig, *, held_out: bool) -> Iterator[dict[str, Any]]:
-    """Yield preference rows; chosen scores higher, but for the shares of ties and identical pairs."""
-    random = Random(f"{world.seed}/pairs/{held_out}")
-    for task in _tasks(world.test_pairs if held_out else world.pairs, random, held_out):
+    """Yield preference rows; chosen scores higher, but for the shares of ties and identical pairs.
+
+    A share of label_noise of the training rows has its answers exchanged, each with its true score; those of a smaller
+    share are among those of a larger one.
+    """
+    labels = Random(f"{world.seed}/labels")
+    for row in _true_pairs(world, held_out):
+        noisy = labels.random() < world.label_noise and not held_out
+        yield _exchanged(row) if noisy else row
+
+
+def _exchanged(row: dict[str, Any]) -> dict[str, Any]:
+    chosen, score = row["chosen"], row["score_chosen"]
+    other = {"chosen": row["rejected"], "rejected": chosen}
+    return {**row, **other, "score_chosen": row["score_rejected"], "score_rejected": score}
+
+
+def _true_pairs(world: WorldConfig, held_out: bool) -> Iterator[dict[str, Any]]:
+    random, genre = Random(f"{world.seed}/pairs/{held_out}"), world.genre
+    for task in _tasks(genre, world.test_pairs if held_out else world.pairs, random, held_out):
         fate = random.random()
         if fate < world.identical:
-            yield _row(task, *[_candidate(task, random)] * 2)
+            yield _row(genre, task, *[_candidate(genre, task, random)] * 2)
         elif fate < world.identical + world.empty:
-            yield _row(task, task.ideal, "")
+            yield _row(genre, task, task.ideal, "")
         elif fate < world.identical + world.empty + world.ties:
-            yield _search(task, random, _tie)
+            yield _search(genre, task, random, _tie)
         else:
-            unequal, longer = random.random() >= _EQUAL_LENGTH, random.random() < world.length_bias
-            want = int(longer) * 2 - 1 if unequal else 0
-            yield _search(task, random, lambda task, random, want=want: _graded_pair(task, random, want))
+            unequal, longer = random.random() >= genre.equal_length, random.random() < world.length_bias
+            yield _search(
+                genre, task, random, partial(_graded_pair, want=int(longer) * 2 - 1 if unequal else 0)
+            )
 
 
-def _row(task: Task, chosen: str, rejected: str) -> dict[str, Any]:
+def _row(genre: Genre, task: Task, chosen: str, rejected: str) -> dict[str, Any]:
     return {
         "prompt": task.prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "score_chosen": grade(task, chosen),
-        "score_rejected": grade(task, rejected),
+        "score_chosen": genre.grade(task, chosen),
+        "score_rejected": genre.grade(task, rejected),
     }
 
 
 def _search(
-    task: Task, random: Random, make: Callable[[Task, Random], dict[str, Any] | None]
+    genre: Genre, task: Task, random: Random, make: Callable[[Genre, Task, Random], dict[str, Any] | None]
 ) -> dict[str, Any]:
     """Return the first row that `make` finds for the task, else for other tasks of the same partition."""
     while True:
         for _ in range(_TRIES):
-            if row := make(task, random):
+            if row := make(genre, task, random):
                 return row
-        task = _draw(random.choice(list(FAMILIES)), random, task.held_out)
+        task = _draw(genre, random.choice(list(genre.families)), random, task.held_out)
 
 
-def _graded_pair(task: Task, random: Random, want: int) -> dict[str, Any] | None:
+def _graded_pair(genre: Genre, task: Task, random: Random, want: int) -> dict[str, Any] | None:
     """Make a pair whose chosen scores higher and is longer (want 1), shorter (-1) or as long (0); or None."""
-    one, other = _candidate(task, random), _candidate(task, random)
+    one, other = _candidate(genre, task, random), _candidate(genre, task, random)
     if one == other or abs(want) != (len(one) != len(other)):
         return None
     if (len(one) - len(other)) * want < 0:
         one, other = other, one
-    row = _row(task, one, other)
+    row = _row(genre, task, one, other)
     return row if row["score_chosen"] > row["score_rejected"] else None
 
 
-def _tie(task: Task, random: Random) -> dict[str, Any] | None:
+def _tie(genre: Genre, task: Task, random: Random) -> dict[str, Any] | None:
     """Make a pair of different answers of the same score, or None."""
-    row = _row(task, _candidate(task, random), _candidate(task, random))
+    row = _row(genre, task, _candidate(genre, task, random), _candidate(genre, task, random))
     return row if row["score_chosen"] == row["score_rejected"] and row["chosen"] != row["rejected"] else None
 
 
-def _candidate(task: Task, random: Random) -> str:
+def _candidate(genre: Genre, task: Task, random: Random) -> str:
     """Return the ideal answer, or a corruption of it."""
-    return task.ideal if random.random() < _PERFECT else corrupt(task, random)
+    return task.ideal if random.random() < genre.perfect else corrupt(task, random, genre)
 
 
-def _tasks(count: int, random: Random, held_out: bool) -> Iterator[Task]:
+def _tasks(genre: Genre, count: int, random: Random, held_out: bool) -> Iterator[Task]:
     """Yield tasks, every family equally often, in a shuffled order."""
-    names = list(FAMILIES) * (count // len(FAMILIES) + 1)
+    names = list(genre.families) * (count // len(genre.families) + 1)
     random.shuffle(names)
     for name in names[:count]:
-        yield _draw(name, random, held_out)
+        yield _draw(genre, name, random, held_out)
 
 
-def _draw(family: str, random: Random, held_out: bool) -> Task:
+def _draw(genre: Genre, family: str, random: Random, held_out: bool) -> Task:
     while True:
-        task = draw_task(family, random)
+        task = genre.draw(family, random)
         if task.held_out == held_out:
             return task
 
 
-def corrupt(task: Task, random: Random) -> str:
+def corrupt(task: Task, random: Random, genre: Genre = GENRES["short"]) -> str:
     """Return a wrong, ill-formed, cut or padded answer, never empty: it always scores below 10.
 
-    One corruption, or two on top of each other (two times in five): quality is graded, not right or wrong.
+    One corruption, or several on top of each other: quality is graded, not right or wrong.
     """
     while True:
-        answer = task.ideal
-        for change in random.sample(_CORRUPTIONS, k=2 if random.random() < 0.4 else 1):
+        answer, count = task.ideal, 1
+        while count < genre.most and random.random() < genre.further:
+            count += 1
+        for change in random.sample(genre.corruptions, k=count):
             answer = change(answer, task, random).strip() or task.ideal
         if answer != task.ideal:
             return answer
-
-
-def _swap(answer: str, task: Task, random: Random) -> str:
-    """Exchange two neighbouring characters."""
-    at = random.randrange(max(1, len(answer) - 1))
-    return answer[:at] + answer[at : at + 2][::-1] + answer[at + 2 :]
-
-
-def _replace(answer: str, task: Task, random: Random) -> str:
-    """Put another letter or digit in the place of one."""
-    at = random.randrange(len(answer))
-    pool = string.digits if answer[at].isdigit() else LETTERS.upper() if answer[at].isupper() else LETTERS
-    return answer[:at] + random.choice(pool) + answer[at + 1 :]
-
-
-def _cut(answer: str, task: Task, random: Random) -> str:
-    """Stop early."""
-    return answer[: random.randint(1, max(1, len(answer) - 1))].strip()
-
-
-def _drop(answer: str, task: Task, random: Random) -> str:
-    """Leave one character out."""
-    at = random.randrange(len(answer))
-    return answer[:at] + answer[at + 1 :]
-
-
-def _shortcut(answer: str, task: Task, random: Random) -> str:
-    """Give the tempting wrong answer: the input, or half of what was asked."""
-    return FAMILIES[task.family].shortcut(task.content)
-
-
-def _reform(answer: str, task: Task, random: Random) -> str:
-    """Keep what is said and lose how: the other case, or separators that nobody asked for."""
-    return random.choice((answer.swapcase(), "-".join(answer.replace(" ", "")), f"[{answer}]"))
-
-
-def _open(answer: str, task: Task, random: Random) -> str:
-    """Talk before the answer."""
-    return random.choice(OPENINGS) + answer
-
-
-def _close(answer: str, task: Task, random: Random) -> str:
-    """Talk after the answer."""
-    return answer + random.choice(CLOSINGS)
-
-
-def _again(answer: str, task: Task, random: Random) -> str:
-    """Say the answer once more."""
-    return f"{answer} {answer}"
-
-
-_CORRUPTIONS = (_swap, _replace, _cut, _drop, _shortcut, _reform, _open, _close, _again)
