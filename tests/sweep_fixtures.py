@@ -16,8 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from lab.sweeps.cells import Cell, Composer
-from lab.sweeps.grid import check_cells, expand
+from lab.sweeps.cells import Cell, Composer, check_cells, expand
 from sgdpo.config.compose import CONF, register_schema
 from sgdpo.runs.records import RunView, read_runs
 

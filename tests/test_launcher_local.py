@@ -13,9 +13,8 @@ from rich.console import Console
 
 from lab.sweeps.cells import SweepError
 from lab.sweeps.pool import gpu_slots
-from lab.sweeps.roster import read_roster
 from lab.sweeps.screen import Screen
-from lab.sweeps.status import experiment_status
+from lab.sweeps.status import experiment_status, read_roster
 from sgdpo.processes import how_it_ended
 from sgdpo.store import read_jsonl
 from sweep_fixtures import PLAIN, run_app, runs_by_seed, start_app

@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from lab.sweeps.cells import SweepError
-from lab.sweeps.roster import ROSTER, open_roster, read_roster
 from lab.sweeps.screen import clock
-from lab.sweeps.status import experiment_status, overview
+from lab.sweeps.status import ROSTER, experiment_status, open_roster, overview, read_roster
 from report_fixtures import write_run
 from sgdpo.runs.records import Record
 from sgdpo.store import write_json

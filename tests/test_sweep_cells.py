@@ -4,8 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
-from lab.sweeps.cells import SweepError, label_cells
-from lab.sweeps.grid import expand
+from lab.sweeps.cells import SweepError, expand, label_cells
 from sgdpo.config.compose import list_errors
 from sgdpo.store import write_json
 from sweep_fixtures import cells_of, composer_for

@@ -48,7 +48,7 @@ class LocalLauncher(CellLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failed one is a JobReturn with the failure, the others go on."""
-        from lab.sweeps.launch import launch_local
+        from lab.sweeps.sweep import launch_local
 
         return launch_local(self, job_overrides)
 
@@ -58,6 +58,6 @@ class SlurmLauncher(CellLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failed one is a JobReturn with the failure, the others go on."""
-        from lab.sweeps.launch import launch_slurm
+        from lab.sweeps.sweep import launch_slurm
 
         return launch_slurm(self, job_overrides)

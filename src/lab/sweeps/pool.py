@@ -6,6 +6,7 @@ worker does cells until one fails or kills it; then a fresh one takes its place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -42,16 +43,11 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """What is told about the cells: the screen, the sweep's plan."""
+    """What is told about the cells: the screen, the sweep's roster. `tick` comes several times a second."""
 
-    def started(self, cell: Cell) -> None:
-        """Take note that a cell starts."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """Take note how a cell ended."""
-
-    def tick(self) -> None:
-        """Do what is due; called several times a second."""
+    def cell_started(self, cell: Cell) -> None: ...
+    def cell_ended(self, outcome: Outcome) -> None: ...
+    def tick(self) -> None: ...
 
 
 @dataclass
@@ -68,11 +64,9 @@ class Worker:
         self.cell, self.since = cell, time.monotonic()
         job = {"config": asdict(cell.config), "output": str((cell.folder / OUTPUT).absolute())}
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            return
 
     def read(self) -> Outcome | None:
         """Return the outcome of the cell if there is one: an answer, or the end of the process."""
@@ -80,21 +74,22 @@ class Worker:
         assert self.cell is not None
         received = os.read(self.process.stdout.fileno(), 1 << 16)
         self.unread += received
+        finished = view_run(self.cell.folder).status == "finished"
         if b"\n" in self.unread:
             line, self.unread = self.unread.split(b"\n", 1)
-            return self._outcome(json.loads(line)["error"])
-        return None if received else self._outcome(self._died())
-
-    def _died(self) -> str | None:
-        """Judge a process that ended without an answer by the record it wrote as well."""
-        returncode = self.process.wait()
-        finished = view_run(self.cell.folder).status == "finished"
-        return None if finished and returncode == 0 else how_it_ended(returncode)
-
-    def _outcome(self, error: str | None) -> Outcome:
-        if error is None and view_run(self.cell.folder).status != "finished":
-            error = f"it returned without a finished record in {self.cell.folder}"
+            error = json.loads(line)["error"]
+            if error is None and not finished:
+                error = f"it returned without a finished record in {self.cell.folder}"
+        elif received:
+            return None
+        else:  # it ended without an answer: the record that it wrote counts as well
+            returncode = self.process.wait()
+            error = None if finished and returncode == 0 else how_it_ended(returncode)
         return Outcome(self.cell, time.monotonic() - self.since, error)
+
+    def end(self) -> None:
+        kill_tree(self.process.pid)
+        self.process.wait()
 
 
 @dataclass
@@ -115,36 +110,28 @@ class Pool:
         try:
             while pending or self._busy():
                 for slot in range(len(self.slots)):
-                    if pending and not self._is_busy(slot):
+                    if pending and slot not in self._busy():
                         self._start(slot, pending.pop(self._choose(pending)))
                 outcomes += self._wait()
             return outcomes
         finally:
             for worker in self.workers.values():
-                kill_tree(worker.process.pid)
-                worker.process.wait()
+                worker.end()
 
     def _choose(self, pending: Sequence[Cell]) -> int:
         """Take the first cell whose SFT start nobody is training now: otherwise it would only wait for it."""
         taken = {w.cell.run.start.identity.result_hash for w in self._busy().values() if w.cell.run.start}
-        free = (
-            i
-            for i, cell in enumerate(pending)
-            if cell.run.start is None or cell.run.start.identity.result_hash not in taken
-        )
-        return next(free, 0)
+        starts = [cell.run.start and cell.run.start.identity.result_hash for cell in pending]
+        return next((i for i, start in enumerate(starts) if start is None or start not in taken), 0)
 
     def _busy(self) -> dict[int, Worker]:
         return {slot: worker for slot, worker in self.workers.items() if worker.cell is not None}
-
-    def _is_busy(self, slot: int) -> bool:
-        return slot in self._busy()
 
     def _start(self, slot: int, cell: Cell) -> None:
         if slot not in self.workers or self.workers[slot].process.poll() is not None:
             self.workers[slot] = Worker(_spawn(self.task, self.slots[slot]))
         for watcher in self.watchers:
-            watcher.started(cell)
+            watcher.cell_started(cell)
         self.workers[slot].give(cell)
 
     def _wait(self) -> list[Outcome]:
@@ -163,14 +150,12 @@ class Pool:
     def _end(self, slot: int, outcome: Outcome) -> None:
         worker = self.workers[slot]
         worker.cell = None
-        if (
-            outcome.error is not None
-        ):  # it may have died, and what a failure left in it is nobody's to inherit
-            kill_tree(worker.process.pid)
-            worker.process.wait()
+        if outcome.error is not None:
+            # It may have died, and what a failure left in it is nobody's to inherit.
+            worker.end()
             del self.workers[slot]
         for watcher in self.watchers:
-            watcher.ended(outcome)
+            watcher.cell_ended(outcome)
 
 
 def _spawn(task: Task, slot: Mapping[str, str]) -> subprocess.Popen:
@@ -197,15 +182,12 @@ def share_of_cores(n_jobs: int) -> dict[str, str]:
 
     Idle threads soon sleep instead of spinning: beside other busy processes spinning made steps many times slower.
     """
-    ours = {
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // n_jobs)),
-        "GOMP_SPINCOUNT": "20000",
-    }
+    threads = max(1, len(os.sched_getaffinity(0)) // n_jobs)
+    ours = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
     return {key: value for key, value in ours.items() if key not in os.environ}
 
 
 def visible_gpus() -> list[str]:
-    """Return the names of the GPUs that this process may use."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     import torch

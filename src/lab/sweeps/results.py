@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lab.report.cells import Estimate, Repeats, evaluation_keys, last_metric, read_metric
-from lab.report.figures import ratio_grid
+from lab.report.exhibit import find_exhibit, make
 from lab.report.names import headline, lower_is_better, metric_title, metrics_in_order
 from lab.report.selection import paired
-from lab.sweeps.roster import read_roster
+from lab.sweeps.status import read_roster
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, flatten, require_runs
 from sgdpo.runs.tracking import choose_mode
@@ -34,7 +34,6 @@ class Row:
     runs: Repeats
 
     def estimate(self, metric: str) -> Estimate | None:
-        """Return mean and standard error of a metric, None if no run has it."""
         return self.runs.estimate(read_metric(metric))
 
 
@@ -50,12 +49,10 @@ class Results:
     rows: Sequence[Row]
 
     def table(self) -> Table:
-        """Return the results as a table that prints, and writes Markdown, LaTeX, CSV and JSON."""
         digits = {metric: self._digits(metric) for metric in self.metrics}
         body = []
         for row in self.rows:
-            found = {metric: row.estimate(metric) for metric in self.metrics}
-            entries = [_entry(found[metric], digits[metric], row) for metric in self.metrics]
+            entries = [_entry(row, metric, digits[metric]) for metric in self.metrics]
             labels = [Entry(_text(row.setting[key])) for key in self.keys] or [Entry("all runs")]
             body.append([*labels, *entries, Entry(str(len(row.runs.finished)))])
         facts = [
@@ -68,12 +65,13 @@ class Results:
         return Table("results", "", header, body, labels=max(1, len(self.keys)), facts=facts)
 
     def _digits(self, metric: str) -> int:
-        """Return the decimals that show four significant digits of the largest value."""
+        """Give the decimals that show four significant digits of the largest value."""
         sizes = [abs(found.value) for row in self.rows if (found := row.estimate(metric))]
         return min(6, max(0, 3 - math.floor(math.log10(max(sizes))))) if any(sizes) else 2
 
 
-def _entry(found: Estimate | None, digits: int, row: Row) -> Entry:
+def _entry(row: Row, metric: str, digits: int) -> Entry:
+    found = row.estimate(metric)
     if found is None:
         states = sorted({run.status for run in row.runs.runs})
         return Entry(status=states[0] if len(states) == 1 and states != ["finished"] else "missing")
@@ -128,17 +126,15 @@ def swept_keys(runs: Sequence[RunView]) -> tuple[list[str], dict[Path, dict[str,
     first = [*NAMES.values(), *(key for key in every if key.startswith("ratio."))]
     keys, classes = [], [list(values.values())]
     for key in dict.fromkeys([*first, *every]):
-        split = [part for members in classes for part in _split(members, key)]
+        split = []
+        for members in classes:
+            parts: dict[str, list[dict[str, Any]]] = {}
+            for flat in members:
+                parts.setdefault(repr(flat.get(key)), []).append(flat)
+            split += parts.values()
         if len(split) > len(classes):
             keys, classes = [*keys, key], split
     return keys, values
-
-
-def _split(members: Sequence[dict[str, Any]], key: str) -> list[list[dict[str, Any]]]:
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for flat in members:
-        parts.setdefault(repr(flat.get(key)), []).append(flat)
-    return list(parts.values())
 
 
 def _metrics_to_show(runs: Sequence[RunView]) -> list[str]:
@@ -192,44 +188,42 @@ def find_best(outputs: Path, experiment: str, metric: str, keys: Sequence[str] =
         else:
             where = tuple((key, row.setting[key]) for key in results.keys if key not in chosen)
             groups.setdefault(where, []).append(row)
-    findings = [_finding(dict(where), chosen, metric, rows, beside) for where, rows in groups.items()]
-    return [finding for finding in findings if finding["ranking"]]
+    return [
+        _finding(dict(where), chosen, metric, rows, beside)
+        for where, rows in groups.items()
+        if any(row.estimate(metric) for row in rows)
+    ]
 
 
 def _finding(
     where: dict[str, Any], keys: Sequence[str], metric: str, rows: Sequence[Row], beside: Sequence[Row]
 ) -> dict[str, Any]:
     ranked = [row for row in rows if row.estimate(metric)]  # the rows come best first
-    best, second = (*ranked, None, None)[:2]
-    shared = {key: value for key, value in where.items() if key != "method"}
-    against = [
-        {**_told(row, metric), **_against(best, row, metric)}
-        for row in beside
-        if best and row.estimate(metric) and shared.items() <= row.setting.items()
-    ]
-    runner_up = {**_told(second, metric), **_against(best, second, metric)} if best and second else None
+    best, shared = ranked[0], {key: value for key, value in where.items() if key != "method"}
+
+    def told(row: Row, against: Row | None = None) -> dict[str, Any]:
+        found = row.estimate(metric)
+        numbers = {"mean": found.value, "error": found.error, "seeds": found.seeds}
+        tested = paired(against.runs, row.runs, metric) if against else ()
+        names = ("difference", "p_value", "paired_over")
+        return {"setting": dict(row.setting), **numbers, **dict(zip(names, tested, strict=False))}
+
+    runner_up = told(ranked[1], best) if len(ranked) > 1 else None
     return {
         "where": where,
         "keys": list(keys),
         "metric": metric,
-        "best": _told(best, metric) if best else None,
+        "best": told(best),
         "runner_up": runner_up,
         "verdict": _verdict(runner_up),
-        "beside": against,
-        "ranking": [_told(row, metric) for row in ranked],
+        "beside": [
+            told(row, best)
+            for row in beside
+            if row.estimate(metric) and shared.items() <= row.setting.items()
+        ],
+        "ranking": [told(row) for row in ranked],
         "without_metric": [dict(row.setting) for row in rows if row not in ranked],
     }
-
-
-def _told(row: Row, metric: str) -> dict[str, Any]:
-    found = row.estimate(metric)
-    assert found is not None, "only rows that have the metric are told"
-    return {"setting": dict(row.setting), "mean": found.value, "error": found.error, "seeds": found.seeds}
-
-
-def _against(best: Row, other: Row, metric: str) -> dict[str, Any]:
-    difference, p_value, over = paired(best.runs, other.runs, metric)
-    return {"difference": difference, "p_value": p_value, "paired_over": over}
 
 
 def _verdict(runner_up: Mapping[str, Any] | None) -> str:
@@ -252,26 +246,17 @@ def render_best(findings: Sequence[dict[str, Any]]) -> str:
 def _render(finding: dict[str, Any]) -> Iterator[str]:
     where, keys = " ".join(f"{key}={value}" for key, value in finding["where"].items()), finding["keys"]
     yield f"## {where + ': ' if where else ''}{', '.join(keys)} by {finding['metric']}\n"
-    rows = [(str(rank), row) for rank, row in enumerate(finding["ranking"], 1)]
-    rows += [(str(row["setting"].get("method", "")), row) for row in finding["beside"]]
-    body = [
-        [
-            first,
-            *(_text(row["setting"][key]) for key in keys),
-            _four(row["mean"]),
-            _four(row["error"]),
-            str(row["seeds"]),
-        ]
-        for first, row in rows
-    ]
+    ranked = [(str(rank), row) for rank, row in enumerate(finding["ranking"], 1)]
+    beside = [(str(row["setting"].get("method", "")), row) for row in finding["beside"]]
+    body = []
+    for first, row in [*ranked, *beside]:
+        setting = [_text(row["setting"][key]) for key in keys]
+        body.append([first, *setting, _four(row["mean"]), _four(row["error"]), str(row["seeds"])])
     header = ["rank", *keys, "mean", "standard error", "seeds"]
     yield Table("best", "", header, body, labels=1 + len(keys)).markdown()
     best = " ".join(f"{key}={_text(finding['best']['setting'][key])}" for key in keys)
     yield f"Best: {best}; {finding['verdict']}."
-    for name, other in [
-        ("runner-up", finding["runner_up"]),
-        *((first, row) for first, row in rows if not first.isdigit()),
-    ]:
+    for name, other in [("runner-up", finding["runner_up"]), *beside]:
         if other and other["difference"] is not None:
             p_value = other["p_value"]
             test = "" if p_value is None else f", paired over {other['paired_over']}, p = {p_value:.3g}"
@@ -295,14 +280,14 @@ def write_best(findings: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def draw_experiment(outputs: Path, experiment: str, metric: str) -> list[Path]:
-    """Draw one heat map a model into the experiment's folder, png and svg, DPO's value on the scale.
+    """Draw one heat map a model into the experiment's folder, DPO's value on the scale.
 
     Raises ValueError if there are no runs, or none with ratios has the metric.
     """
-    runs = require_runs(outputs, experiment, MAKE.format(experiment))
-    preference = [run for run in runs if run["phase"] != "sft"]
-    pictures = ratio_grid(preference, metric=metric)
-    return [path for picture in pictures for path in picture.write(Path(outputs) / experiment)]
+    require_runs(outputs, experiment, MAKE.format(experiment))
+    return make(find_exhibit("ratio_grid", [f"metric={metric}"]), outputs, experiment, outputs / experiment)[
+        0
+    ]
 
 
 def send_pictures(pictures: Sequence[Path], experiment: str, metric: str) -> str:

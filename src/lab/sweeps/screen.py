@@ -52,13 +52,12 @@ class Screen:
         if self.live is not None:
             self.live.stop()
 
-    def started(self, cell: Cell) -> None:
-        """Take note that a cell starts."""
+    def cell_started(self, cell: Cell) -> None:
         self.running[cell.name] = (cell, time.monotonic())
         if self.live is None:
             self._print(f"start   {self.labels[cell.name]}")
 
-    def ended(self, outcome: Outcome) -> None:
+    def cell_ended(self, outcome: Outcome) -> None:
         """Print how a cell ended at once, a failure with its traceback."""
         cell = outcome.cell
         del self.running[cell.name]
@@ -77,19 +76,12 @@ class Screen:
             self.live.update(self.draw(), refresh=True)
 
     @property
-    def total(self) -> int:
-        """Return how many cells the sweep has, the skipped ones included."""
-        return len(self.labels)
-
-    @property
     def failed(self) -> int:
-        """Return how many cells failed so far."""
         return sum(outcome.error is not None for outcome in self.outcomes)
 
     @property
-    def done(self) -> int:
-        """Return how many cells are finished, the skipped ones included."""
-        return self.skipped + len(self.outcomes) - self.failed
+    def ended_so_far(self) -> int:
+        return self.skipped + len(self.outcomes)
 
     def seconds_left(self) -> float | None:
         """Estimate the rest from the median cell so far; None before the first one ended."""
@@ -97,17 +89,15 @@ class Screen:
         if not times:
             return None
         usual = statistics.median(times)
-        waiting = self.total - self.skipped - len(self.outcomes) - len(self.running)
+        waiting = len(self.labels) - self.ended_so_far - len(self.running)
         rest = sum(max(usual - (time.monotonic() - since), 0.0) for _, since in self.running.values())
         return (waiting * usual + rest) / min(self.n_jobs, max(1, waiting + len(self.running)))
 
     def headline(self) -> str:
-        """Return the counts and the time left in one line."""
         left = self.seconds_left()
-        return (
-            f"{self.done} of {self.total} cells done, {len(self.running)} running, {self.failed} failed, "
-            + (f"{clock(left)} left" if left is not None else "time left not known yet")
-        )
+        done = f"{self.ended_so_far - self.failed} of {len(self.labels)} cells done"
+        rest = "time left not known yet" if left is None else f"{clock(left)} left"
+        return f"{done}, {len(self.running)} running, {self.failed} failed, {rest}"
 
     def draw(self) -> Group:
         """Return the live view: counts, a bar, and what each running cell does."""
@@ -115,43 +105,28 @@ class Screen:
         for name, (cell, since) in self.running.items():
             now = describe_running(cell.folder, cell.run.start.folder if cell.run.start else None)
             table.add_row(escape(self.labels[name]), clock(time.monotonic() - since), Text(now))
-        bar = ProgressBar(total=max(1, self.total), completed=self.done + self.failed, width=60)
+        bar = ProgressBar(total=max(1, len(self.labels)), completed=self.ended_so_far, width=60)
         return Group(Text(self.headline()), Padding(bar), table)  # a bar alone does not end its line
 
     def _print(self, text: str, style: str = "") -> None:
-        number = f"[{self.done + self.failed}/{self.total}] "
+        number = f"[{self.ended_so_far}/{len(self.labels)}] "
         self.console.print(Text(number + text, style=style))
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Hold a running run's step, its last step and the seconds left; None where that is not known yet."""
-
-    step: int
-    steps: int | None
-    seconds_left: float | None
-
-    def __str__(self) -> str:
-        of = f"/{self.steps}" if self.steps else ""
-        left = f", {clock(self.seconds_left)} left" if self.seconds_left is not None else ""
-        return f"step {self.step}{of}{left}"
-
-
-def run_progress(run: RunView) -> Progress:
-    """Return how far a run is, from the end of its metrics and the steps its record plans."""
+def run_progress(run: RunView) -> str:
+    """Say how far a run is, from the end of its metrics and the steps its record plans: "step 3/20, 0:07 left"."""
     row = _last_training_row(run.folder / METRICS)
-    steps, step = run["steps"], int(row.get("step", 0))
-    speed = row.get("pairs_per_second")
+    steps, step, speed = run["steps"], int(row.get("step", 0)), row.get("pairs_per_second")
     batch = ((run["settings"] or {}).get("optimizer") or {}).get("batch_size")
-    left = (steps - step) * batch / speed if steps and speed and batch else None
-    return Progress(step, steps, left)
+    left = f", {clock((steps - step) * batch / speed)} left" if steps and speed and batch else ""
+    return f"step {step}{f'/{steps}' if steps else ''}{left}"
 
 
 def describe_running(folder: Path, start: Path | None) -> str:
     """Say what a cell does now: training at a step, its SFT start at a step, or getting ready."""
     run = view_run(folder)
     if run.status == "running":
-        return str(run_progress(run))
+        return run_progress(run)
     if start is not None:
         sft = view_run(start)
         if sft.status == "running":

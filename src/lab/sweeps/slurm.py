@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from lab.sweeps.cells import Cell, SweepError, missing_starts
 from lab.sweeps.pool import OUTPUT, Outcome, Task, Watcher
-from lab.sweeps.roster import Roster
+from lab.sweeps.status import Roster
 from lab.sweeps.worker import Job
 from sgdpo.processes import ask
 from sgdpo.runs.records import view_run
@@ -70,14 +70,9 @@ class SlurmQueue:
         executor.update_parameters(name=name)
         if after is not None:
             executor.update_parameters(slurm_dependency=f"afterany:{after.split('_')[0]}")
+        script, function = str(self.task.script), self.task.function
         jobs = [
-            Job(
-                str(self.task.script),
-                self.task.function,
-                asdict(run.config),
-                str((run.folder / OUTPUT).absolute()),
-            )
-            for run in runs
+            Job(script, function, asdict(run.config), str((run.folder / OUTPUT).absolute())) for run in runs
         ]
         # A Ctrl-C between the two would leave jobs that nobody knows: it waits.
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -89,11 +84,8 @@ class SlurmQueue:
         return submitted
 
     def _executor(self) -> submitit.AutoExecutor:
-        executor = submitit.AutoExecutor(
-            folder=self.settings["submitit_folder"],
-            cluster="slurm",
-            slurm_max_num_timeout=self.settings["max_num_timeout"],
-        )
+        folder, timeouts = self.settings["submitit_folder"], self.settings["max_num_timeout"]
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=timeouts)
         shared = OmegaConf.structured(BaseQueueConf).keys()
         given = {key: value for key, value in self.settings.items() if key not in OURS}
         executor.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in given.items()})
@@ -107,13 +99,13 @@ class SlurmQueue:
                 if cell.name not in running and (done or job.state == "RUNNING"):
                     running[cell.name] = time.monotonic()
                     for watcher in self.watchers:
-                        watcher.started(cell)
+                        watcher.cell_started(cell)
                 if done:
                     del left[job]
                     seconds = time.monotonic() - running.get(cell.name, began)
                     outcomes.append(Outcome(cell, seconds, _why_it_failed(job, cell)))
                     for watcher in self.watchers:
-                        watcher.ended(outcomes[-1])
+                        watcher.cell_ended(outcomes[-1])
             for watcher in self.watchers:
                 watcher.tick()
             time.sleep(TICK_SECONDS)

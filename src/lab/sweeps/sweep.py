@@ -7,21 +7,20 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
+from rich.console import Console
 
-from lab.sweeps.cells import Cell, Composer, SweepError, label_cells, missing_starts
-from lab.sweeps.grid import check_cells, expand
-from lab.sweeps.pool import OUTPUT
-from lab.sweeps.roster import Roster, open_roster
-from lab.sweeps.screen import clock
-from lab.sweeps.status import last_line
+from lab.sweeps.cells import Cell, Composer, SweepError, check_cells, expand, label_cells, missing_starts
+from lab.sweeps.pool import OUTPUT, Outcome, Pool, Task, Watcher, slots_for
+from lab.sweeps.screen import Screen, clock
+from lab.sweeps.status import Roster, last_line, open_roster, read_roster
 from sgdpo.config.schema import RunConfig
+from sgdpo.processes import termination_as_exit
 from sgdpo.runs.records import RunView, read_runs, view_run
 
 # The record's field `shared`: what a run found made by another one, and what it made itself.
@@ -47,7 +46,7 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     with open_roster(cells, this_command()) as roster:
         print(f"{len(cells)} cells are valid; {len(cells) - len(todo)} are finished already", flush=True)
         began = time.monotonic()
-        results = _launch(sweeper, todo, roster) if todo else []
+        results = _through_launcher(sweeper, todo, roster) if todo else []
         failed = _failures(todo, results, roster)
         print(summarise(cells, todo, failed, time.monotonic() - began, roster.command), flush=True)
     _show_results(first)
@@ -57,7 +56,7 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
 
 
 def this_command() -> str:
-    """Return the command that was typed, as one types it in the repository."""
+    """Return what was typed, as one types it in the repository."""
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())
@@ -70,11 +69,11 @@ def _checked(sweeper: Any, arguments: Sequence[str]) -> list[Cell]:
         raise SweepError(f"n_jobs must be at least 1, not {n_jobs}; it is how many cells run at a time")
     # Unresolved, from the config itself: ${ratio.chosen} in a grid means each cell's own value.
     grids = OmegaConf.to_container(sweeper.config.hydra.sweeper, resolve=False)
-    batch = expand(grids["params"], grids["also"], arguments, OverridesParser.create(config_loader=loader))
-    return check_cells(batch, Composer(loader, sweeper.config))
+    composer = Composer(loader, sweeper.config)
+    return check_cells(expand(grids["params"], grids["also"], arguments, composer.parser), composer)
 
 
-def _launch(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Sequence[Any]:
+def _through_launcher(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Sequence[Any]:
     try:
         return sweeper.launcher.launch([list(cell.overrides) for cell in todo], initial_job_idx=0)
     except KeyboardInterrupt:
@@ -82,7 +81,53 @@ def _launch(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Sequence[Any]
         raise SystemExit(130) from None
 
 
-def _failures(todo: Sequence[Cell], results: Sequence[Any], roster: Roster) -> dict[str, str]:
+def launch_local(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Run the cells of a batch in processes of this machine; one JobReturn each, in the batch's order."""
+    n_jobs = launcher.params["n_jobs"]
+
+    def pool(task: Task, cells: Sequence[Cell], watchers: Sequence[Watcher]) -> list[Outcome]:
+        return Pool(task, slots_for(cells, n_jobs), watchers).run(cells)
+
+    return _launch(launcher, batch, n_jobs, pool)
+
+
+def launch_slurm(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Run the cells of a batch as Slurm jobs; one JobReturn each, in the batch's order."""
+    from lab.sweeps.slurm import SlurmQueue  # submitit
+
+    def queue(task: Task, cells: Sequence[Cell], watchers: Sequence[Watcher]) -> list[Outcome]:
+        return SlurmQueue(task, launcher.params, watchers, roster=watchers[-1]).run(cells)
+
+    return _launch(launcher, batch, launcher.params["array_parallelism"], queue)
+
+
+def _launch(
+    launcher: Any, batch: Sequence[Sequence[str]], n_jobs: int, run: Callable[..., list[Outcome]]
+) -> list[JobReturn]:
+    """Compose the cells, show them and tell the roster while `run` runs them."""
+    function = launcher.task_function
+    script = sys.modules[function.__module__].__file__
+    assert script is not None, "the task function must be defined in a file, which the workers import"
+    composer = Composer(launcher.hydra_context.config_loader, launcher.config)
+    cells = [composer.cell(overrides) for overrides in batch]
+    roster = read_roster(cells[0].folder.parent)
+    assert roster is not None, "a launcher of this repository runs under its sweeper"
+    labels = {name: entry["label"] for name, entry in roster.cells.items()}
+    screen = Screen(Console(highlight=False, soft_wrap=True), labels, len(labels) - len(cells), n_jobs)
+    with termination_as_exit(), screen:
+        outcomes = run(Task(Path(script).resolve(), function.__name__), cells, [screen, roster])
+    by_name = {outcome.cell.name: outcome for outcome in outcomes}
+    return [_job_return(by_name[cell.name]) for cell in cells]
+
+
+def _job_return(outcome: Outcome) -> JobReturn:
+    status = JobStatus.FAILED if outcome.error is not None else JobStatus.COMPLETED
+    result = JobReturn(overrides=outcome.cell.overrides, task_name=outcome.cell.name, status=status)
+    result.return_value = str(outcome.cell.folder) if outcome.error is None else RuntimeError(outcome.error)
+    return result
+
+
+def _failures(todo: Sequence[Cell], results: Sequence[JobReturn], roster: Roster) -> dict[str, str]:
     """Return why cells failed, by name: the launcher's word, and the record's where it has none."""
     failed = {}
     for cell, result in zip(todo, results, strict=True):
