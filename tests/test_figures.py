@@ -177,7 +177,7 @@ def test_a_band_spans_the_seeds(tmp_path):
         write_run(tmp_path, "seeds", "dpo", seed=seed)
     (cell,) = group(read_runs(tmp_path, "seeds"), lambda run: run["method"]).values()
     found = band(cell, "rewards/chosen")
-    assert found.seeds == 3
+    assert found.low[-1] < found.mean[-1] < found.high[-1]
     assert (found.low <= found.mean).all()
     assert (found.mean <= found.high).all()
     assert band(Repeats(), "rewards/chosen") is None

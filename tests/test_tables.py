@@ -14,12 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.report.cells import group
+from lab.report.cells import group, select_ratio
 from lab.report.exhibit import find_exhibit
 from lab.report.names import load_paper
-from lab.report.selection import select_ratio
-from lab.report.tables import mtbench, table1, table2, table3
-from lab.report.timing import overhead, step_seconds, table4
+from lab.report.tables import mtbench, overhead, step_seconds, table1, table2, table3, table4
 from report_fixtures import QUALITY, grid_runs, table3_runs, write_run
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import read_runs

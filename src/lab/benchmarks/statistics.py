@@ -137,7 +137,7 @@ def compare_over_seeds(ours_SP: ArrayLike, theirs_SP: ArrayLike, *, seed: int = 
     over_prompts = compare(difference_SP.mean(0), np.zeros(difference_SP.shape[1]), seed=seed)
     if len(difference_SP) == 1:
         return over_prompts
-    over_seeds, p_value = _t_test(difference_SP.mean(1))
+    over_seeds, p_value = t_test(difference_SP.mean(1))
     interval = max(over_seeds, over_prompts.difference, key=lambda found: found.high - found.low)
     counts = (over_prompts.wins, over_prompts.losses, over_prompts.ties)
     return Comparison(interval, *counts, max(p_value, over_prompts.p_value), len(difference_SP))
@@ -176,7 +176,7 @@ def _sign_flip(difference_B: NDArray, seed: int) -> float:
     return as_far / (RESAMPLES + 1)
 
 
-def _t_test(values: NDArray) -> tuple[Interval, float]:
+def t_test(values: NDArray) -> tuple[Interval, float]:
     """Return mean, t interval and two-sided p against 0; equal values other than 0 leave no doubt."""
     from scipy.special import stdtr, stdtrit  # heavy; needed where seeds are tested only
 

@@ -1,19 +1,24 @@
-"""Group runs by what a table shows: repeats over seeds together, unlike settings refused, missing stays missing."""
+"""What a table shows, out of runs: repeats over seeds together, unlike settings refused, missing stays missing."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.benchmarks.statistics import Comparison, compare_over_seeds, mean_error
+import numpy as np
+
+from lab.benchmarks.statistics import Comparison, compare_over_seeds, mean_error, t_test
+from lab.report.names import headline, lower_is_better
 from sgdpo.runs.records import RunView, differences
 from sgdpo.store import read_jsonl
 
 JUDGMENTS = "judgments.jsonl"
 # Reads (value, its own standard error) of a run; None for what it has not.
 Read = Callable[[RunView], tuple[float | None, float | None]]
+Ratio = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,7 @@ class Repeats:
 
     @property
     def finished(self) -> list[RunView]:
-        """List the runs that a number may come from."""
         return [run for run in self.runs if run.status == "finished"]
-
-    @property
-    def failed(self) -> list[RunView]:
-        """List the runs that failed."""
-        return [run for run in self.runs if run.status == "failed"]
 
     def estimate(self, read: Read) -> Estimate | None:
         """Take mean and standard error of what `read` finds, None if no run has it.
@@ -52,19 +51,17 @@ class Repeats:
         return Estimate(*mean_error([value for value, _ in found]), len(found))
 
 
-def ratio_of(run: RunView) -> tuple[float, float] | None:
+def ratio_of(run: RunView) -> Ratio | None:
     """Give (chosen, rejected) of a run, None for a method without ratios."""
     ratio = run["ratio"]
     return (ratio["chosen"], ratio["rejected"]) if ratio else None
 
 
 def learning_rate(run: RunView) -> float | None:
-    """Give the peak learning rate of a run."""
     return ((run["settings"] or {}).get("optimizer") or {}).get("lr")
 
 
 def seeds_of(runs: Iterable[RunView]) -> list[int]:
-    """List the seeds of the runs, each once."""
     return sorted({run["seed"] for run in runs if run["seed"] is not None})
 
 
@@ -72,9 +69,8 @@ def by_model(runs: Sequence[RunView]) -> list[tuple[str, list[RunView]]]:
     """Give the readable runs of each model, by the model's name; runs that do not belong together are refused."""
     refuse_mixtures(runs)
     usable = [run for run in runs if run.status != "broken"]
-    return [
-        (model, [r for r in usable if r["model"] == model]) for model in sorted({r["model"] for r in usable})
-    ]
+    models = sorted({run["model"] for run in usable})
+    return [(model, [run for run in usable if run["model"] == model]) for model in models]
 
 
 def group(runs: Iterable[RunView], key: Callable[[RunView], Any]) -> dict[Any, Repeats]:
@@ -82,25 +78,17 @@ def group(runs: Iterable[RunView], key: Callable[[RunView], Any]) -> dict[Any, R
 
     Broken records are left out: the caller reports them.
     """
-    groups: dict[Any, list[RunView]] = {}
+    groups: dict[Any, dict[Any, RunView]] = {}
     for run in runs:
-        if run.status != "broken":
-            groups.setdefault(key(run), []).append(run)
-    for name, members in groups.items():
-        _refuse_doubles(name, members)
-    return {name: Repeats(tuple(sorted(runs, key=lambda run: run["seed"]))) for name, runs in groups.items()}
-
-
-def _refuse_doubles(name: Any, runs: Sequence[RunView]) -> None:
-    by_seed: dict[Any, RunView] = {}
-    for run in runs:
-        other = by_seed.setdefault(run["seed"], run)
+        if run.status == "broken":
+            continue
+        other = groups.setdefault(key(run), {}).setdefault(run["seed"], run)
         if other is not run:
-            what = differences(other["settings"], run["settings"])
             raise ValueError(
-                f"two runs for one cell {name}, seed {run['seed']}: {other.name} and {run.name} "
-                f"({what}). Move one of them to another experiment."
+                f"two runs for one cell {key(run)}, seed {run['seed']}: {other.name} and {run.name} "
+                f"({differences(other['settings'], run['settings'])}). Move one of them to another experiment."
             )
+    return {name: Repeats(tuple(runs[seed] for seed in sorted(runs))) for name, runs in groups.items()}
 
 
 def refuse_mixtures(runs: Sequence[RunView]) -> None:
@@ -111,10 +99,8 @@ def refuse_mixtures(runs: Sequence[RunView]) -> None:
     finished = [run for run in runs if run.status == "finished"]
     _same(finished, "package versions", lambda run: dict(run["versions"] or {}))
     _same(finished, "data settings", lambda run: (run["settings"] or {}).get("data") or {})
-    kinds: dict[Any, list[RunView]] = {}
-    for run in finished:
-        kinds.setdefault((run["model"], run["phase"]), []).append(run)
-    for members in kinds.values():
+    for kind in {(run["model"], run["phase"]) for run in finished}:
+        members = [run for run in finished if (run["model"], run["phase"]) == kind]
         _same(members, "data", lambda run: {"fingerprint": (run["data"] or {}).get("fingerprint")})
 
 
@@ -136,12 +122,9 @@ def _same(runs: Sequence[RunView], what: str, read: Callable[[RunView], Mapping[
 
 def last_metric(run: RunView, name: str) -> float | None:
     """Read a number of a run: "eval/rewards/margins" (final metrics) or "verifiable-checker:win_rate"."""
-    if ":" in name:
-        key, _, field_name = name.partition(":")
-        value = ((run["eval"] or {}).get(key) or {}).get(field_name)
-    else:
-        split, _, metric = name.partition("/")
-        value = ((run["final"] or {}).get(split) or {}).get(metric)
+    place, separator = ("eval", ":") if ":" in name else ("final", "/")
+    key, _, metric = name.partition(separator)
+    value = ((run[place] or {}).get(key) or {}).get(metric)
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -149,6 +132,18 @@ def read_metric(name: str) -> Read:
     """Make a reader of a metric and its own standard error (evaluations have one: `<name>_se`)."""
     error = f"{name.removesuffix('_mean')}_se" if ":" in name else None
     return lambda run: (last_metric(run, name), last_metric(run, error) if error else None)
+
+
+def default_metric(runs: Sequence[RunView], field: str | None = None) -> str:
+    """Name what to show where nothing is asked for: a number of the evaluation that most runs have.
+
+    field: which number of it; None: the benchmark's headline. Runs without evaluation: their held-out accuracy.
+    """
+    counts = Counter(key for run in runs for key in (run["eval"] or {}))
+    if not counts:
+        return "eval/rewards/accuracies"
+    key = min(counts, key=lambda key: (-counts[key], key))
+    return f"{key}:{field or headline(key)}"
 
 
 def evaluation_keys(runs: Iterable[RunView]) -> list[str]:
@@ -191,14 +186,58 @@ def preferences_by_prompt(run: RunView, key: str) -> dict[str, float]:
 def compare_preferences(ours: Repeats, theirs: Repeats, key: str) -> Comparison | None:
     """Compare win rates over the training seeds and the prompts that both have, None without any."""
     mine, other = ({run["seed"]: run for run in repeats.finished} for repeats in (ours, theirs))
-    pairs = [
-        (preferences_by_prompt(mine[s], key), preferences_by_prompt(other[s], key))
-        for s in mine
-        if s in other
-    ]
+    shared = [seed for seed in mine if seed in other]
+    pairs = [tuple(preferences_by_prompt(side[seed], key) for side in (mine, other)) for seed in shared]
     pairs = [pair for pair in pairs if all(pair)]
     prompts = sorted(set.intersection(*(set(one) & set(two) for one, two in pairs))) if pairs else []
     if not prompts:
         return None
     scores_2SP = [[[one[prompt] for prompt in prompts] for one in side] for side in zip(*pairs, strict=True)]
     return compare_over_seeds(*scores_2SP)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Hold the best and the second ratio of a grid.
+
+    difference: best less second. p_value: two-sided, paired over prompts (win rates) or over seeds; None if
+    neither can be paired.
+    """
+
+    best: Ratio
+    best_estimate: Estimate
+    second: Ratio | None = None
+    second_estimate: Estimate | None = None
+    difference: float | None = None
+    p_value: float | None = None
+    paired_over: str | None = None
+
+
+def select_ratio(cells: Mapping[Ratio, Repeats], metric: str) -> Selection | None:
+    """Select as the paper's table 1 does: the grid's best by mean over seeds, None if no cell has the metric."""
+    found = {ratio: repeats.estimate(read_metric(metric)) for ratio, repeats in cells.items()}
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    # Equal values: the smaller ratios, so that the choice does not depend on the order of the files.
+    ranked = [ratio for _, ratio in sorted((-sign * est.value, ratio) for ratio, est in found.items() if est)]
+    if len(ranked) < 2:
+        return Selection(ranked[0], found[ranked[0]]) if ranked else None
+    best, second = ranked[:2]
+    return Selection(best, found[best], second, found[second], *paired(cells[best], cells[second], metric))
+
+
+def paired(ours: Repeats, theirs: Repeats, metric: str) -> tuple[float | None, float | None, str | None]:
+    """Give (difference, p, over what it is paired): seeds and prompts for win rates, else seeds."""
+    if metric.endswith(":win_rate"):
+        result = compare_preferences(ours, theirs, metric.partition(":")[0])
+        if result:
+            over = "seeds and prompts" if result.seeds > 1 else "prompts"
+            return 100 * result.difference.value, result.p_value, over
+    mine, other = (
+        {run["seed"]: last_metric(run, metric) for run in side.finished} for side in (ours, theirs)
+    )
+    shared = [seed for seed in mine if None not in (mine[seed], other.get(seed))]
+    differences = np.array([mine[seed] - other[seed] for seed in shared])
+    if len(shared) < 2:
+        return (float(differences[0]), None, None) if shared else (None, None, None)
+    interval, p_value = t_test(differences)
+    return interval.value, p_value, "seeds"

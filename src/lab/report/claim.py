@@ -12,7 +12,7 @@ from lab.report.cells import ratio_of
 from lab.report.entries import facts
 from lab.report.names import load_paper
 from sgdpo.drawing.curves import series
-from sgdpo.drawing.table import Entry, Table, number
+from sgdpo.drawing.table import Table, number
 from sgdpo.runs.records import RunView
 
 RESAMPLES = 2000
@@ -51,9 +51,12 @@ class Claim:
 def check_claim(runs: Sequence[RunView]) -> list[Claim]:
     """Check every model with finished runs of at least three ratios."""
     usable = [run for run in runs if run.status == "finished" and ratio_of(run)]
-    models = sorted({run["model"] for run in usable})
-    owned = [(model, [run for run in usable if run["model"] == model]) for model in models]
-    return [_check(model, own) for model, own in owned if len({ratio_of(run) for run in own}) >= 3]
+    by_name = {
+        name: [run for run in usable if run["model"] == name] for name in {run["model"] for run in usable}
+    }
+    return [
+        _check(*model) for model in sorted(by_name.items()) if len({ratio_of(run) for run in model[1]}) >= 3
+    ]
 
 
 def _check(model: str, runs: Sequence[RunView]) -> Claim:
@@ -61,13 +64,13 @@ def _check(model: str, runs: Sequence[RunView]) -> Claim:
     ratio_RK = np.array([ratio_of(run) for run in runs])
     seeds = np.array([run["seed"] for run in runs])
     mean_R1 = ratio_RK.mean(1, keepdims=True)
-    overall = _slopes(magnitude_RK.sum(1), mean_R1, seeds, "chosen| + |rejected", ["mean ratio"])[0]
+    (overall,) = _slopes(magnitude_RK.sum(1), mean_R1, seeds, "chosen| + |rejected", ["mean ratio"])
     single: list[Slope] = []
     # On a diagonal (equal ratios) the two effects cannot be told apart.
     if np.linalg.matrix_rank(np.column_stack([np.ones(len(runs)), ratio_RK])) == 3:
-        for k, key in enumerate(REWARDS):
+        for magnitude_R, key in zip(magnitude_RK.T, REWARDS, strict=True):
             names = ["ratio.chosen", "ratio.rejected"]
-            single += _slopes(magnitude_RK[:, k], ratio_RK, seeds, key.removeprefix("rewards/"), names)
+            single += _slopes(magnitude_R, ratio_RK, seeds, key.removeprefix("rewards/"), names)
     return Claim(model, overall, tuple(single), runs)
 
 
@@ -87,11 +90,8 @@ def _slopes(
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
         fits.append(_fit(y_R[drawn], x_RK[drawn], seeds[drawn]))
     ends_K = np.percentile(fits, [2.5, 97.5], axis=0).T
-    values_K = _fit(y_R, x_RK, seeds)
-    return [
-        Slope(reward, name, float(v), *map(float, e))
-        for name, v, e in zip(names, values_K, ends_K, strict=True)
-    ]
+    slopes = zip(names, _fit(y_R, x_RK, seeds), ends_K, strict=True)
+    return [Slope(reward, name, float(value), *map(float, ends)) for name, value, ends in slopes]
 
 
 def _fit(y_R: NDArray, x_RK: NDArray, seeds: NDArray) -> NDArray[np.float64]:
@@ -106,12 +106,13 @@ def _fit(y_R: NDArray, x_RK: NDArray, seeds: NDArray) -> NDArray[np.float64]:
 
 def claim_table(claims: Sequence[Claim]) -> Table:
     """Show the checks: every slope with its interval, the verdict in words below."""
-    rows = [
-        [load_paper().title(claim.model), f"|{s.reward}|", s.ratio, *_signed(s)]
-        for claim in claims
-        for s in (claim.overall, *claim.single)
-    ]  # fmt: skip
-    verdicts = [f"{load_paper().title(claim.model)}: {claim.verdict}." for claim in claims]
+    rows, verdicts = [], []
+    for claim in claims:
+        model = load_paper().title(claim.model)
+        verdicts.append(f"{model}: {claim.verdict}.")
+        for slope in (claim.overall, *claim.single):
+            ends = [number(value, 3, sign="+") for value in (slope.value, slope.low, slope.high)]
+            rows.append([model, f"|{slope.reward}|", slope.ratio, *ends])
     below = [
         "Claim: smaller ratios end with larger rewards (a negative slope of |chosen| + |rejected| on the mean ratio).",
         *(verdicts or ["The claim needs finished runs of three ratios at least."]),
@@ -120,7 +121,3 @@ def claim_table(claims: Sequence[Claim]) -> Table:
     ]
     header = ["Model", "reward", "on", "slope", "from", "to"]
     return Table("figure3-claim", "Figure 3: does the claim hold?", header, rows, 3, below)
-
-
-def _signed(slope: Slope) -> list[Entry]:
-    return [number(value, 3, sign="+") for value in (slope.value, slope.low, slope.high)]

@@ -26,8 +26,9 @@ def number_entry(repeats: Repeats | None, read: Read, digits: int, seeds: Sequen
 
 
 def _without_number(repeats: Repeats, what: str) -> Entry:
-    if repeats.failed and not repeats.finished:
-        return Entry("failed", note="; ".join(map(_reason, repeats.failed)), status="failed")
+    failed = [run for run in repeats.runs if run.status == "failed"]
+    if failed and not repeats.finished:
+        return Entry("failed", note="; ".join(map(_reason, failed)), status="failed")
     if any(what in (run["eval"] or {}) for run in repeats.finished):
         return Entry(note="no such number: this is what the others are compared with", status="missing")
     if repeats.finished:
@@ -36,14 +37,13 @@ def _without_number(repeats: Repeats, what: str) -> Entry:
 
 
 def _incomplete(repeats: Repeats, lacking: Sequence[int], total: int, what: str) -> str:
-    runs = {run["seed"]: run for run in repeats.runs}
-    reasons = []
+    runs, reasons = {run["seed"]: run for run in repeats.runs}, []
     for seed in lacking:
         run = runs.get(seed)
-        if run is not None and run.status == "finished":
-            reasons.append(f"seed {seed} has no {what}")
+        if run is None:
+            reasons.append(f"seed {seed} did not run")
         else:
-            reasons.append(_reason(run) if run is not None else f"seed {seed} did not run")
+            reasons.append(f"seed {seed} has no {what}" if run.status == "finished" else _reason(run))
     return f"{total - len(lacking)} of {total} seeds: " + ", ".join(reasons)
 
 
@@ -56,7 +56,6 @@ def _reason(run: RunView) -> str:
 
 
 def paper_entry(value: float | None, digits: int) -> Entry:
-    """Make the entry of one of the paper's numbers, a dash if it is not known."""
     return number(value, digits, status="unknown" if value is None else "paper")
 
 

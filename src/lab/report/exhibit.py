@@ -26,6 +26,8 @@ from sgdpo.store import read_json
 
 FOLDER = CONF / "report"
 PUBLISHED = "published"  # the folder of the tracked copies
+# The JSON of a work, and the table or what a picture's JSON says.
+Work = tuple[Path, Table | dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ KIND = Kind("report", positional=("runs",), reserved=OWN)
 
 def exhibit_names() -> list[str]:
     """List the tables and figures that there are, those of `make paper` first and in its order."""
-    found = {path.stem: _yaml(path) for path in sorted(FOLDER.glob("*.yaml"))}
-    names = [name for name, config in found.items() if "function" in config]
-    return sorted(
-        names, key=lambda name: (found[name].get("order") is None, found[name].get("order") or 0, name)
-    )
+    found = {path.stem: _yaml(path) for path in FOLDER.glob("*.yaml")}
+
+    def place(name: str) -> tuple[bool, float, str]:
+        order = found[name].get("order")
+        return order is None, order or 0, name
+
+    return sorted((name for name, config in found.items() if "function" in config), key=place)
 
 
 def find_exhibit(name: str, changes: Sequence[str] = ()) -> Exhibit:
@@ -131,16 +135,15 @@ def make(
     return paths, "\n\n".join(shown)
 
 
-def standing(outputs: Path) -> tuple[list[tuple[Path, Table | dict[str, Any]]], list[str]]:
+def standing(outputs: Path) -> tuple[list[Work], list[str]]:
     """Read what stands under `outputs`: (JSON path, a table or what a picture's JSON says), and what is damaged.
 
     In the order of `make paper`; published copies are left out.
     """
     works, damaged, order = [], [], exhibit_names()
     for path in sorted(outputs.glob("*/*.json")):
-        if path.parent.name == PUBLISHED or not (
-            path.with_suffix(".md").is_file() or path.with_suffix(".svg").is_file()
-        ):
+        drawn = path.with_suffix(".md").is_file() or path.with_suffix(".svg").is_file()
+        if path.parent.name == PUBLISHED or not drawn:
             continue
         try:
             found = read_json(path, advice="make it again")
@@ -149,7 +152,7 @@ def standing(outputs: Path) -> tuple[list[tuple[Path, Table | dict[str, Any]]], 
         except ValueError as error:
             damaged.append(str(error))
 
-    def place(work: tuple[Path, Table | dict[str, Any]]) -> tuple[int, Path]:
+    def place(work: Work) -> tuple[int, Path]:
         name = whose(work[1]).get("exhibit")
         return (order.index(name) if name in order else len(order), work[0])
 

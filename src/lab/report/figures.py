@@ -16,8 +16,10 @@ from matplotlib.ticker import NullFormatter
 
 from lab.report.cells import (
     Estimate,
+    Ratio,
     Repeats,
     by_model,
+    default_metric,
     group,
     last_metric,
     learning_rate,
@@ -28,15 +30,7 @@ from lab.report.claim import check_claim, claim_table
 from lab.report.entries import figure_facts
 from lab.report.names import load_paper, method_colour, method_title, methods_in_order, metric_title
 from lab.report.panels import Band, band, line_chart, reward_panels, say
-from lab.report.selection import Ratio, default_metric
-from sgdpo.drawing.style import (
-    CHOSEN,
-    COLOURS,
-    QUIET,
-    REJECTED,
-    Picture,
-    styled,
-)
+from sgdpo.drawing.style import CHOSEN, COLOURS, REJECTED, Picture, captioned, styled
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, view_run
 from sgdpo.store import read_json
@@ -53,11 +47,8 @@ def figure1(runs: Sequence[RunView], *, data: str, benchmarks: dict[str, float])
     make = "python scripts/judge_variance.py"
     if not Path(data).is_file():
         raise ValueError(f"no judge variance at {data}. Make it: {make}")
-    judged = {
-        key: v
-        for key, v in read_json(Path(data), advice=f"make it again: {make}").items()
-        if isinstance(v, dict)
-    }
+    measured = read_json(Path(data), advice=f"make it again: {make}")
+    judged = {key: values for key, values in measured.items() if isinstance(values, dict)}
     if not any(values.get("differences") for values in judged.values()):
         raise ValueError(f"{data} holds no differences of any benchmark. Make it again: {make}")
     missing = [name for name in benchmarks if not any(key.startswith(f"{name}-") for key in judged)]
@@ -74,9 +65,8 @@ def figure1(runs: Sequence[RunView], *, data: str, benchmarks: dict[str, float])
                 say(axes, f"not judged twice yet:\n{make} RUN\n--benchmarks {key} judge=...")
         axes_B[0].set_ylabel("share of judgments, %")
         title = "Figure 1: the judge asked twice about identical answers"
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         facts = [f"{key}: {_judged(values)}" for key, values in judged.items()]
-        figure.supxlabel("\n".join(facts), fontsize=8.5, color=QUIET, x=0.01, ha="left")
+        captioned(figure, title, "\n".join(facts))
     commits = sorted({values["commit"] for values in judged.values() if values.get("commit")})
     return Picture(figure, "figure1", title, facts, {"commits": commits} if commits else {})
 
@@ -95,11 +85,8 @@ def _spread(axes: Axes, values: Mapping[str, Any], scale: float) -> None:
 
 def _judged(values: Mapping[str, Any]) -> str:
     """Say who judged what: whatever the measurement says of itself."""
-    named = [
-        f"{k} {values[k]}"
-        for k in ("judge", "temperature", "run", "seed", "commit")
-        if values.get(k) is not None
-    ]
+    about = ("judge", "temperature", "run", "seed", "commit")
+    named = [f"{key} {values[key]}" for key in about if values.get(key) is not None]
     count = len(values.get("differences") or [])
     return ", ".join([*named, f"{count} pairs of judgments"])
 
@@ -123,10 +110,9 @@ def figure3(runs: Sequence[RunView], *, baseline: str = "dpo") -> list[Picture |
     def draw(own: list[RunView], model: str) -> tuple[str, Figure]:
         grid, beside = _grid(own, baseline)
         panels = [(_named(ratio, own), grid[ratio]) for ratio in six_ratios(list(grid))]
+        panels.append((method_title(baseline, own), beside))
         title = f"Figure 3: training rewards over ratios, {model}"
-        return title, reward_panels(
-            [*panels, (method_title(baseline, own), beside)], title, figure_facts(own)
-        )
+        return title, reward_panels(panels, title, figure_facts(own))
 
     return [*_each_model("figure3", runs, draw), claim_table(check_claim(runs))]
 
@@ -152,28 +138,23 @@ def heat_map(
 ) -> Figure:
     """Draw estimates over (chosen, rejected) ratios; `base` is a line on the scale, called `name`."""
     chosen, rejected = (sorted({ratio[k] for ratio in cells}) for k in (0, 1))
-    value_CR = np.array(
-        [[cells[c, r].value if (c, r) in cells else np.nan for r in rejected] for c in chosen]
-    )
+    values = [[cells[c, r].value if (c, r) in cells else np.nan for r in rejected] for c in chosen]
+    value_CR = np.array(values)
     shown = [estimate.value for estimate in (*cells.values(), base) if estimate]
-    figure = Figure(
-        figsize=(max(6.4, 1.15 * len(rejected) + 2.6), 0.9 * len(chosen) + 2.1), layout="constrained"
-    )
+    size = (max(6.4, 1.15 * len(rejected) + 2.6), 0.9 * len(chosen) + 2.1)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.grid(False)
-    image = axes.imshow(
-        value_CR, cmap="cividis", vmin=min(shown), vmax=max(shown), origin="lower", aspect="auto"
-    )
+    ends = {"vmin": min(shown), "vmax": max(shown)}
+    image = axes.imshow(value_CR, cmap="cividis", **ends, origin="lower", aspect="auto")
     for (row, column), value in np.ndenumerate(value_CR):
         estimate = cells.get((chosen[row], rejected[column]))
         colour = "white" if value < (min(shown) + max(shown)) / 2 else "black"
         axes.text(column, row, _cell_text(estimate), ha="center", va="center", color=colour, linespacing=1.3)
     axes.set_xticks(range(len(rejected)), _ticks(rejected))
     axes.set_yticks(range(len(chosen)), _ticks(chosen))
-    axes.set_xlabel("ratio.rejected (r2)")
-    axes.set_ylabel("ratio.chosen (r1)")
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    figure.supxlabel(facts, fontsize=8.5, color=QUIET, x=0.01, ha="left")
+    axes.set(xlabel="ratio.rejected (r2)", ylabel="ratio.chosen (r1)")
+    captioned(figure, title, facts)
     scale = figure.colorbar(image, ax=axes, pad=0.03)
     if base is not None:
         scale.ax.axhline(base.value, color=REJECTED, linewidth=3)
@@ -208,22 +189,19 @@ def balance(runs: Sequence[RunView]) -> list[Picture]:
     def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
         grid, _ = _grid(own, "")
         bands = {ratio: band(grid[ratio], "pilot/log_balance") for ratio in six_ratios(list(grid))}
-        lines = [(found, _named(ratio), colour) for (ratio, found), colour in zip(bands.items(), COLOURS, strict=False)
-                 if found]  # fmt: skip
+        lines = [
+            (found, _named(ratio), colour)
+            for (ratio, found), colour in zip(bands.items(), COLOURS, strict=False)
+            if found
+        ]
+        if not lines:
+            return None
         title = f"Gradient balance (Theorem 3), {model}"
         axis = ("optimizer step", "log f, mean over pairs")
-        return (
-            (title, line_chart(lines, ("DPO (f = 1)", 0.0), title, axis, figure_facts(own)))
-            if lines
-            else None
-        )
+        return title, line_chart(lines, ("DPO (f = 1)", 0.0), title, axis, figure_facts(own))
 
-    return _each_model(
-        "balance",
-        runs,
-        draw,
-        "no finished run has pilot/log_balance: methods with pilots log it, as method=sgdpo",
-    )
+    nothing = "no finished run has pilot/log_balance: methods with pilots log it, as method=sgdpo"
+    return _each_model("balance", runs, draw, nothing)
 
 
 def learning_rates(
@@ -257,13 +235,11 @@ def learning_rates(
 
 def _over_rates(runs: Sequence[RunView], method: str, metric: str) -> Band:
     cells = group([run for run in runs if run["method"] == method and learning_rate(run)], learning_rate)
-    found = {
-        rate: [v for run in cells[rate].finished if (v := last_metric(run, metric)) is not None]
-        for rate in cells
-    }
-    rows = [(rate, np.mean(v), min(v), max(v), len(v)) for rate, v in sorted(found.items()) if v]
-    columns = np.array(rows, dtype=float).reshape(-1, 5).T
-    return Band(*columns[:4], int(columns[4].max(initial=0)))
+    rows = []
+    for rate, repeats in sorted(cells.items()):
+        values = [value for run in repeats.finished if (value := last_metric(run, metric)) is not None]
+        rows += [(rate, np.mean(values), min(values), max(values))] if values else []
+    return Band(*np.array(rows, dtype=float).reshape(-1, 4).T)
 
 
 def start_mean(runs: Sequence[RunView], metric: str) -> float | None:

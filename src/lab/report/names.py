@@ -36,7 +36,6 @@ class Paper:
         return list(next(iter(self.table3.values())))
 
     def title(self, model: str) -> str:
-        """Name a model for people."""
         return self.titles.get(model, model)
 
     def beside(self, model: str) -> str | None:
@@ -47,7 +46,6 @@ class Paper:
 
 @cache
 def load_paper() -> Paper:
-    """Read the paper's numbers (conf/report/paper.yaml)."""
     return Paper(**_read("report/paper"))
 
 
@@ -66,16 +64,14 @@ def method_colour(method: str, runs: Sequence[RunView] = ()) -> str:
     """Give a method's colour, "#RRGGBB": its own, else a spare one by its place among those without."""
     if colour := _method(method, runs).get("colour"):
         return str(colour)
-    others = sorted(
-        {run["method"] for run in runs if run["method"] and not _method(run["method"], runs).get("colour")}
-    )
+    methods = {run["method"] for run in runs if run["method"]}
+    others = sorted(name for name in methods if not _method(name, runs).get("colour"))
     return SPARE_COLOURS[(others.index(method) if method in others else 0) % len(SPARE_COLOURS)]
 
 
 def _method(method: str, runs: Iterable[RunView]) -> Mapping[str, Any]:
-    recorded = next(
-        (run["settings"]["method"] for run in runs if run["method"] == method and run["settings"]), {}
-    )
+    own = (run["settings"]["method"] for run in runs if run["method"] == method and run["settings"])
+    recorded = next(own, {})
     return {**_read(f"method/{method}"), **{key: value for key, value in recorded.items() if value}}
 
 
@@ -96,7 +92,6 @@ def metrics_in_order() -> list[str]:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Tell whether a smaller value of a metric is the better one."""
     return _metric(metric).get("better") == "lower"
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -55,7 +56,6 @@ def write_page(outputs: Path) -> Path:
 
 
 def render(outputs: Path, runs: Sequence[RunView]) -> str:
-    """Make the page of these runs and of the tables and figures that stand under `outputs`."""
     works, damaged = standing(outputs)
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True)
     budget, baseline = [TEXT_BUDGET], find_exhibit("ratio_grid").settings["baseline"]
@@ -90,12 +90,9 @@ def describe(run: RunView, budget: list[int]) -> dict[str, Any]:
     found |= {key: {} for key in ("final", "eval", "grid", "settings", "cost", "curves", "held")}
     found |= {"pairs": [], "samples": [], "started": ""}
     problems = [run.error] if run.error else []
-    parts: list[Callable[[], Mapping[str, Any]]] = [
-        lambda: _facts(run), lambda: _numbers(run), lambda: _curves(run), lambda: _texts(run, budget)
-    ]  # fmt: skip
-    for part in parts if run.status != "broken" else []:
+    for part in (_facts, _numbers, _curves, partial(_texts, budget)) if run.status != "broken" else ():
         try:
-            found |= part()
+            found |= part(run)
         except DAMAGE as error:
             where = "" if str(run.folder) in str(error) else f"{run.folder} cannot be read whole: "
             problems.append(f"{where}{error or type(error).__name__}")
@@ -161,7 +158,7 @@ def thin(steps: np.ndarray, values: np.ndarray) -> dict[str, list] | None:
     return {"x": [float(steps[part[-1]]) for part in parts], "y": means}
 
 
-def _texts(run: RunView, budget: list[int]) -> dict[str, Any]:
+def _texts(budget: list[int], run: RunView) -> dict[str, Any]:
     pairs = read_json(run.folder / "pairs.json", default={"pairs": []})["pairs"][:PAIRS]
     texts = {"pairs": pairs, "samples": _samples(run)}
     size = len(json.dumps(texts))
@@ -198,21 +195,22 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _counts(runs: Sequence[RunView]) -> str:
+def _statuses(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     count = Counter(run.status for run in runs)
-    return f"{len(runs)} runs: " + ", ".join(
-        f"{count[status]} {status}" for status in STATUSES if count[status]
-    )
+    return [{"status": status, "count": count[status]} for status in STATUSES if count[status]]
+
+
+def _counts(runs: Sequence[RunView]) -> str:
+    return f"{len(runs)} runs: " + ", ".join(f"{part['count']} {part['status']}" for part in _statuses(runs))
 
 
 def _experiments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
-    found = []
-    for name in sorted({run.experiment for run in runs}):
-        own = [run for run in runs if run.experiment == name]
-        count = Counter(run.status for run in own)
-        parts = [{"status": status, "count": count[status]} for status in STATUSES if count[status]]
-        found.append({"name": name, "parts": parts, "text": _counts(own)})
-    return found
+    by_name = {
+        name: [run for run in runs if run.experiment == name] for name in {run.experiment for run in runs}
+    }
+    return [
+        {"name": name, "parts": _statuses(own), "text": _counts(own)} for name, own in sorted(by_name.items())
+    ]
 
 
 def _figure(path: Path, picture: Mapping[str, Any]) -> dict[str, str]:

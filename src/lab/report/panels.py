@@ -24,7 +24,6 @@ class Band:
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    seeds: int
 
 
 def band(repeats: Repeats, key: str, split: str = "train") -> Band | None:
@@ -38,7 +37,7 @@ def band(repeats: Repeats, key: str, split: str = "train") -> Band | None:
         return None
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     value_SR = np.array([[curve[step] for step in steps] for curve in curves])
-    return Band(np.array(steps), value_SR.mean(0), value_SR.min(0), value_SR.max(0), len(curves))
+    return Band(np.array(steps), value_SR.mean(0), value_SR.min(0), value_SR.max(0))
 
 
 def reward_panels(panels: Sequence[tuple[str, Repeats | None]], title: str, facts: str) -> Figure:

@@ -11,14 +11,13 @@ from typing import Any
 import psutil
 
 from lab.report.entries import commit_text
-from lab.report.exhibit import PUBLISHED, standing, whose
+from lab.report.exhibit import PUBLISHED, Work, standing, whose
 from sgdpo.drawing.table import Table
 from sgdpo.runs.provenance import git_state
 from sgdpo.store import write_whole
 
 FORMS = (".md", ".csv", ".json", ".png", ".pdf")
 BLOCK = re.compile(r"<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->", re.S)
-Work = tuple[Path, Table | dict[str, Any]]
 
 
 def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Path]:
@@ -32,9 +31,8 @@ def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Pat
         (path, work) for path, work in works if path.parent.name == f"{whose(work).get('exhibit')}{suffix}"
     ]
     if damaged or not named:
-        raise ValueError(
-            "; ".join(damaged) or f"no table or figure stands under {outputs} yet. Make them: make paper"
-        )
+        nothing = f"no table or figure stands under {outputs} yet. Make them: make paper"
+        raise ValueError("; ".join(damaged) or nothing)
     mixture = _mixture(named)
     if mixture and not mixed:
         raise ValueError(f"these results rest on several commits: {mixture}. Make them again, or say --mixed")
@@ -55,11 +53,8 @@ def _mixture(works: Sequence[Work]) -> str:
     for path, work in works:
         for commit in whose(work).get("commits", ["unknown"]):
             commits.setdefault(commit, []).append(path.stem)
-    return (
-        "; ".join(f"{commit} ({', '.join(names)})" for commit, names in commits.items())
-        if len(commits) > 1
-        else ""
-    )
+    named = [f"{commit} ({', '.join(names)})" for commit, names in commits.items()]
+    return "; ".join(named) if len(named) > 1 else ""
 
 
 def refresh(readme: Path, published: Path) -> None:
@@ -83,11 +78,9 @@ def published_name(path: Path, suffix: str) -> str:
 
 def _head(suffix: str, mixture: str) -> str:
     memory = psutil.virtual_memory().total / 2**30
-    runs = (
-        f"The runs are of several commits: {mixture}."
-        if mixture
-        else "All runs are of one commit, below each table."
-    )
+    runs = "All runs are of one commit, below each table."
+    if mixture:
+        runs = f"The runs are of several commits: {mixture}."
     return (
         f"# Results: {suffix.removeprefix('-') or 'tiny'} scale\n\n"
         f"Gathered by `make publish` at commit {commit_text(git_state())} on a machine with {psutil.cpu_count()} CPU "

@@ -46,21 +46,16 @@ def theorems(
     values = run_values(folder) if folder else None
     errors, monotone = _random_points(count, seed)
     betas = f"{count} points for each beta of {', '.join(map(str, BETAS))}; seed {seed}"
+    cases = _cases(count, seed)
     tables = [
-        _table("theorems-errors", f"Autograd against the closed forms, float64 ({betas})", errors),
-        _table("theorems-monotone", f"Theorem 2, Y larger by 1 % ({betas})", monotone, "held at"),
-        _table(
-            "theorems-cases", "Theorem 3: |dl/dX1| / |dl/dX2| = (X2/X1) f(u)", _cases(count, seed), "held at"
-        ),
+        _table("errors", f"Autograd against the closed forms, float64 ({betas})", errors),
+        _table("monotone", f"Theorem 2, Y larger by 1 % ({betas})", monotone, "held at"),
+        _table("cases", "Theorem 3: |dl/dX1| / |dl/dX2| = (X2/X1) f(u)", cases, "held at"),
     ]
     if values:
-        where = f"{values.name} (mean rewards of {len(values.steps)} training steps)"
-        closed = theory.autograd_errors(values.point, 1.0)
-        tables.append(
-            _table(
-                "theorems-run", f"Values of the run {where}", {**_balance(values), **_small(closed)}, "value"
-            )
-        )
+        title = f"Values of the run {values.name} (mean rewards of {len(values.steps)} training steps)"
+        closed = _small(theory.autograd_errors(values.point, 1.0))
+        tables.append(_table("run", title, {**_balance(values), **closed}, "value"))
     return [*tables, draw(values)]
 
 
@@ -84,7 +79,7 @@ def newest_run(runs: Sequence[RunView]) -> Path | None:
 
 
 def _table(name: str, title: str, values: dict[str, str], what: str = "largest relative error") -> Table:
-    return Table(name, title, ["", what], list(values.items()))
+    return Table(f"theorems-{name}", title, ["", what], list(values.items()))
 
 
 def _random_points(count: int, seed: int) -> tuple[dict[str, str], dict[str, str]]:
@@ -129,15 +124,15 @@ def _balance(values: RunValues) -> dict[str, str]:
 def draw(values: RunValues | None) -> Picture:
     """Draw f(u) for the three cases of p q, and beside it, if there is a run, its log f against steps."""
     with styled():
-        columns = 1 if values is None else 2
+        columns = 2 if values else 1
         figure = Figure(figsize=(5.2 * columns, 3.8), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
         _draw_cases(axes[0])
         if values is not None:
             axes[1].axhline(0, color=QUIET, linestyle="--", linewidth=1.2)
             axes[1].plot(values.steps, values.log_balance, color=MARGIN, linewidth=2)
-            axes[1].set(xlabel=f"optimizer step\n{values.name}", ylabel="mean log f, 0 is DPO's balance")
-            axes[1].set_title("log f of a run")
+            step = f"optimizer step\n{values.name}"
+            axes[1].set(title="log f of a run", xlabel=step, ylabel="mean log f, 0 is DPO's balance")
     return Picture(figure, "theorems", "Theorem 3: the balance f")
 
 
@@ -147,9 +142,8 @@ def _draw_cases(axes: Axes) -> None:
         f = theory.balance(torch.tensor(p), torch.tensor(q), u)
         axes.plot(u, f, dash, color=colour, linewidth=2)
         offset = {"textcoords": "offset points", "xytext": (0, -13 if p * q < 1 else 5)}
-        axes.annotate(
-            label, (u[-1], f[-1]), **offset, ha="right", color=colour, fontweight="bold", fontsize=9
-        )
+        style = {"ha": "right", "color": colour, "fontweight": "bold", "fontsize": 9}
+        axes.annotate(label, (u[-1], f[-1]), **offset, **style)
     axes.set(xscale="log", yscale="log", xlabel="u = (X1/X2)$^β$", ylabel="f(u), 1 is DPO's balance")
     axes.set_title("Theorem 3: f in its three cases")
     axes.set_ylim(0.18, 6.5)

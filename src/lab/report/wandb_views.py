@@ -18,15 +18,14 @@ HALF, HEIGHT = 12, 9  # W&B's grid is 24 wide
 
 @dataclass(frozen=True)
 class Theme:
-    """Hold one group of panels: its title, a sentence, and the panels."""
+    """Hold one group of panels, the same for the workspace and the report: its title, a sentence, the panels."""
 
     title: str
     text: str
-    panels: tuple[Any, ...]
+    panels: list[Any]
 
 
 def themes() -> list[Theme]:
-    """Return the groups of panels, the same for the workspace and the report."""
     return [
         Theme(
             "Figure 2: rewards by method",
@@ -45,79 +44,55 @@ def themes() -> list[Theme]:
         ),
         Theme("Ratio grid", "Every run is a line through its ratios to where it ended.", _grid()),
         Theme(
-            "Held-out pairs and the gradient's balance", "DPO's balance is log f = 0 (Theorem 3).", _quality()
+            "Held-out pairs and the gradient's balance",
+            "DPO's balance is log f = 0 (Theorem 3).",
+            [
+                _line("held-out accuracy", "eval/rewards/accuracies", "method.name", 0, range_y=(0.0, 1.0)),
+                _line("log f", "train/pilot/log_balance", "ratio.chosen", 1),
+            ],
         ),
         Theme(
-            "Speed and memory", "Pairs and tokens a second while training; memory of the machine.", _speed()
+            "Speed and memory",
+            "Pairs and tokens a second while training; memory of the machine.",
+            [
+                _line("pairs per second", "train/pairs_per_second", "method.name", 0),
+                _line("tokens per second", "train/tokens_per_second", "method.name", 1),
+                _line("process memory in use, MB", "system/proc.memory.rssMB", None, 2),
+                _line("GPU memory allocated, %", "system/gpu.0.memoryAllocated", None, 3),
+            ],
         ),
     ]
 
 
 def _line(title: str, metric: str, group: str | None, at: int, **options: Any) -> wr.LinePlot:
-    grouped = (
-        {"groupby": wr.Config(group), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-        if group
-        else {}
-    )
-    return wr.LinePlot(
-        title=title,
-        x="step",
-        y=[metric],
-        smoothing_factor=0.6,
-        smoothing_type="exponential",
-        layout=_place(at),
-        **grouped,
-        **options,
-    )
+    if group:
+        options |= {"groupby": wr.Config(group), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    smooth = {"smoothing_factor": 0.6, "smoothing_type": "exponential"}
+    return wr.LinePlot(title=title, x="step", y=[metric], layout=_place(at), **smooth, **options)
 
 
-def _rewards(group: str) -> tuple[Any, ...]:
-    return (
-        _line("chosen reward", "train/rewards/chosen", group, 0, title_y="nats"),
-        _line("rejected reward", "train/rewards/rejected", group, 1, title_y="nats"),
-    )
-
-
-def _grid() -> tuple[Any, ...]:
-    columns = [
-        wr.ParallelCoordinatesPlotColumn(metric=wr.Config("ratio.chosen"), display_name="r1"),
-        wr.ParallelCoordinatesPlotColumn(metric=wr.Config("ratio.rejected"), display_name="r2"),
-        wr.ParallelCoordinatesPlotColumn(
-            metric=wr.SummaryMetric("train/rewards/chosen"), display_name="chosen"
-        ),
-        wr.ParallelCoordinatesPlotColumn(
-            metric=wr.SummaryMetric("train/rewards/rejected"), display_name="rejected"
-        ),
-        wr.ParallelCoordinatesPlotColumn(
-            metric=wr.SummaryMetric("eval/rewards/accuracies"), display_name="accuracy"
-        ),
+def _rewards(group: str) -> list[Any]:
+    return [
+        _line(f"{side} reward", f"train/rewards/{side}", group, at, title_y="nats")
+        for at, side in enumerate(("chosen", "rejected"))
     ]
-    return (
+
+
+def _grid() -> list[Any]:
+    r1, r2 = wr.Config("ratio.chosen"), wr.Config("ratio.rejected")
+    accuracy = wr.SummaryMetric("eval/rewards/accuracies")
+    shown = {
+        "r1": r1,
+        "r2": r2,
+        "chosen": wr.SummaryMetric("train/rewards/chosen"),
+        "rejected": wr.SummaryMetric("train/rewards/rejected"),
+        "accuracy": accuracy,
+    }
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=m, display_name=name) for name, m in shown.items()]
+    return [
         wr.ParallelCoordinatesPlot(title="ratios and final rewards", columns=columns, layout=_place(0)),
-        wr.ScatterPlot(
-            title="held-out accuracy over the grid",
-            x=wr.Config("ratio.chosen"),
-            y=wr.Config("ratio.rejected"),
-            z=wr.SummaryMetric("eval/rewards/accuracies"),
-            layout=_place(1),
-        ),
-    )
-
-
-def _quality() -> tuple[Any, ...]:
-    return (
-        _line("held-out accuracy", "eval/rewards/accuracies", "method.name", 0, range_y=(0.0, 1.0)),
-        _line("log f", "train/pilot/log_balance", "ratio.chosen", 1),
-    )
-
-
-def _speed() -> tuple[Any, ...]:
-    return (
-        _line("pairs per second", "train/pairs_per_second", "method.name", 0),
-        _line("tokens per second", "train/tokens_per_second", "method.name", 1),
-        _line("process memory in use, MB", "system/proc.memory.rssMB", None, 2),
-        _line("GPU memory allocated, %", "system/gpu.0.memoryAllocated", None, 3),
-    )
+        wr.ScatterPlot(title="held-out accuracy over the grid", x=r1, y=r2, z=accuracy, layout=_place(1)),
+    ]
 
 
 def _place(index: int) -> wr.Layout:
@@ -125,19 +100,17 @@ def _place(index: int) -> wr.Layout:
 
 
 def build_workspace(entity: str, project: str) -> ws.Workspace:
-    """Return the workspace: a section a theme, runs grouped by experiment."""
-    sections = [ws.Section(name=theme.title, panels=list(theme.panels), is_open=True) for theme in themes()]
+    sections = [ws.Section(name=theme.title, panels=theme.panels, is_open=True) for theme in themes()]
     return ws.Workspace(entity=entity, project=project, name=TITLE, sections=sections)
 
 
 def build_report(project: str, entity: str = "") -> wr.Report:
-    """Return the report: a heading, a sentence and a grid of panels a theme."""
     where = {"entity": entity, "project": project} if entity else {}
     blocks: list[Any] = [wr.TableOfContents()]
     for theme in themes():
         runset = wr.Runset(name="all runs", **where)
         blocks += [wr.H2(theme.title), wr.P(theme.text)]
-        blocks.append(wr.PanelGrid(runsets=[runset], panels=list(theme.panels)))
+        blocks.append(wr.PanelGrid(runsets=[runset], panels=theme.panels))
     description = "Built by scripts/wandb_views.py from the runs of this project."
     return wr.Report(entity=entity, project=project, title=TITLE, description=description, blocks=blocks)
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.report.cells import Estimate, Repeats, evaluation_keys, last_metric, read_metric
+from lab.report.cells import Estimate, Repeats, evaluation_keys, last_metric, paired, read_metric
 from lab.report.exhibit import find_exhibit, make
 from lab.report.names import headline, lower_is_better, metric_title, metrics_in_order
-from lab.report.selection import paired
 from lab.sweeps.status import read_roster
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, flatten, require_runs

@@ -18,6 +18,7 @@ from sgdpo.drawing.style import (
     MARGIN,
     QUIET,
     REJECTED,
+    captioned,
     label_end,
     save,
     smooth,
@@ -60,12 +61,10 @@ def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
     widths = [2.0, 1.0, 1.0] if has_rewards else [1.0]
     with styled():
         figure = Figure(figsize=(12.0 if has_rewards else 7.0, 4.2), layout="constrained")
-        for axes, panel in zip(
-            figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0], panels, strict=True
-        ):
+        axes_P = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
+        for axes, panel in zip(axes_P, panels, strict=True):
             _draw_panel(axes, panel, metrics)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
+        captioned(figure, title, LEGEND)
         save(figure, path)
 
 
@@ -94,9 +93,7 @@ def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> None:
             ends.append((smoothed[-1], label, colour))
         held_out = series(metrics, "eval", key)
         axes.plot(*held_out, "o", markersize=5, markerfacecolor="white", color=colour, markeredgewidth=1.5)
-    axes.set_title(panel.title)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(panel.unit)
+    axes.set(title=panel.title, xlabel="optimizer step", ylabel=panel.unit)
     axes.margins(x=0.02)
     if len(panel.curves) > 1:
         label_end(axes, ends)

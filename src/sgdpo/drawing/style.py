@@ -21,29 +21,13 @@ INK, QUIET, GRID = "#22252A", "#6B7078", "#E4E6E9"
 # Lines of one kind, told apart by their labels first.
 COLOURS = (CHOSEN, REJECTED, MARGIN, ACCURACY, "#B07C00")
 STYLE = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": QUIET,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sgdpo",
-    "figure.constrained_layout.use": True,
-}
+    "font.size": 10, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": GRID, "grid.linewidth": 0.8, "xtick.color": QUIET, "ytick.color": QUIET,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "legend.frameon": False, "svg.fonttype": "none",
+    "svg.hashsalt": "sgdpo", "figure.constrained_layout.use": True,
+}  # fmt: skip
 
 
 @contextmanager
@@ -67,12 +51,7 @@ class Picture:
         """Write <name>.png to look at, .svg and .pdf to print, .json with what they show; return their paths."""
         paths = [folder / f"{self.name}{form}" for form in (".png", ".svg", ".pdf", ".json")]
         save(self.figure, *paths[:3])
-        shown = {
-            "name": self.name,
-            "title": self.title,
-            "facts": list(self.facts),
-            "origin": dict(self.origin),
-        }
+        shown = {"name": self.name, "title": self.title, "facts": self.facts, "origin": self.origin}
         write_json(paths[3], {"picture": paths[1].name, **shown})
         return paths
 
@@ -81,11 +60,14 @@ def save(figure: Figure, *paths: Path) -> None:
     """Write the figure to each path (png, svg, pdf), without a date: the same data give the same file."""
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(
-            path.suffix, {"Software": None}
-        )
+        dates = {".svg": "Date", ".pdf": "CreationDate"}
         with styled():
-            figure.savefig(path, dpi=160, metadata=undated)
+            figure.savefig(path, dpi=160, metadata={dates.get(path.suffix, "Software"): None})
+
+
+def captioned(figure: Figure, title: str, below: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.supxlabel(below, fontsize=8.5, color=QUIET, x=0.01, ha="left")
 
 
 def smooth(values: Sequence[float], window: int) -> np.ndarray:
@@ -115,12 +97,6 @@ def label_end(axes: Axes, points: Sequence[tuple[float, str, str]], gap: float =
     for y, text, colour in sorted((point for point in points if np.isfinite(point[0])), key=lambda p: p[0]):
         height = max(to_axes.transform((axes.get_xlim()[1], y))[1], height + gap)
         axes.annotate(
-            f" {text}",
-            (1.0, height),
-            xycoords="axes fraction",
-            color=colour,
-            fontsize=9,
-            fontweight="bold",
-            va="center",
-            annotation_clip=False,
-        )
+            f" {text}", (1.0, height), xycoords="axes fraction", color=colour, fontsize=9, fontweight="bold",
+            va="center", annotation_clip=False,
+        )  # fmt: skip
