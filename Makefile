@@ -134,7 +134,7 @@ $(EXHIBITS): setup
 paper: setup ## Every table and figure, then the local report; what fails is named at the end
 	@$(REPRODUCE)
 exhibits: ## List the tables and figures that make can make, each by its name (SCALE, SEEDS, DRY_RUN=1)
-	@for name in $(EXHIBITS); do printf '  %-14s %s\n' $$name "$$(sed -n '1s/^# //p' conf/report/$$name.yaml)"; done
+	@for name in $(EXHIBITS); do printf '  %-14s %s\n' $$name "$$(sed -n '/^# conf/d;s/^# //p;q' conf/report/$$name.yaml)"; done
 
 .PHONY: report publish wandb-views sync
 report: setup ## One page of all runs, tables and figures: outputs/report/index.html

@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from pathlib import Path
 
 import pytest
 
+import recipes
 from evaluation_fixtures import alpaca_setup, chat, chat_server, fair_judge, finished_run, http_judge
 from lab.evaluation.command import score_files, show
 from lab.evaluation.comparison import compare_runs
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
-from lab.evaluation.variance import measure_all
 from sgdpo.store import read_jsonl, write_jsonl
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-
-# These two are what the README prints under "Add a benchmark".
-POLITENESS_PY = '''"""Ask a judge how polite an answer is, 0 to 10."""
-
-from dataclasses import dataclass
-
-from lab.answers.prompts import Prompt
-from lab.benchmarks.benchmark import Sampled
-from lab.judging.requests import JudgeRequest
-
-
-@dataclass(kw_only=True)
-class Politeness(Sampled):
-    scale = 10.0  # highest less lowest score
-    errands: list[str]  # a setting: a key of the YAML
-
-    def prompts(self):
-        prompts = [Prompt.user(f"errand-{n}", f"Ask me to {what}.") for n, what in enumerate(self.errands)]
-        return prompts[: self.limit]
-
-    def questions(self, samples, repeat=0):
-        return [self.question(sample, repeat) for sample in samples]
-
-    def question(self, sample, repeat):
-        text = f"How polite is this, from 0 to 10? Answer with the number alone.\\n\\n{sample.text}"
-        messages = ({"role": "user", "content": text},)
-        return JudgeRequest(messages, max_tokens=3, repeat=repeat, prompt_id=sample.prompt_id)
-
-    def read(self, request, reply):
-        return float(reply.text) if reply.text.strip() in map(str, range(11)) else None
-'''
-POLITENESS_YAML = """# How polite answers are, by a judge's rating from 0 to 10.
-name: politeness
-# The benchmark's class.
-class: politeness.Politeness
-# What the answers are to ask for.
-errands: [close the door, lend a book, pay the bill, move the car]
-# Longest answer, tokens.
-max_new_tokens: 16
-"""
+POLITENESS_PY, POLITENESS_YAML = recipes.files("benchmark").values()
 
 
 @pytest.fixture(scope="module")
@@ -89,41 +47,6 @@ def words_of(runs: list[Path], *words: str) -> list[str]:
 
 def keys(run: Path) -> list[str]:
     return sorted(json.loads((run / "record.json").read_text())["eval"])
-
-
-def test_a_benchmark_of_ones_own_answers_judges_compares_and_varies(runs, own, tmp_path):
-    """Two files in a folder of the user's, nothing edited: the judge gives the number of letters e, at most 10."""
-    _, words = own
-
-    def rate(request, number):
-        return chat(str(min(10, request["messages"][0]["content"].split("\n\n")[1].count("e") + 5)))
-
-    with chat_server(rate) as server:
-        command = words_of(runs, *words, "benchmark=politeness", *http_judge(server))
-        results = evaluate(compose_evaluation(command))
-        again = evaluate(compose_evaluation(command))
-        output = tmp_path / "variance.json"
-        judge = [*words, *http_judge(server), f"outputs='{runs[0].parents[1]}'"]
-        table = measure_all([*map(str, runs), *judge], ["politeness"], 2, [], output)
-    for run, result in results.items():
-        rows = read_jsonl(Path(run) / result["samples"])
-        assert [row["prompt"] for row in rows][:2] == ["Ask me to close the door.", "Ask me to lend a book."]
-        assert result["score_mean"] == sum(row["score"] for row in rows) / 4
-        assert again[run]["score_mean"] == result["score_mean"]
-        assert again[run]["cost"]["requests"] == 0
-    (verdict,) = compare_runs(runs, None)
-    assert verdict.comparison.wins + verdict.comparison.losses + verdict.comparison.ties == 4
-    found = json.loads(output.read_text())["politeness-m1"]
-    assert (found["scale"], found["repeats"], found["n"]) == (10.0, 2, 8)
-    assert "politeness-m1" in table.console()
-    shown = show(compose_evaluation(command).benchmark, results).console()
-    assert re.search(r"one.* 4\b", shown)
-
-
-def test_the_readme_prints_these_two_files():
-    if "class Politeness" in README:
-        assert POLITENESS_PY in README
-        assert POLITENESS_YAML in README
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
+import recipes
 from lab.report.exhibit import exhibit_names
 from lab.report.publish import BLOCK
 from sgdpo.config.compose import CONF, register_schema, to_run_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+REST = README.replace(recipes.ADDING, "")  # the commands of the recipes are run by test_adding.py
 MAKEFILE = (ROOT / "Makefile").read_text()
 # Commands stand in fenced blocks, one a line, and in running text between backticks.
-FENCED = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
-INLINE = re.findall(r"`((?:python|make) [^`]+)`", README)
+FENCED = [line for block in re.findall(r"```bash\n(.*?)```", REST, re.S) for line in block.splitlines()]
+INLINE = re.findall(r"`((?:python|make) [^`]+)`", REST)
 COMMANDS = [line.split("  #")[0].strip() for line in FENCED + INLINE if line.strip()]
 TARGETS = re.findall(r"^([a-z][\w-]*):.*## ", MAKEFILE, re.M)
 
@@ -49,10 +51,8 @@ def test_the_readme_speaks_of_the_commands_that_matter() -> None:
 @pytest.mark.parametrize("command", starting("python src/train.py"))
 def test_every_training_command_composes(command: str) -> None:
     """A comma list is a sweep: its first value is composed."""
-    if "method=hinge" in command:
-        return  # the README's example of a method that the reader adds
     register_schema()
-    singles = [re.sub(r"=([^,]+),.*", r"=\1", word) for word in overrides_of(command)]
+    singles = [re.sub(r"=([^,{]+),.*", r"=\1", word) for word in overrides_of(command)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", singles, return_hydra_config=True)
     with open_dict(config):
@@ -100,30 +100,10 @@ def test_clean_asks_before_it_removes(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["published"]
 
 
-def test_the_readmes_method_is_complete() -> None:
-    """The example of a new method: its function and its YAML, as printed, bind and give a loss."""
-    import torch
-    import yaml
-
-    from sgdpo.method import Method, method_errors
-    from sgdpo.pairs import DrawKey, Pair, PairLoss, rewards
-    from toy_pairs import toy_pair
-
-    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
-    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.S)[1])
-    room = {"torch": torch, "Pair": Pair, "PairLoss": PairLoss, "rewards": rewards}
-    exec(code, room)
-    assert set(settings) - {"name", "function", "phase", "needs"} == {"beta", "margin"}
-    assert method_errors({**settings, "function": "sgdpo.methods.dpo.dpo"}, {}) != []  # dpo has no margin
-    hyper = {"beta": settings["beta"], "margin": settings["margin"]}
-    method = Method("hinge", "preference", room["hinge"], hyper, True, False, None, None)
-    assert method(toy_pair(), DrawKey(0)).loss_B.shape == (1,)
-
-
 def test_the_readmes_tables_are_the_published_ones() -> None:
     """The numbers in the README are files that commands wrote (`make publish`), not typed."""
     blocks = BLOCK.findall(README)
-    assert {"demo", "table3"} <= {name for name, _ in blocks}
+    assert {"demo"} <= {name for name, _ in blocks}
     for name, text in blocks:
         assert text == (ROOT / "outputs" / "published" / f"{name}.md").read_text(), name
 

@@ -46,10 +46,10 @@ def _keys_of(folder: Path) -> str:
 
 
 def _first_comment(path: Path) -> str:
+    """Say what an option is: the first comment that is neither Hydra's nor the file's own path."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return next(
-        (line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line), ""
-    )
+    comments = (line.removeprefix("# ") for line in lines if line.startswith("# "))
+    return next((text for text in comments if "@package" not in text and not text.endswith(path.name)), "")
 
 
 def _explained(page: str) -> Iterator[str]:
