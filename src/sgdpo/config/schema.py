@@ -73,7 +73,7 @@ class DataConfig:
 
     name: Called = "???"
     function: str = "???"
-    columns: dict[str, str] | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     max_length: Annotated[int, Range("[3, 10000000]")] = 2048
     max_prompt_length: Annotated[int, Range("[2, 10000000]")] = 1800
     ties: Annotated[str, OneOf("keep", "drop")] = "keep"

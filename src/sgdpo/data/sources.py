@@ -58,7 +58,7 @@ def load_rows(data: DataConfig, phase: str, split: str, extra: Sequence[str] = (
     rows = _as_rows(given, f"{data.name} ({split})")
     if rows is None or not data.columns:
         return rows
-    return replace(rows, read=lambda: _renamed(rows, data.columns or {}))
+    return replace(rows, read=lambda: _renamed(rows, data.columns))
 
 
 def data_contents(
