@@ -100,7 +100,7 @@ def test_the_starts_come_first_then_the_cells_as_one_array(cluster, straight, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["limit", "node_fail"])
+@pytest.mark.parametrize("what", ["limit", pytest.param("node_fail", marks=pytest.mark.proof)])
 def test_a_cell_that_is_stopped_continues_on_another_host_bit_for_bit(tmp_path, straight, what):
     """The start and both cells are stopped once, after their first checkpoint; array_parallelism=1 tells them apart."""
     cluster = Cluster(
@@ -124,7 +124,7 @@ def test_a_cell_that_is_stopped_continues_on_another_host_bit_for_bit(tmp_path, 
         cluster.close()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_ending_the_sweep_cancels_its_jobs_and_killing_it_is_noticed(cluster, straight, tmp_path, how):
     """After SIGKILL the jobs go on: the same command refuses to submit them twice, and continues once they are gone."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -226,9 +227,11 @@ def test_a_group_does_not_wait_for_its_slowest_member(tmp_path, asking):
 def client(server, cache: Path, count: int, *settings: str) -> subprocess.Popen:
     command = [sys.executable, str(TESTS / "asking_client.py"), server.base_url, str(cache), str(count)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    # A suite that runs in the background ignores Ctrl-C, and its children would inherit that.
     return subprocess.Popen(
-        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:

@@ -16,7 +16,7 @@ from sgdpo.runs.run import execute
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["single, float32", "zero3"])
+@pytest.mark.parametrize("case", ["single, float32", pytest.param("zero3", marks=pytest.mark.proof)])
 def test_a_killed_run_continues_bit_for_bit(case: str, tmp_path: Path, monkeypatch) -> None:
     """Seed 97 kills both after step 9, in the second epoch, a random fraction of a second later."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -51,8 +51,7 @@ def numbers(outputs: Path) -> dict[str, list[dict]]:
     }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.proof
 def test_a_sweep_killed_three_times_ends_with_the_same_bits(tmp_path):
     """Three cells and their SFT start; the moments are drawn with a seed, the first while the imports run."""
     sweep(tmp_path / "straight", None)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from sgdpo.runs.records import read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
+# A suite that runs in the background ignores Ctrl-C, and its children would inherit that.
+HEEDS_CTRL_C = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 # install.py runs before anything is installed, this package included.
 SCRIPTS = [
     ROOT / "src" / "train.py",
@@ -142,9 +145,8 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, body: str) -> None:
 
 def test_ctrl_c_is_one_line_with_code_130(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(body="time.sleep(60)"))
-    with subprocess.Popen(
-        [sys.executable, tmp_path / "program.py"], stdout=-1, stderr=-1, text=True
-    ) as process:
+    command = [sys.executable, tmp_path / "program.py"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=HEEDS_CTRL_C) as process:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == "\nstopped; the same command continues\n"
@@ -160,7 +162,9 @@ QUICK = [
 @pytest.mark.slow
 def test_ctrl_c_in_a_run_leaves_one_that_the_same_command_continues(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "src" / "train.py"), *QUICK]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=-3, stderr=-1, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=-3, stderr=-1, text=True, preexec_fn=HEEDS_CTRL_C
+    ) as process:
         while not list(tmp_path.glob("outputs/stop/*/checkpoints/checkpoint-10/manifest.json")):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
