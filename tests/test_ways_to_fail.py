@@ -155,7 +155,7 @@ def test_ctrl_c_is_one_line_with_code_130(tmp_path: Path) -> None:
 
 QUICK = [
     "experiment=stop", "tracking=off", "data.world.pairs=64", "data.world.demonstrations=64", "data.world.test_pairs=8",
-    "optimizer.sft.max_steps=120", "trainer.save_steps=5", "optimizer.batch_size=8", "method=sft",
+    "optimizer.sft.max_steps=60", "trainer.save_steps=5", "optimizer.batch_size=8", "method=sft",
 ]  # fmt: skip
 
 
@@ -175,6 +175,6 @@ def test_ctrl_c_in_a_run_leaves_one_that_the_same_command_continues(tmp_path: Pa
     assert "Traceback" not in said
     (view,) = read_runs(tmp_path / "outputs")
     assert view.status in ("interrupted", "failed")
-    done = call(SCRIPTS[0], *QUICK[:-4], *QUICK[-3:], "optimizer.max_steps=120", cwd=tmp_path)
+    done = call(SCRIPTS[0], *QUICK[:-4], *QUICK[-3:], "optimizer.max_steps=60", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "continues after step" in done.stdout + done.stderr
