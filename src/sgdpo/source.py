@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,9 @@ def _file_of(module: str, extra: tuple[str, ...]) -> Path:
         raise ValueError(f"there is no module {module}")
     for given in map(Path, extra):
         if given.suffix == ".py" and given.stem == module and given.is_file():
-            spec = importlib.util.find_spec(module)  # of the loaded module, if it is
-            if spec is not None and Path(spec.origin or "").resolve() != given.resolve():
+            spec = PathFinder.find_spec(module)
+            installed = spec is not None and Path(spec.origin or "").resolve() != given.resolve()
+            if installed or module in sys.builtin_module_names:
                 raise ValueError(f"{given} has the name of an installed module; rename the file")
             return given.resolve()
     raise ValueError(
