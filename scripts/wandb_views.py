@@ -3,9 +3,8 @@
 Without --push both are validated offline and written.
 """
 
-import json
-
 from sgdpo.console import Parser, run_command
+from sgdpo.store import write_json
 
 
 def main(arguments: list[str]) -> None:
@@ -23,7 +22,7 @@ def main(arguments: list[str]) -> None:
     folder = options.outputs / "wandb_views"
     folder.mkdir(parents=True, exist_ok=True)
     for name, view in zip(("workspace", "report"), validated(options.entity, options.project), strict=True):
-        (folder / f"{name}.json").write_text(json.dumps(view, indent=1, default=str), encoding="utf-8")
+        write_json(folder / f"{name}.json", view)
     print("\n".join(f"{theme.title}: {len(theme.panels)} panels" for theme in themes()))
     print(f"valid; written to {folder}; --push sends them to W&B")
 

@@ -268,11 +268,10 @@ def test_the_record_holds_no_machine_name_and_no_folder(tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_the_record_does_without_git(monkeypatch):
-    def no_git(*arguments):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr("sgdpo.runs.provenance._git", no_git)
+@pytest.mark.parametrize("missing", ["PATH", "GIT_DIR"])
+def test_the_record_does_without_git(monkeypatch, tmp_path, missing):
+    """No such program, or no repository."""
+    monkeypatch.setenv(missing, str(tmp_path))
     assert provenance.git_state.__wrapped__() == {"commit": None, "dirty": None}
 
 

@@ -7,13 +7,11 @@ only what is missing, because training and judging skip what is finished.
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import yaml
 from lab.evaluation.settings import compose_evaluation, evaluation_errors
 from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
 from sgdpo.places import ROOT
-from sgdpo.processes import die_with_parent
+from sgdpo.processes import run
 from sgdpo.runs.records import RunView, read_runs
 
 Command = list[str]
@@ -284,4 +282,4 @@ def call_python(command: Command) -> int:
     """
     print(f"$ {shlex.join(['python', *command])}", flush=True)
     arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
-    return subprocess.call(arguments, preexec_fn=partial(die_with_parent, os.getpid()))
+    return run(arguments, show=True).returncode

@@ -6,9 +6,6 @@ random fraction of a second, so that some fall into the writing of a checkpoint.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import random
 import shutil
 import subprocess
@@ -16,11 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from sgdpo.places import ROOT
-from sgdpo.processes import die_with_parent
+from sgdpo.processes import start
+from sgdpo.store import hash_file, read_json, read_jsonl
 from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 
 # 28 pairs are 7 steps of 4: the last 5 of 12 steps are of the second epoch.
@@ -82,7 +79,7 @@ def differences(alone: Path, killed: Path) -> list[str]:
     """Return how two finished runs differ in weights or metrics, bit for bit, speed aside."""
     found = []
     for file in sorted((alone / "model").glob("*.safetensors")):
-        if _digest(file) != _digest(killed / "model" / file.name):
+        if hash_file(file) != hash_file(killed / "model" / file.name):
             found.append(f"{file.name} differs")
     wanted, got = metrics(alone), metrics(killed)
     if [(row["step"], row["split"]) for row in wanted] != [(row["step"], row["split"]) for row in got]:
@@ -93,7 +90,7 @@ def differences(alone: Path, killed: Path) -> list[str]:
 
 def metrics(run: Path) -> list[dict]:
     """Return a run's rows without the fields that measure speed."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(run / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in SPEED} for row in rows]
 
 
@@ -110,13 +107,7 @@ def _start(overrides: Sequence[str], outputs: Path) -> subprocess.Popen:
     outputs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides, f"outputs={outputs}"]
     with (outputs / "console.txt").open("ab") as console:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=console,
-            stderr=console,
-            preexec_fn=partial(die_with_parent, os.getpid()),
-        )
+        return start(command, cwd=ROOT, stdout=console, stderr=console)
 
 
 def _finish(overrides: Sequence[str], outputs: Path) -> Path:
@@ -153,7 +144,7 @@ def _last_words(outputs: Path) -> str:
 
 def _wait_until_gone(run: Path) -> None:
     """Wait for the process that keeps the record: a rank dies a moment after its launcher."""
-    keeper = Path("/proc") / str(json.loads((run / "record.json").read_text())["pid"])
+    keeper = Path("/proc") / str(read_json(run / "record.json")["pid"])
     while keeper.is_dir() and "State:\tZ" not in (keeper / "status").read_text():
         time.sleep(0.01)
 
@@ -169,11 +160,6 @@ def _run_folder(outputs: Path) -> Path:
 
 def _last_step(outputs: Path) -> int:
     for file in outputs.glob("*/*/metrics.jsonl"):
-        whole = [line for line in file.read_text().split("\n")[:-1] if line]
-        return json.loads(whole[-1])["step"] if whole else 0
+        rows = read_jsonl(file, torn_end=True)
+        return rows[-1]["step"] if rows else 0
     return 0
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,9 +23,17 @@ def start_python(module: str, *arguments: str, **popen: Any) -> subprocess.Popen
     return subprocess.Popen([sys.executable, "-m", module, *arguments, str(os.getpid())], **popen)
 
 
-def ask(*command: str) -> str:
+def start(command: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
+    """Start a command that ends with this process, however this process ends."""
+    return subprocess.Popen(command, preexec_fn=partial(die_with_parent, os.getpid()), **popen)
+
+
+def ask(*command: str, timeout: float | None = None) -> str:
     """Return what a command prints, "" if it fails: some fail when there is nothing to tell."""
-    return run(command).stdout
+    try:
+        return run(command, timeout=timeout).stdout
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def run(

@@ -5,13 +5,12 @@ A path is a file, or `hub:<owner>/<dataset>/<file>` for a file of a dataset on t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgdpo.store import finite, read_jsonl, write_whole
+from sgdpo.store import read_json, read_jsonl, write_json
 
 HUB = "hub:"
 
@@ -41,11 +40,7 @@ def locate(path: str) -> Path:
 
 def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Read a JSON list of objects that all have string fields `keys`. Raise ValueError naming the row."""
-    try:
-        rows = json.loads(file.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        where = f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else error
-        raise ValueError(f"{file} is not JSON ({where})") from None
+    rows = read_json(file)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file} must hold a JSON list of at least one row, as AlpacaEval writes it")
     for number, row in enumerate(rows):
@@ -58,7 +53,7 @@ def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
 def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as AlpacaEval does: one JSON list."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(finite(list(rows)), indent=2, ensure_ascii=False) + "\n")
+    write_json(path, list(rows))
 
 
 def read_outputs(path: str) -> list[dict[str, Any]]:

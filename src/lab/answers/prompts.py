@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from sgdpo.store import hash_number
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Sample:
 
 def prompt_key(seed: int, prompt_id: str) -> int:
     """Return a signed 64-bit key of (seed, prompt id), the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{prompt_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    number = hash_number(f"{seed}/{prompt_id}")
+    return number - (number >> 63 << 64)
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

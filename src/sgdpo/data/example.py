@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+
+from sgdpo.store import hash_buffers
 
 _SCHEMA = pa.schema(
     [
@@ -82,16 +83,17 @@ class Examples(Sequence[Example]):
 
 def write_examples(path: Path, examples: Iterable[Example]) -> str:
     """Write examples to an arrow file and return the fingerprint of its content."""
-    digest = hashlib.sha256()
-    rows = iter(examples)
     with open(path, "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as stream:
-        while batch := [_row(example) for example in islice(rows, _ROWS_PER_BATCH)]:
-            for row in batch:
-                for value in row.values():
-                    digest.update(np.asarray(value, np.int64).tobytes())
-                    digest.update(b"|")
-            stream.write_table(pa.Table.from_pylist(batch, schema=_SCHEMA))
-    return digest.hexdigest()[:16]
+        return hash_buffers(_written(iter(examples), stream))
+
+
+def _written(examples: Iterator[Example], stream: pa.RecordBatchStreamWriter) -> Iterator[bytes]:
+    """Write the examples; yield what the fingerprint is made of."""
+    while batch := [_row(example) for example in islice(examples, _ROWS_PER_BATCH)]:
+        for value in (value for row in batch for value in row.values()):
+            yield np.asarray(value, np.int64).tobytes()
+            yield b"|"
+        stream.write_table(pa.Table.from_pylist(batch, schema=_SCHEMA))
 
 
 def _row(example: Example) -> dict[str, object]:

@@ -10,7 +10,6 @@ stays), then each completion from the right to what max_length leaves beside the
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from sgdpo.data.conversation import Rendered, cut_prompt, join, render_conversat
 from sgdpo.data.example import Example
 from sgdpo.data.rows import RefusedError, Rows, pair_row, sft_row
 from sgdpo.data.sources import check_columns
+from sgdpo.store import hash_number
 
 _BATCH = 256
 SIDES = ("prompt", "chosen", "rejected")
@@ -53,7 +53,7 @@ class Tokeniser:
     tally: Counter[str] = field(default_factory=Counter)
     lengths: list[tuple[int, int, int]] = field(default_factory=list)
     refusal: str = ""
-    seen: Counter[bytes] = field(default_factory=Counter)
+    seen: Counter[int] = field(default_factory=Counter)
 
     def examples(self) -> Iterator[Example]:
         """Yield the examples that remain, in the source's order. Raises ValueError if none does."""
@@ -177,13 +177,11 @@ class Tokeniser:
 
     def _example_id(self, sides: Sequence[Rendered]) -> int:
         """Hash the rendered texts and how often they came before; the same row twice is two examples."""
-        digest = hashlib.blake2b(digest_size=8)
-        for text in (sides[0].pieces[0][0], *(side.text for side in sides)):
-            digest.update(f"{len(text)}:{text}".encode("utf-8", "surrogatepass"))
-        base = digest.digest()
-        digest.update(f"#{self.seen[base]}".encode())
+        texts = (sides[0].pieces[0][0], *(side.text for side in sides))
+        row = "".join(f"{len(text)}:{text}" for text in texts)
+        base = hash_number(row)
         self.seen[base] += 1
-        return int.from_bytes(digest.digest(), "little") >> 1
+        return hash_number(f"{row}#{self.seen[base] - 1}") >> 1
 
     def _dropped(self, draft: _Draft, example: Example) -> bool:
         identical = self.phase == "preference" and np.array_equal(example.chosen_ids, example.rejected_ids)

@@ -5,7 +5,6 @@ python -m sgdpo.engine.agent FOLDER <arguments of torch.distributed.run> PARENT_
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.distributed.run import parse_args, run
 
 from sgdpo.engine.ranks import RankFiles
 from sgdpo.processes import die_with_parent
+from sgdpo.store import write_json
 
 AGENT_PID = "SGDPO_AGENT_PID"
 
@@ -31,7 +31,7 @@ def main() -> int:
             {"rank": rank, "exitcode": f.exitcode, "signal": f.signal_name(), "time": f.timestamp}
             for rank, f in error.failures.items()
         ]
-        files.agent_report.write_text(json.dumps(failures))
+        write_json(files.agent_report, failures)
         return 1
     return 0
 

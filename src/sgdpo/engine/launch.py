@@ -8,7 +8,6 @@ works the same in a single run, under a multirun and under every launcher.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.engine.nodes import Node, this_node
 from sgdpo.engine.ranks import RankFiles
 from sgdpo.processes import start_python
+from sgdpo.store import read_json, write_json
 
 log = logging.getLogger("sgdpo")
 
@@ -58,7 +58,7 @@ def launch(
     node = this_node(config.engine)
     files = RankFiles(run_folder / "ranks" / (f"node{node.rank}" if config.engine.num_nodes > 1 else ""))
     files.clear()
-    files.order.write_text(json.dumps(order, indent=1))
+    write_json(files.order, order)
     first_rank = node.rank * config.engine.num_processes
     code = _watch(_start(config, node, files, worker), files, run_folder, config, first_rank)
     if node.rank == 0 and not files.result.is_file():
@@ -180,8 +180,8 @@ def first_failure(files: RankFiles, code: int) -> str:
     A rank killed by a signal leaves no report, and the others then fail because it is gone: it comes first. One
     that the agent had to kill long after the first failure hung, and did not run out of memory.
     """
-    failures = json.loads(files.agent_report.read_text()) if files.agent_report.is_file() else []
-    reports = [json.loads(path.read_text()) for path in files.folder.glob("rank*.error.json")]
+    failures = read_json(files.agent_report, default=[])
+    reports = [read_json(path) for path in files.folder.glob("rank*.error.json")]
     reported = {report["rank"] for report in reports}
     began = min(
         [failure["time"] for failure in failures] + [report["time"] for report in reports], default=0.0

@@ -5,7 +5,6 @@ Only safetensors are read. Dropout is off in both phases: at step 0 the policy m
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.architectures import architecture_errors, supports_sdpa
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
-from sgdpo.store import hash_buffers, hash_folder, hash_json
+from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
 # What a model's config says that changes none of its outputs.
@@ -237,7 +236,7 @@ def _folder_errors(model: ModelConfig, folder: Path) -> list[str]:
         )
     elif model.chat_template is None and not _has_template(folder):
         errors.append(_no_template(model))
-    if "auto_map" in json.loads((folder / "config.json").read_text()) and not model.trust_remote_code:
+    if "auto_map" in read_json(folder / "config.json", kind=dict) and not model.trust_remote_code:
         errors.append(
             f"model.path={folder} comes with Python code of its own; read it, then set"
             " model.trust_remote_code=true"
@@ -257,8 +256,7 @@ def _tokenizer_class(folder: Path) -> type:
 
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:
-    settings = folder / "tokenizer_config.json"
-    return json.loads(settings.read_text()) if settings.is_file() else {}
+    return read_json(folder / "tokenizer_config.json", default={}, kind=dict)
 
 
 def _has_template(folder: Path) -> bool:

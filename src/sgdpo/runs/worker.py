@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles
 from sgdpo.processes import die_with_parent
-from sgdpo.store import write_json
+from sgdpo.store import read_json, write_json
 from sgdpo.store.life import ALIVE
 
 
@@ -59,7 +58,7 @@ def _train(files: RankFiles) -> Path:
     from sgdpo.runs.run import Run
 
     set_up_process()
-    run = Run.from_json(json.loads(files.order.read_text()))
+    run = Run.from_json(read_json(files.order))
     if run.config.device == "auto" and not torch.cuda.is_available():
         run = replace(run, config=replace(run.config, device="cpu"))  # accelerate asks to be told
     _join(run.config)

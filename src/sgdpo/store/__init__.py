@@ -14,7 +14,15 @@ from sgdpo.store.files import (
     write_jsonl,
     write_whole,
 )
-from sgdpo.store.hashes import hash_buffers, hash_file, hash_folder, hash_json, hash_text, hash_tokenizer
+from sgdpo.store.hashes import (
+    hash_buffers,
+    hash_file,
+    hash_folder,
+    hash_json,
+    hash_number,
+    hash_text,
+    hash_tokenizer,
+)
 from sgdpo.store.life import beat
 from sgdpo.store.once import Lock, build_once, held, remove
 from sgdpo.store.sealed import MANIFEST, read_seal, seal, what_is_wrong
@@ -32,6 +40,7 @@ __all__ = [
     "hash_file",
     "hash_folder",
     "hash_json",
+    "hash_number",
     "hash_text",
     "hash_tokenizer",
     "held",

@@ -23,6 +23,12 @@ def hash_text(text: str, digits: int = SHORT) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
 
 
+def hash_number(text: str) -> int:
+    """Return 64 bits of a text's BLAKE2b, unsigned: the ids of examples and the keys of draws."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
 def hash_json(value: Any, digits: int = SHORT) -> str:
     """Return the hash of a JSON value; the order of keys does not count."""
     return hash_text(json.dumps(value, sort_keys=True), digits)

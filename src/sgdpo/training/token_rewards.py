@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from sgdpo.data.example import Example
 from sgdpo.pairs import Side
 from sgdpo.pilot import CHOSEN, REJECTED, watch_draws
-from sgdpo.store import write_whole
+from sgdpo.store import write_json
 from sgdpo.training.trainer import PairTrainer
 
 PAIRS_SHOWN = 6
@@ -48,7 +47,7 @@ def write_token_rewards(path: Path, trainer: PairTrainer, examples: list[Example
                 for token, reward, pilot in zip(ids, reward_T, pilot_T, strict=False)
             ]
         shown.append(tokens)
-    write_whole(path, json.dumps({"pairs": shown}, ensure_ascii=False))
+    write_json(path, {"pairs": shown})
 
 
 def _token_rewards(side: Side, reward_B: Tensor) -> Tensor:
