@@ -58,6 +58,14 @@ class PairRow:
 
 def missing_columns(found: Sequence[str], phase: str) -> str:
     """Say which columns are missing for the phase, or an empty string if the rows can be read."""
+    if phase == "prompts":
+        return (
+            ""
+            if {"prompt", "messages", "chosen"} & set(found)
+            else (
+                f"has no prompts: it needs the column prompt (or messages); found: {', '.join(found) or 'none'}"
+            )
+        )
     if phase == "preference" and not {"chosen", "rejected"} <= set(found):
         need = "chosen and rejected (and prompt, unless both are full conversations)"
     elif phase == "sft" and not {"messages", "chosen"} & set(found):
@@ -102,6 +110,27 @@ def sft_row(row: Mapping[str, Any]) -> list[Message]:
         raise ValueError("messages has no assistant turn: there is nothing to train on; leave the row out")
     if len(messages) == 1:
         raise ValueError("messages begins with its only assistant turn: a user's turn must come before it")
+    return messages
+
+
+def prompt_row(row: Mapping[str, Any]) -> list[Message]:
+    """Read what is to be answered: the prompt, or a conversation up to the last assistant's turn.
+
+    Raises ValueError that says what is wrong; the caller names the row.
+    """
+    if row.get("messages") is None and isinstance(row.get("prompt"), str):
+        messages = [{"role": "user", "content": row["prompt"]}]
+    elif row.get("messages") is None and row.get("prompt") is None:
+        messages = _conversation(None, row.get("chosen"), "chosen")
+    else:
+        name = "prompt" if row.get("messages") is None else "messages"
+        messages = _messages(row[name], name)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or not messages[-1]["content"].strip():
+        raise ValueError("its prompt is empty; remove the row")
+    if not _is_text(messages[-1]["content"]):
+        raise RefusedError("prompt holds half of a surrogate pair, which is no character")
     return messages
 
 
@@ -177,3 +206,11 @@ def _is_text(content: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+# How a row is read, by phase.
+READ: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "preference": pair_row,
+    "sft": sft_row,
+    "prompts": prompt_row,
+}

@@ -2,7 +2,8 @@
 
     def read(phase, split, *, settings): -> Rows, or a list of rows, or None for a split that it has not
 
-phase: "sft" or "preference". split: "train" or "test"; it is what the source says it is, nothing is shuffled.
+phase: "sft", "preference", or "prompts" (what a model is to answer; a source's other rows serve, as their prompts).
+split: "train" or "test"; it is what the source says it is, nothing is shuffled.
 The function and its YAML are bound by the one contract (`sgdpo.contract`); nobody knows a source by name.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from sgdpo.config.schema import DataConfig
 from sgdpo.contract import Kind, binding_errors, load
-from sgdpo.data.rows import RefusedError, Rows, missing_columns, pair_row, sft_row
+from sgdpo.data.rows import READ, RefusedError, Rows, missing_columns
 from sgdpo.places import CONF
 from sgdpo.store import hash_json
 from sgdpo.values import schema_errors
@@ -42,11 +43,11 @@ def data_errors(
                 _peek(rows, phase)
         except ValueError as error:
             errors += str(error).split("\n")
-    return errors
+    return list(dict.fromkeys(errors))
 
 
 def load_rows(data: DataConfig, phase: str, split: str, extra: Sequence[str] = ()) -> Rows | None:
-    """Open one split ("train" or "test") of a phase ("sft" or "preference"); None if the source has none.
+    """Open one split ("train" or "test") of a phase; None if the source has none.
 
     Raises ValueError for what cannot be opened.
     """
@@ -110,7 +111,7 @@ def _peek(rows: Rows, phase: str) -> None:
         empty = False
         check_columns(rows.name, row, phase)
         try:
-            pair_row(row) if phase == "preference" else sft_row(row)
+            READ[phase](row)
         except RefusedError:
             continue  # data.refused decides, when the set is read
         except ValueError as error:

@@ -165,3 +165,14 @@ def draw_task(family: str, random: Random) -> Task:
     kind = FAMILIES[family]
     content = kind.draw(random)
     return Task(family, content, kind.ask.format(content), kind.solve(content))
+
+
+def task_of(prompt: str) -> Task:
+    """Return the task that a prompt asks for. Raise ValueError if it is none of this world's."""
+    for name, family in FAMILIES.items():
+        before, _, after = family.ask.partition("{}")
+        if prompt.startswith(before) and prompt.endswith(after) and (content := prompt[len(before) :]):
+            return Task(name, content, prompt, family.solve(content))
+    raise ValueError(
+        f"{prompt[:60]!r} is no task of the generated world, so its checker cannot score answers to it"
+    )

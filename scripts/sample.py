@@ -1,0 +1,48 @@
+"""Make preference pairs of a model's own answers: K answers a prompt, scored, the best against the worst.
+
+python scripts/sample.py policy=smollm2_135m data=constraints
+python scripts/sample.py policy=RUN data=local data.train=prompts.jsonl scorer=judge judge=openai judge.budget_dollars=5
+python scripts/sample.py generator=openai generator.base_url=... generator.model=... scorer=reward_model scorer.path=...
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from sgdpo.config.compose import list_errors
+from sgdpo.config.help import help_asked, help_page
+from sgdpo.console import expected_failures, fail, run_command, set_up_process
+
+
+@hydra.main(config_path="../conf", config_name="sample", version_base="1.3")
+@expected_failures()
+def main(config: DictConfig) -> None:
+    """Do one composed sampling."""
+    set_up_process()
+    from lab.sampling.settings import sample_errors, to_sample_config
+
+    sampling = to_sample_config(config)
+    if errors := sample_errors(sampling):
+        fail(errors)
+    from lab.sampling.sample import sample, show
+
+    with expected_failures(code=1):
+        folder = sample(sampling)
+        print(show(folder).console())
+        print(f"pairs     {folder}\ntrain     python src/train.py data=sampled data.folder={folder}")
+
+
+def command(arguments: list[str]) -> None:
+    """Answer --help, or let Hydra compose what the command line asks for."""
+    if help_asked(arguments):
+        print(help_page("sample", __doc__, arguments))
+        return
+    from lab.sampling.settings import register_schema
+
+    register_schema()
+    if errors := list_errors(arguments):
+        fail(errors)
+    main()
+
+
+if __name__ == "__main__":
+    run_command(command, stopped="the same command continues: what was answered and scored is kept")

@@ -1,0 +1,271 @@
+"""What a scorer is, the scorers there are, and scoring answers once: a checker, a judge or a reward model.
+
+A scorer is a class and a YAML in conf/scorer that names it. It gives every answer a number, the higher the better, or
+None where it can say none; nothing else knows how good an answer is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from tqdm import tqdm
+
+from lab.benchmarks.mt_bench import GRAMMAR
+from lab.judging.guard import guard, markers_of
+from lab.judging.judges import Judge, ask_all, judge_errors, open_judge
+from lab.judging.requests import JudgeRequest
+from sgdpo.contract import Kind, binding_errors, build, settings_of
+from sgdpo.models.load import HUB_ID
+from sgdpo.source import load_dotted
+from sgdpo.store import JsonLines, cut_jsonl, hash_file, hash_json, held
+from sgdpo.values import Range
+
+SCORER = Kind("scorer", key="class", given=("judge", "device"), parts=("scores",))
+TEMPLATE = """Rate how well an assistant answers a user: how helpful, correct and to the point the answer is, and
+whether it does everything that the user asks for. Reply with nothing but the rating, from 1 (useless) to 10 (perfect),
+in this form: Rating: [[5]]
+
+[Question]
+{question}
+
+[The Start of the Answer]
+{answer}
+[The End of the Answer]"""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Hold an answer with what it answers: the row that the prompt came from, the conversation, the text."""
+
+    row: Mapping[str, Any]
+    messages: Sequence[Mapping[str, str]]
+    text: str
+
+
+class Scorer:
+    """Score answers. Derive from it: `scores` is all that a scorer must have.
+
+    asks: whether it needs a judge, which is then given. kept: whether its scores are worth keeping here, because they
+    cost something and nobody else keeps them. settings: set by open_scorer, from the YAML.
+    """
+
+    asks = False
+    kept = False
+    settings = cast("Mapping[str, Any]", {})
+
+    def errors(self) -> list[str]:
+        """List what is wrong with the settings together, as sentences with advice."""
+        return []
+
+    def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
+        """Yield a score for each answer, in order; None or NaN where there is none."""
+        raise AssertionError(f"{type(self).__name__} scores no answer")
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that a score depends on beside the answer and its row."""
+        return {"scorer": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
+
+    def cost(self) -> dict[str, Any]:
+        """Return requests, tokens and dollars of this process; nothing for one that costs nothing."""
+        return {}
+
+
+class ConstraintScorer(Scorer):
+    """Check the constraints of instructions: share met, less loops and empty talk, 0 to 1."""
+
+    def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
+        from sgdpo.constraints.checker import check
+        from sgdpo.constraints.instructions import instruction_of
+
+        for answer in answers:
+            yield check(instruction_of(answer.row, self.kinds), answer.text, self.kinds).total
+
+    @cached_property
+    def kinds(self) -> dict[str, Any]:
+        from sgdpo.constraints.kinds import load_kinds
+
+        return load_kinds()
+
+    def identity(self) -> dict[str, Any]:
+        from sgdpo.data.instructions import sources
+
+        return {
+            "scorer": "constraints",
+            "code": hash_json([*sources(), *[k.source for k in self.kinds.values()]]),
+        }
+
+
+class WorldScorer(Scorer):
+    """Check answers to the tasks of the generated world, 0 to 10."""
+
+    def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
+        from sgdpo.world.checker import check
+        from sgdpo.world.tasks import task_of
+
+        for answer in answers:
+            yield check(task_of(answer.messages[-1]["content"]), answer.text).total
+
+
+@dataclass(kw_only=True)
+class JudgeScorer(Scorer):
+    """Ask a judge to rate each answer by itself, 1 to 10."""
+
+    asks = True
+    judge: Judge | None = None
+    max_tokens: Annotated[int, Range("[1, 100000]")] = 16
+
+    def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
+        assert self.judge is not None, "open_scorer gives it"
+        for reply in ask_all(self.judge, [self._request(answer) for answer in answers]):
+            found = re.search(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]", reply.text)
+            yield float(found[1]) if found and 1 <= float(found[1]) <= 10 else None
+
+    def _request(self, answer: Answered) -> JudgeRequest:
+        question = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in answer.messages)
+        asked = question if len(answer.messages) > 1 else answer.messages[-1]["content"]
+        guarded = guard(answer.text, markers_of(TEMPLATE)).text
+        prompt = TEMPLATE.format(question=asked, answer=guarded)
+        return JudgeRequest(
+            ({"role": "user", "content": prompt},), max_tokens=self.max_tokens, grammar=GRAMMAR
+        )
+
+    def identity(self) -> dict[str, Any]:
+        assert self.judge is not None, "open_scorer gives it"
+        return {
+            "scorer": "judge",
+            "template": hash_json(TEMPLATE),
+            **self.judge.identity(),
+            "tokens": self.max_tokens,
+        }
+
+    def cost(self) -> dict[str, Any]:
+        return self.judge.cost() if self.judge else {}
+
+
+@dataclass(kw_only=True)
+class RewardModel(Scorer):
+    """Score with a sequence classifier of one number over the rendered conversation."""
+
+    kept = True
+    path: str | None = None
+    batch_size: Annotated[int, Range("[1, 100000]")] = 8
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+
+    def errors(self) -> list[str]:
+        if self.path and ((Path(self.path) / "config.json").is_file() or HUB_ID.fullmatch(self.path)):
+            return []
+        return [f"path={self.path} is no reward model; give a folder with config.json, or a hub id"]
+
+    def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
+        import torch
+
+        tokenizer, model = self._loaded
+        texts = [
+            tokenizer.apply_chat_template(
+                [*map(dict, answer.messages), {"role": "assistant", "content": answer.text}], tokenize=False
+            )
+            for answer in answers
+        ]
+        for start in range(0, len(texts), self.batch_size):
+            batch = tokenizer(
+                texts[start : start + self.batch_size], return_tensors="pt", padding=True, truncation=True,
+                max_length=model.config.max_position_embeddings, add_special_tokens=False,
+            )  # fmt: skip
+            with torch.inference_mode():
+                yield from model(**batch.to(model.device)).logits[:, 0].float().tolist()
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.path)
+        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.path, dtype=getattr(torch, self.dtype)
+        )
+        if model.config.num_labels != 1:
+            raise ValueError(f"{self.path} gives {model.config.num_labels} numbers; a reward model gives one")
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return tokenizer, model.to(automatic if self.device == "auto" else self.device).eval()
+
+    def identity(self) -> dict[str, Any]:
+        files = sorted(Path(str(self.path)).glob("*.safetensors"))
+        return {
+            "scorer": "reward_model",
+            "dtype": self.dtype,
+            "weights": [hash_file(f) for f in files] or self.path,
+        }
+
+
+def scorer_errors(
+    settings: Mapping[str, Any], judge: Mapping[str, Any], extra: Sequence[str] = ()
+) -> list[str]:
+    """List everything wrong with a scorer's YAML, its settings and the judge beside it; nothing is loaded."""
+    if errors := binding_errors(SCORER, settings, extra):
+        return errors
+    errors = [f"scorer.{error}" for error in build(SCORER, settings, extra).errors()]
+    if found := judge_errors(judge, extra):
+        return errors + found
+    asks, answers = (load_dotted(group["class"], extra).asks for group in (settings, judge))
+    if asks and not answers:
+        errors.append(f"scorer={settings['name']} asks a judge: take judge=openai or judge=local")
+    if answers and not asks:
+        errors.append(
+            f"scorer={settings['name']} asks no judge: leave judge={judge['name']} out, or take scorer=judge"
+        )
+    return errors
+
+
+@contextmanager
+def open_scorer(
+    settings: Mapping[str, Any], judge: Mapping[str, Any], cache: Path, device: str, extra: Sequence[str] = ()
+) -> Iterator[Scorer]:
+    """Give the scorer of a YAML for the length of a block. Raise ValueError with every error at once."""
+    if errors := scorer_errors(settings, judge, extra):
+        raise ValueError("\n".join(errors))
+    wanted = load_dotted(settings["class"], extra)
+    with ExitStack() as stack:
+        given: dict[str, Any] = (
+            {"judge": stack.enter_context(open_judge(judge, cache, extra))} if wanted.asks else {}
+        )
+        given |= {"device": device} if hasattr(wanted, "device") else {}
+        scorer = build(SCORER, settings, extra, **given)
+        scorer.settings = settings_of(SCORER, settings)
+        yield scorer
+
+
+def score(scorer: Scorer, answers: Sequence[Answered], cache: Path) -> list[float | None]:
+    """Return a score for each answer, in order, None where there is none; what is kept is not scored again."""
+    if not scorer.kept:
+        return [_sound(value) for value in _shown(scorer, answers)]
+    keys = [hash_json([[dict(turn) for turn in answer.messages], answer.text], 24) for answer in answers]
+    path = cache / "scores" / f"{hash_json(scorer.identity(), 24)}.jsonl"
+    with held(path, "these scores"):
+        known = {
+            row["key"]: row["score"] for row in cut_jsonl(path, lambda row: {"key", "score"} <= set(row))
+        }
+        missing = {key: answer for key, answer in zip(keys, answers, strict=True) if key not in known}
+        with JsonLines(path) as file:
+            for key, value in zip(missing, _shown(scorer, list(missing.values())), strict=True):
+                known[key] = _sound(value)
+                file.append({"key": key, "score": known[key]})
+    return [known[key] for key in keys]
+
+
+def _shown(scorer: Scorer, answers: Sequence[Answered]) -> Iterator[float | None]:
+    yield from tqdm(scorer.scores(answers), total=len(answers), desc="scores", unit="answer", disable=None)
+
+
+def _sound(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,0 +1,133 @@
+"""The typed form of a sampling: what conf/sample.yaml composes to, and all that is wrong with one.
+
+Every key's comment is in its YAML. Importing this loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from lab.answers.generate import GENERATOR, generator_errors
+from lab.answers.prompts import Sampling
+from lab.sampling.scorers import scorer_errors
+from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknown_keys
+from sgdpo.config.schema import DataConfig, ModelConfig
+from sgdpo.contract import binding_errors
+from sgdpo.data.sources import data_errors
+from sgdpo.models.load import model_errors
+from sgdpo.places import CONF
+from sgdpo.runs.records import MODEL, RECORD
+from sgdpo.source import load_dotted
+from sgdpo.values import PLACE, OneOf, Range, schema_errors
+
+
+@dataclass
+class SampleConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: dict[str, Any] = field(default_factory=dict)
+    scorer: dict[str, Any] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
+    policy: str = "smollm2_135m"
+    answers: Annotated[int, Range("[2, 1000]")] = 4
+    temperature: Annotated[float, Range("[0, 10]")] = 1.0
+    top_p: Annotated[float, Range("(0, 1]")] = 1.0
+    max_new_tokens: Annotated[int, Range("[1, 100000]")] = 96
+    seed: Annotated[int, Range("[0, 2147483647]")] = 0
+    margin: Annotated[float, Range("[0, 1e9]")] = 0.0
+    part: Annotated[int, Range("[0, 1e6]")] = 0
+    parts: Annotated[int, Range("[1, 1e6]")] = 1
+    splits: Annotated[str, OneOf("train", "both")] = "both"
+    into: Annotated[str, PLACE] | None = None
+    outputs: Annotated[str, PLACE] = "outputs"
+    cache: Annotated[str, PLACE] = "outputs/cache"
+    device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
+    extra: list[str] = field(default_factory=list)
+
+    def sampling(self) -> Sampling:
+        """Return how answers are drawn."""
+        return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.seed)
+
+
+def register_schema() -> None:
+    """Make the typed form known to Hydra; conf/sample.yaml names it first in its defaults."""
+    node = OmegaConf.structured(SampleConfig)
+    OmegaConf.set_struct(node.data, False)  # a data set's YAML holds its function's settings too
+    ConfigStore.instance().store(name="sample_schema", node=node)
+
+
+def compose_sample(words: Sequence[str]) -> SampleConfig:
+    """Compose a sampling from overrides, without Hydra's application around it."""
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_sample_config(compose("sample", list(words)))
+
+
+def to_sample_config(config: DictConfig) -> SampleConfig:
+    """Return the resolved sampling as a typed dataclass. Raise ValueError for unknown keys."""
+    if unknown := unknown_keys(config, SampleConfig):
+        raise ValueError(
+            "\n".join(f"unknown key {key!r}: no setting has this name (see conf/)" for key in unknown)
+        )
+    return to_typed(config, SampleConfig)
+
+
+def sample_errors(config: SampleConfig) -> list[str]:
+    """List everything wrong with a sampling, as sentences with advice; loads nothing heavy."""
+    if errors := list(schema_errors(config)):
+        return errors
+    errors = generator_errors(config.generator, config.extra) + scorer_errors(
+        config.scorer, config.judge, config.extra
+    )
+    if config.temperature == 0:
+        errors.append("temperature must be above 0: greedy answers to one prompt are all the same")
+    if config.part >= config.parts:
+        errors.append(f"part ({config.part}) must be smaller than parts ({config.parts}); they count from 0")
+    bound = not binding_errors(GENERATOR, config.generator, config.extra)
+    if bound and load_dotted(config.generator["class"], config.extra).of_run:
+        errors += _model_errors(config.policy, config.cache)
+    return errors + data_errors(config.data, "prompts", config.extra, config_folders())
+
+
+def _model_errors(name: str, cache: str) -> list[str]:
+    try:
+        return model_errors(model_of(name, cache))
+    except ValueError as error:
+        return [str(error)]
+
+
+def model_of(name: str, cache: str) -> ModelConfig:
+    """Return the model that a word names: a run's folder, a name of conf/model, a model's folder or a hub id.
+
+    Raises ValueError if it is a run that has no weights, or a model of conf/model without any.
+    """
+    folder, yaml = Path(name), CONF / "model" / f"{name}.yaml"
+    if (folder / RECORD).is_file():
+        if not (folder / MODEL / "config.json").is_file():
+            raise ValueError(f"policy={name} is a run without weights; it is not finished: train it first")
+        run = to_run_config(OmegaConf.load(folder / "config.yaml"))
+        return replace(
+            run.model, name=folder.name, path=str(folder / MODEL), revision=None, chat_template=None
+        )
+    if not yaml.is_file():
+        return ModelConfig(name=folder.name, path=name)
+    node = OmegaConf.create({"cache": cache, "model": _model_yaml(name)})
+    model = ModelConfig(**OmegaConf.to_container(node, resolve=True)["model"])
+    if model.path is None:
+        raise ValueError(
+            f"policy={name} has no weights before it is trained; give a run: policy=outputs/<experiment>/<run>"
+        )
+    return model
+
+
+def _model_yaml(name: str) -> Any:
+    """Read a model's YAML and those it builds on, without the groups that it selects for a run."""
+    given = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    before = [word for word in given.pop("defaults", []) if isinstance(word, str) and word != "_self_"]
+    return OmegaConf.merge(*map(_model_yaml, before), given)

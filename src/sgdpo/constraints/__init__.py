@@ -1,0 +1,1 @@
+"""Instructions whose fulfilment a program decides: kinds of constraint, everyday topics, and the checker."""

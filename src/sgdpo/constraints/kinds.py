@@ -1,0 +1,106 @@
+"""A kind of constraint: a pure function and a YAML in conf/constraint that names it; nobody knows one by name.
+
+    def words_at_most(answer: str, *, count: int) -> bool: ...
+
+The YAML says how an instruction asks for it, what its arguments are drawn from, and what it speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import yaml
+
+from sgdpo.contract import Kind, binding_errors, load
+from sgdpo.places import CONF
+from sgdpo.source import find
+
+CONSTRAINT = Kind("constraint", positional=("answer",), required=("say", "draw", "aspects"))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Hold one constraint of one instruction: its kind's name, the arguments drawn, the sentence that asks for it."""
+
+    kind: str
+    arguments: Mapping[str, Any]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class ConstraintKind:
+    """Hold a kind: whether an answer keeps it, how it is asked for, and what excludes other kinds beside it."""
+
+    name: str
+    holds: Callable[..., bool]
+    say: Sequence[str]
+    draw: Mapping[str, Sequence[Any]]
+    aspects: frozenset[str]
+    source: str
+
+    def one(self, random: Random) -> Constraint:
+        """Draw the arguments and the sentence."""
+        drawn = {key: random.choice(values) for key, values in self.draw.items()}
+        shown = {key: ", ".join(map(str, v)) if isinstance(v, list) else v for key, v in drawn.items()}
+        return Constraint(self.name, drawn, random.choice(self.say).format(**shown))
+
+
+def load_kinds(names: Sequence[str] | None = None) -> dict[str, ConstraintKind]:
+    """Load the kinds of conf/constraint by name, all of them or those named. Raise ValueError with all errors."""
+    files = {path.stem: path for path in sorted((CONF / "constraint").glob("*.yaml"))}
+    if unknown := sorted(set(names or ()) - set(files)):
+        raise ValueError(
+            f"{', '.join(unknown)}: no kind of constraint; conf/constraint has {', '.join(files)}"
+        )
+    settings = {name: yaml.safe_load(files[name].read_text("utf-8")) or {} for name in names or files}
+    if errors := [error for name, given in settings.items() for error in kind_errors(name, given)]:
+        raise ValueError("\n".join(errors))
+    return {name: _kind(given, files[name].read_text("utf-8")) for name, given in settings.items()}
+
+
+def kind_errors(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """List what is wrong with a kind's YAML: every value that may be drawn is held against the function."""
+    if errors := binding_errors(CONSTRAINT, {k: v for k, v in settings.items() if k in ("name", "function")}
+                                | {k: settings[k] for k in CONSTRAINT.required if k in settings}
+                                | _first(settings)):  # fmt: skip
+        return errors
+    where = f"conf/constraint/{name}.yaml"
+    errors = [f"{where}: name is {settings['name']!r}; it is the file's, {name!r}"] * (
+        settings["name"] != name
+    )
+    for key in ("say", "aspects"):
+        if not settings[key] or not isinstance(settings[key], list):
+            errors.append(f"{where}: {key} must be a list of at least one, not {settings[key]!r}")
+    for key, values in settings["draw"].items():
+        for value in values:
+            errors += binding_errors(CONSTRAINT, {**settings, **_first(settings), key: value})
+    for sentence in settings["say"] if not errors else ():
+        try:
+            sentence.format(**settings["draw"])
+        except (KeyError, IndexError, ValueError) as error:
+            errors.append(
+                f"{where}: {sentence!r} does not fit the arguments {sorted(settings['draw'])}: {error}"
+            )
+    return errors
+
+
+def _first(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first value of each argument, with which the contract can be tried."""
+    draw = settings.get("draw")
+    if not isinstance(draw, Mapping) or not all(
+        isinstance(values, list) and values for values in draw.values()
+    ):
+        raise ValueError(
+            f"constraint {settings.get('name')!r}: draw must give each argument a list of values, not {draw!r}"
+        )
+    return {key: values[0] for key, values in draw.items()}
+
+
+def _kind(settings: Mapping[str, Any], text: str) -> ConstraintKind:
+    holds = load(CONSTRAINT, {**settings, **_first(settings)})
+    code = find(settings["function"]).module.path.read_text("utf-8")
+    shape = {key: settings[key] for key in ("name", "say", "draw")}
+    return ConstraintKind(**shape, holds=holds, aspects=frozenset(settings["aspects"]), source=text + code)

@@ -1,0 +1,49 @@
+"""Kinds of constraint that count: words, sentences, paragraphs, lines, list items."""
+
+from __future__ import annotations
+
+import re
+
+from sgdpo.constraints import text
+
+
+def words_at_most(answer: str, *, count: int) -> bool:
+    return len(text.words(answer)) <= count
+
+
+def words_at_least(answer: str, *, count: int) -> bool:
+    return len(text.words(answer)) >= count
+
+
+def words_between(answer: str, *, low: int, high: int) -> bool:
+    return low <= len(text.words(answer)) <= high
+
+
+def sentences(answer: str, *, count: int) -> bool:
+    return len(text.sentences(answer)) == count
+
+
+def sentences_at_most(answer: str, *, count: int) -> bool:
+    return len(text.sentences(answer)) <= count
+
+
+def paragraphs(answer: str, *, count: int) -> bool:
+    return len(text.paragraphs(answer)) == count
+
+
+def lines(answer: str, *, count: int) -> bool:
+    return len(text.lines(answer)) == count
+
+
+def bullets(answer: str, *, count: int) -> bool:
+    return sum(bool(re.match(r"[-*•] +\S", line)) for line in text.lines(answer)) == count
+
+
+def numbered(answer: str, *, count: int) -> bool:
+    """The items are numbered from 1 on, in their order."""
+    found = [int(item[1]) for line in text.lines(answer) if (item := re.match(r"(\d{1,6})[.)] +\S", line))]
+    return found == list(range(1, count + 1))
+
+
+def headings(answer: str, *, count: int) -> bool:
+    return sum(bool(re.match(r"#+ +\S", line)) for line in text.lines(answer)) == count

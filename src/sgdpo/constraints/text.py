@@ -1,0 +1,44 @@
+"""What an answer is made of: words, sentences, lines, paragraphs, and how much of it is said again."""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+RUN = 3  # words that make a repetition when they come again
+
+
+def words(text: str) -> list[str]:
+    """Return the words in lower case; what an apostrophe or a hyphen joins is one."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def sentences(text: str) -> list[str]:
+    """Split at full stops, question and exclamation marks, and at line ends; what holds no word is none."""
+    return [part for part in re.split(r"[.!?]+(?=\s|$|[\"'”’)*])|\n+", text) if _WORD.search(part)]
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines that hold anything."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return what empty lines divide."""
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def repetition(text: str) -> float:
+    """Return the share of runs of three words that came before, 0 to 1: what loops say again and again."""
+    runs = _runs(words(text))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def echo(text: str, prompt: str) -> float:
+    """Return the share of a text's runs of three words that the prompt holds, 0 to 1."""
+    runs, there = _runs(words(text)), set(_runs(words(prompt)))
+    return sum(run in there for run in runs) / len(runs) if runs else 0.0
+
+
+def _runs(found: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(found[start : start + RUN]) for start in range(len(found) - RUN + 1)]
