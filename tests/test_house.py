@@ -15,10 +15,11 @@ ROOMS = (
     "sgdpo.places", "sgdpo.processes", "sgdpo.values", "sgdpo.source", "sgdpo.contract", "sgdpo.keyed", "sgdpo.overlap",
     "sgdpo.pairs", "sgdpo.pilot", "sgdpo.theory", "sgdpo.method", "sgdpo.methods", "sgdpo.selects",
     "sgdpo.store", "sgdpo.hub",
-    "sgdpo.config", "sgdpo.console", "sgdpo.world", "sgdpo.data", "sgdpo.models", "sgdpo.reference", "sgdpo.training",
+    "sgdpo.config", "sgdpo.console", "sgdpo.world", "sgdpo.constraints",
+    "sgdpo.data", "sgdpo.models", "sgdpo.reference", "sgdpo.training",
     "sgdpo.drawing", "sgdpo.engine", "sgdpo.runs",
-    "lab.plan", "lab.serving", "lab.answers", "lab.judging", "lab.benchmarks", "lab.evaluation", "lab.report",
-    "lab.sweeps", "lab.bench", "lab.soak", "lab.demo", "lab.reproduce",
+    "lab.plan", "lab.serving", "lab.answers", "lab.judging", "lab.benchmarks", "lab.evaluation", "lab.sampling",
+    "lab.report", "lab.sweeps", "lab.bench", "lab.soak", "lab.demo", "lab.reproduce",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ The Gumbel-max trick: argmax(logits / temperature + g) with independent standard
 from softmax(logits / temperature). Here g is a hash of (key of the prompt, step, token), so a prompt's sample
 depends on (seed, prompt, step) and not on the batch, its order, or the device's random state. In float32 the
 batch changes logits by rounding alone; a token can differ only where two candidates tie to that precision.
+Rows that have ended leave the batch, so that a few long answers do not keep all others in work.
 """
 
 from __future__ import annotations
@@ -13,13 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lab.answers.prompts import Sample, Sampling, prompt_key, stop_ids
 from sgdpo import keyed
@@ -34,30 +29,42 @@ class Fitted:
     cut: bool
 
 
+# The batch shrinks when this share of its rows has ended.
+_SHRINK = 0.2
+
+
 @torch.inference_mode()
 def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling: Sampling) -> list[Sample]:
     """Return a sample for each fitted prompt, by its id."""
     stops = stop_ids(tokenizer)
+    rows: list[list[int]] = [[] for _ in fitted]
+    room_B = torch.tensor([prompt.new for prompt in fitted.values()], device=model.device)
+    keys = [prompt_key(sampling.seed, key) for key in fitted]
+    key_B = torch.tensor(keys, dtype=torch.int64, device=model.device)
     width = max(len(prompt.ids) for prompt in fitted.values())
-    input_ids_BN, mask_BN = _pad_left(
-        [prompt.ids for prompt in fitted.values()], width, stops[0], model.device
-    )
-    config = GenerationConfig(
-        max_new_tokens=max(prompt.new for prompt in fitted.values()),
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=stops,
-        pad_token_id=stops[0],
-    )
-    new_BN = model.generate(
-        input_ids=input_ids_BN,
-        attention_mask=mask_BN,
-        generation_config=config,
-        logits_processor=_processors(list(fitted), sampling, width, model.device),
-    )[:, width:]
+    token_BN, mask_BN = _pad_left([prompt.ids for prompt in fitted.values()], width, stops[0], model.device)
+    place_BN, index_B = (mask_BN.cumsum(-1) - 1).clamp(min=0), torch.arange(len(rows), device=model.device)
+    past = None
+    for step in range(int(room_B.max())):
+        output = model(
+            input_ids=token_BN, attention_mask=mask_BN, position_ids=place_BN, past_key_values=past,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        past, token_B = output.past_key_values, _draw(output.logits[:, -1].float(), key_B, step, sampling)
+        for row, token in zip(index_B.tolist(), token_B.tolist(), strict=True):
+            rows[row].append(token)
+        goes_B = (step + 1 < room_B) & ~torch.isin(token_B, torch.tensor(stops, device=model.device))
+        if not goes_B.any():
+            break
+        token_BN, place_BN = token_B[:, None], place_BN[:, -1:] + 1
+        mask_BN = torch.cat([mask_BN, mask_BN.new_ones(len(mask_BN), 1)], 1)
+        if goes_B.sum() <= (1 - _SHRINK) * len(goes_B):
+            past.batch_select_indices(goes_B.nonzero()[:, 0])
+            token_BN, place_BN, mask_BN = token_BN[goes_B], place_BN[goes_B], mask_BN[goes_B]
+            key_B, index_B, room_B = key_B[goes_B], index_B[goes_B], room_B[goes_B]
     return [
         _sample(tokenizer, key, prompt, row[: prompt.new], stops)
-        for (key, prompt), row in zip(fitted.items(), new_BN.tolist(), strict=True)
+        for (key, prompt), row in zip(fitted.items(), rows, strict=True)
     ]
 
 
@@ -68,14 +75,14 @@ def _pad_left(rows: list[list[int]], width: int, pad: int, device: torch.device)
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _processors(keys: list[str], sampling: Sampling, width: int, device: torch.device) -> LogitsProcessorList:
+def _draw(scores_BV: Tensor, key_B: Tensor, step: int, sampling: Sampling) -> Tensor:
+    """Return the next token of each row, int64, shape (B,): the best at temperature 0, else a keyed draw."""
     if sampling.temperature == 0:
-        return LogitsProcessorList()
-    key_B = torch.tensor([prompt_key(sampling.seed, key) for key in keys], dtype=torch.int64, device=device)
-    processors: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
+        return scores_BV.argmax(-1)
+    scores_BV = TemperatureLogitsWarper(sampling.temperature)(None, scores_BV)
     if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList([*processors, GumbelProcessor(key_B, width)])
+        scores_BV = TopPLogitsWarper(sampling.top_p)(None, scores_BV)
+    return gumbel_noise(key_B, step, scores_BV.shape[1]).add_(scores_BV).argmax(-1)
 
 
 def _sample(tokenizer: Any, key: str, prompt: Fitted, row: list[int], stops: list[int]) -> Sample:
@@ -92,16 +99,4 @@ def gumbel_noise(key_B: Tensor, step: int, size: int) -> Tensor:
     token_V = torch.arange(size, dtype=torch.int64, device=key_B.device)
     row_B1 = keyed.mix64_(key_B + keyed.signed((step + 1) * keyed.GOLDEN))[:, None]
     uniform_BV = keyed.uniform(keyed.mix64_(row_B1 + (token_V + 1) * keyed.signed(keyed.GOLDEN)))
-    return -torch.log(-torch.log(uniform_BV))
-
-
-class GumbelProcessor(LogitsProcessor):
-    """Turn greedy decoding into keyed sampling: scores + Gumbel noise of (key, step, token)."""
-
-    def __init__(self, key_B: Tensor, prompt_length: int):
-        self.key_B, self.prompt_length = key_B, prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the noisy scores, float64, shape (B, V); columns that were ruled out (-inf) stay so."""
-        step = input_ids.shape[1] - self.prompt_length
-        return scores.double() + gumbel_noise(self.key_B, step, scores.shape[1])
+    return uniform_BV.log_().neg_().log_().neg_()

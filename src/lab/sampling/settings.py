@@ -36,7 +36,7 @@ class SampleConfig:
     judge: dict[str, Any] = field(default_factory=dict)
     policy: str = "smollm2_135m"
     answers: Annotated[int, Range("[2, 1000]")] = 4
-    temperature: Annotated[float, Range("[0, 10]")] = 1.0
+    temperature: Annotated[float, Range("[0, 10]")] = 0.7
     top_p: Annotated[float, Range("(0, 1]")] = 1.0
     max_new_tokens: Annotated[int, Range("[1, 100000]")] = 96
     seed: Annotated[int, Range("[0, 2147483647]")] = 0

@@ -1,0 +1,150 @@
+"""Instructions whose fulfilment a program decides: every kind, what is held out, what a loop or empty talk gains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.constraints.checker import check
+from sgdpo.constraints.instructions import Instruction, draw_instructions, instruction_of, topics
+from sgdpo.constraints.kinds import Constraint, kind_errors, load_kinds
+from sgdpo.data.sources import data_errors, load_rows
+
+KINDS = load_kinds()
+# An answer that keeps the constraint and one that does not, for each kind: (arguments, kept, broken).
+CASES = {
+    "words_at_most": ({"count": 3}, "One two-three, four's.", "One two three four."),
+    "words_at_least": ({"count": 3}, "a b c", "a b"),
+    "words_between": ({"low": 2, "high": 3}, "a b c", "a b c d"),
+    "sentences": ({"count": 2}, 'It is late. "Go home!"', "It is 3.5 miles."),
+    "sentences_at_most": ({"count": 2}, "One. Two?", "One.\nTwo\nThree"),
+    "paragraphs": ({"count": 2}, "a\n \nb", "a\nb"),
+    "lines": ({"count": 2}, "a\n\nb\n", "a"),
+    "bullets": ({"count": 2}, "- a\n* b", "- a\n-b"),
+    "numbered": ({"count": 2}, "1. a\n2) b", "1. a\n3. b"),
+    "headings": ({"count": 1}, "# A\ntext", "#A\ntext"),
+    "contains": ({"word": "friend"}, "My Friend!", "friendly"),
+    "without_word": ({"word": "the"}, "then", "The end"),
+    "without_letter": ({"letter": "z"}, "abc", "Zoo"),
+    "letter_at_least": ({"letter": "b", "count": 2}, "Bob", "bar"),
+    "word_times": ({"word": "good", "count": 2}, "Good, good.", "good goods"),
+    "in_order": ({"items": ["red", "green"]}, "Red, then green and red", "green, red"),
+    "language": ({"tongue": "French"}, "le pain est dans la cuisine avec vous", "the bread is with you"),
+    "numbers_at_least": ({"count": 2}, "3 and 4.5", "3.5"),
+    "without_digits": ({}, "three", "3"),
+    "lower": ({}, "all small, 3!", "Not"),
+    "upper": ({}, "ALL, 3!", "ALl"),
+    "starts_with": ({"words": "To begin with"}, "to begin with, no", "Well, to begin with"),
+    "ends_with": ({"words": "Good luck!"}, "so good luck! ", "Good luck! Bye"),
+    "quoted": ({}, ' "all of it" ', '"some" of "it"'),
+    "title": ({}, "<<A day>>\nText", "<<A day>>"),
+    "without_commas": ({"mark": ","}, "a b", "a, b"),
+    "without_exclamation": ({"mark": "!"}, "a", "a!"),
+    "question": ({}, "is it? ", "is it? Yes."),
+    "bold": ({"count": 2}, "**a** and **b c**", "**a** and *b*"),
+    "placeholders": ({"count": 1}, "Dear [name]", "Dear []"),
+    "postscript": ({}, "Text\nP.S. More", "Text\nP.S."),
+    "json_keys": ({"keys": ["a", "b"]}, '```json\n{"a": 1, "b": "x"}\n```', '{"a": 1, "b": ""}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_knows_an_answer_that_keeps_it_from_one_that_does_not(name: str) -> None:
+    if name not in CASES:  # somebody's own kind, which its own test knows
+        pytest.skip("no case")
+    arguments, kept, broken = CASES[name]
+    assert KINDS[name].holds(kept, **arguments)
+    assert not KINDS[name].holds(broken, **arguments)
+
+
+def test_there_are_twenty_kinds_and_none_fails_on_any_string() -> None:
+    assert len(KINDS) >= 20
+    random = Random(0)
+    letters = "aA1 .!?\n\"'<>[]{}*#-,\u00e9\u2028\U0001f600\x00"
+    texts = ["", " ", *("".join(random.choices(letters, k=k)) for k in range(1, 80))]
+    for instruction in draw_instructions(KINDS, 60, combined=(1, 3), seed=1, held_out=False):
+        for text in texts:
+            assert 0 <= check(instruction, text, KINDS).total <= 1
+
+
+def test_thousands_of_instructions_are_different_fit_together_and_are_held_out_by_topic() -> None:
+    train, test = (
+        list(draw_instructions(KINDS, n, combined=(2, 3), seed=0, held_out=held_out))
+        for n, held_out in ((3000, False), (800, True))
+    )
+    for rows in (train, test):
+        assert len({row.prompt for row in rows}) == len(rows)
+        assert {len(row.constraints) for row in rows} == {2, 3}
+        asked = Counter(c.kind for row in rows for c in row.constraints)
+        assert set(asked) == set(KINDS)
+        assert min(asked.values()) > 0.6 * max(asked.values())
+        for row in rows:
+            aspects = [aspect for c in row.constraints for aspect in KINDS[c.kind].aspects]
+            assert len(aspects) == len(set(aspects)), row.prompt
+            assert "{" not in row.prompt, row.prompt
+    assert not {row.topic for row in train} & {row.topic for row in test}
+    other = draw_instructions(KINDS, 200, combined=(2, 3), seed=7, held_out=True)
+    assert not {row.topic for row in other} & set(topics(held_out=False))
+    assert instruction_of(train[0].row(), KINDS).row() == train[0].row()
+
+
+def test_a_loop_the_instruction_again_and_silence_gain_nothing() -> None:
+    """All but silence keep the constraint; only the answer that says something about the topic has the whole score."""
+    constraint = Constraint("words_at_least", {"count": 12}, "Use at least 12 words.")
+    prompt = "Write a short text about baking bread. Use at least 12 words."
+    asked = Instruction("baking bread", prompt, (constraint,))
+    good = "Warm bread needs flour, water, salt and patience; knead the dough well and let it rise."
+    scores = {
+        name: check(asked, text, KINDS)
+        for name, text in {
+            "good": good, "loop": "bread is good " * 20, "echo": prompt + " " + prompt, "silence": " ",
+            "off": "Seven quiet trains left every evening while children counted clouds above our tall houses.",
+        }.items()
+    }  # fmt: skip
+    assert {name: found.met for name, found in scores.items()} == dict.fromkeys(scores, 1.0) | {
+        "silence": 0.0
+    }
+    assert scores["good"].total == 1.0
+    assert scores["off"].total == 0.5
+    assert [scores[name].total for name in ("loop", "echo", "silence")] == [0.0, 0.0, 0.0]
+
+
+def test_what_is_wrong_with_a_kind_is_said_with_the_file_and_the_value() -> None:
+    good = {
+        "name": "words_at_most", "function": "sgdpo.constraints.lengths.words_at_most", "say": ["At most {count}."],
+        "draw": {"count": [3]}, "aspects": ["length"],
+    }  # fmt: skip
+    assert not kind_errors("words_at_most", good)
+    for change, words in (
+        ({"draw": {"count": [3, "many"]}}, "constraint.count='many' does not fit int"),
+        ({"draw": {"count": 3}}, "must give each argument a list"),
+        ({"draw": {"letters": [3]}}, "constraint.letters is not a setting"),
+        ({"say": ["At most {number}."]}, "does not fit the arguments"),
+        ({"say": []}, "say must be a list"),
+        ({"function": "sgdpo.constraints.lengths.nothing"}, "no function or class 'nothing'"),
+        ({"name": "other"}, "it is the file's"),
+    ):
+        try:
+            said = "\n".join(kind_errors("words_at_most", good | change))
+        except ValueError as error:
+            said = str(error)
+        assert words in said, said
+
+
+def test_the_source_gives_instructions_to_sample_and_says_what_training_needs() -> None:
+    data = to_run_config(compose_run(["data=constraints", "data.instructions=50"])).data
+    assert not data_errors(data, "prompts")
+    rows = load_rows(data, "prompts", "train")
+    assert rows is not None
+    assert rows.count() == len(list(rows.read())) == 50
+    (said,) = data_errors(data, "preference")
+    assert "scripts/sample.py" in said
+    for change, words in (
+        ("data.least=4", "must not exceed"),
+        ("data.kinds=[rhymes]", "no kind of constraint"),
+    ):
+        wrong = to_run_config(compose_run(["data=constraints", change])).data
+        assert any(words in error for error in data_errors(wrong, "prompts"))
