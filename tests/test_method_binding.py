@@ -234,6 +234,15 @@ class Count:
     def __init__(self):
         self.calls = 0
 
+    def advance(self, sums):
+        pass
+
+    def state_dict(self):
+        return vars(self)
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
+
 def hinge(pair: Pair, *, beta: float, margin: float = 1.0, rounds: int = 1, ratios: Ratios, state: Count) -> PairLoss:
     state.calls += 1
     h_B = pair.chosen.ratio_B - ratios.rejected * pair.rejected.ratio_B

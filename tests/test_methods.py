@@ -16,7 +16,7 @@ import torch
 
 from sgdpo.methods.bco import RunningDelta
 from sgdpo.pairs import DrawKey, Pair, PairLoss, Side
-from toy_pairs import METHODS, REFERENCED, at_step_0, bind, gradients, random_pair, toy_pair
+from toy_pairs import METHODS, REFERENCED, at_step_0, bind, gradients, method_yaml, random_pair, toy_pair
 
 DRAWS = DrawKey(42)
 BETA = 0.5
@@ -115,7 +115,7 @@ def test_bco_shift_is_the_mean_over_past_steps_of_batch_means_and_survives_json(
     state, seen = RunningDelta(), []
     for reward_sum, count in ((2.0, 4), (-3.0, 2), (8.0, 8)):
         seen.append(state.delta)
-        state.advance(reward_sum, count)
+        state.advance({"rewards": (reward_sum, count)})
         restored = RunningDelta()
         restored.load_state_dict(json.loads(json.dumps(state.state_dict())))
         assert vars(restored) == vars(state)
@@ -188,7 +188,7 @@ def test_sgdpo_logs_its_pilots_their_sizes_and_the_balance_of_theorem_3() -> Non
     torch.testing.assert_close(metrics["pilot/rejected"], pilot_l, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", REFERENCED)
+@pytest.mark.parametrize("name", [name for name in REFERENCED if "beta" in method_yaml(name)])
 def test_rewards_are_beta_times_the_whole_log_ratio_for_every_method(name: str) -> None:
     """beta R_w = 0.3 and beta R_l = -0.1, whatever a method samples or averages; no gradient hangs on
     them.

@@ -61,6 +61,8 @@ BY_HAND = [
     ("orpo", {"lam": 0.1}, 11 / 15 + 0.1 * cost(odds(-11 / 15) - odds(-1.5)), "o = l - ln(1 - e^l)"),
     ("simper", {}, exp(-1.5) - exp(-11 / 15), "e^-1.5 - e^(-11/15)"),
     ("wpo", {"beta": 0.5}, exp(-0.1 * (11 / 15 + 1.5)) * cost(0.4), "log p2 = 0.9 log p: w = e^(0.1 mean)"),
+    ("nll", {}, 11 / 15, "2.2/3"),
+    ("odpo", {"beta": 0.5, "alpha": 0.5}, cost(0.4 - 0.5 * log(2)), "scores 2 apart"),
 ]  # fmt: skip
 
 
@@ -79,6 +81,7 @@ STEP_0 = {
     "hinge": 1.0, "cdpo": log(2), "robust": log(2), "exo": -log(2) - (log(0.999) + log(0.001)) / 2,
     "sppo": 1 / (2 * 0.001**2), "apo_zero": 1.0, "apo_down": 1.0, "discopop": (log(2) + 1) / 2, "dpo_norm": log(2),
     "dpop": log(2), "ld_dpo": log(2), "d2po": log(2), "dpo_shift": log(2), "minor_dpo": log(2), "chipo": log(2),
+    "odpo": cost(-log(2)),
 }  # fmt: skip
 
 
@@ -103,6 +106,7 @@ def test_at_step_0_a_likelihood_term_a_length_term_and_weights_remain() -> None:
 SAME_AS_DPO = [
     ("cdpo", {"smoothing": 0.0}), ("robust", {"flips": 0.0}), ("rpo", {"alpha": 0.0}), ("dpop", {"lam": 0.0}),
     ("rdpo", {"alpha": 0.0}), ("ld_dpo", {"beyond": 1.0}), ("d2po", {"gamma": 1.0}), ("dpo_shift", {"lam": 1.0}),
+    ("odpo", {"alpha": 0.0}),
 ]  # fmt: skip
 
 
@@ -154,6 +158,16 @@ def test_dpop_charges_a_fallen_chosen_answer_and_minor_dpo_spares_a_fallen_rejec
     assert of("dpop", swapped, beta=0.5).loss_B.item() == pytest.approx(cost(-5.4), abs=1e-12)
     assert of("minor_dpo", swapped, beta=0.5).loss_B.item() == pytest.approx(cost(-0.4), abs=1e-12)
     assert gradients(of("minor_dpo", pair).loss_B, pair)[1].abs().max() == 0
+
+
+def test_an_odpo_pair_whose_scores_do_not_part_costs_nothing_and_is_counted() -> None:
+    pair = random_pair([(3, 4), (4, 3)])
+    pair.score_w_B[0] = pair.score_l_B[0]
+    result = of("odpo", pair)
+    assert result.loss_B[0] == 0
+    assert result.loss_B[1] > 0
+    assert result.metrics["odpo/unscored"].tolist() == [True, False]
+    assert all(torch.isfinite(grad_BT).all() for grad_BT in gradients(result.loss_B, pair))
 
 
 def test_orpos_odds_are_exact_near_both_ends() -> None:

@@ -95,7 +95,7 @@ def tiny_trainer(
             sizes, config.optimizer.batch_size, rows, 1, config.seed, config.trainer.layout
         ),
         eval_rows=RowSampler(sizes, BUDGET, 1, config.trainer.layout),
-        collator=RowCollator(config.trainer.layout, reference),
+        collator=RowCollator(config.trainer.layout, reference, scores=method.scores),
         live_reference=changes.pop("live_reference", None),
         log_row=written.append,
         draws_seed=config.seed,

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sgdpo.method import Method, bind_method
+from sgdpo.method import Method, bind_method, needs_of, with_parts
 from sgdpo.pairs import Pair, Side
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -21,10 +21,7 @@ def method_yaml(name: str) -> dict[str, Any]:
     """Read conf/method/NAME.yaml as the binder sees it."""
     config = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
     config.pop("defaults", None)
-    return config
-
-
-PREFERENCE = tuple(name for name in METHODS if method_yaml(name)["phase"] == "preference")
+    return with_parts(config)
 
 
 def pilot_yaml(name: str, **changes: Any) -> dict[str, Any]:
@@ -39,14 +36,15 @@ def pilot_yaml(name: str, **changes: Any) -> dict[str, Any]:
 
 def bind(name: str, ratio: tuple[float, float] = (0.6, 0.9), **changes: Any) -> Method:
     """Bind a method of `conf/method`, with changed hyper-parameters and, if it takes them, ratios."""
-    config = method_yaml(name) | changes
-    given = dict(zip(("chosen", "rejected"), ratio, strict=True)) if config["needs"]["ratios"] else {}
-    return bind_method(config, given, pilot=PILOT if config["needs"].get("pilot") else None)
+    config = with_parts(method_yaml(name) | changes)
+    needs = needs_of(config)
+    given = dict(zip(("chosen", "rejected"), ratio, strict=True)) if needs["ratios"] else {}
+    return bind_method(config, given, pilot=PILOT if needs.get("pilot") else None)
 
 
 def takes(name: str, need: str) -> bool:
     """Tell whether a method's YAML says that it needs something."""
-    return bool(method_yaml(name)["needs"].get(need))
+    return bool(needs_of(method_yaml(name)).get(need))
 
 
 PREFERENCE = tuple(name for name in METHODS if method_yaml(name)["phase"] == "preference")

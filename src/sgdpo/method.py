@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from omegaconf import OmegaConf
 
 from sgdpo.contract import Kind, binding_errors, settings_of
 from sgdpo.places import CONF
@@ -17,23 +20,28 @@ from sgdpo.source import find, load_dotted
 from sgdpo.values import Range, value_error
 
 if TYPE_CHECKING:
-    from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios
+    from sgdpo.pairs import DrawKey, Pair, PairLoss, Part, Ratios
     from sgdpo.pilot import Pilot
 
-NEEDS = ("reference", "ratios", "draws", "state", "pilot", "features", "scores")
-GIVEN = NEEDS[1:5]  # these arrive as keywords of the function; the others arrive in the pair
+NEEDS = ("reference", "ratios", "draws", "state", "pilot", "parts", "features", "scores")
+# What the class of a state defines: `advance` takes {name: (sum, count)} of what the function returned as `sums`.
+STATE_PARTS = ("advance", "state_dict", "load_state_dict")
+GIVEN = NEEDS[1:6]  # these arrive as keywords of the function; the others arrive in the pair
 # What can be known of a token beside its log-prob: by the lm-head (models/head.py), by the data (data/overlap.py).
 HEAD_FEATURES, DATA_FEATURES = ("entropy", "log_p2"), ("shared",)
 FEATURES = (*HEAD_FEATURES, *DATA_FEATURES)
 METHOD = Kind(
     "method",
     required=("phase", "needs"),
-    reserved=("title", "colour"),
+    reserved=("title", "colour", "parts"),
     given=GIVEN,
     positional=("pair",),
     ranges={"beta": Range("(0, 1e6]")},
 )
 RATIO = Range("[0, 1]")
+WEIGHT = Range("[0, 1e6]")
+# How a method is shown, and what it would compose beside itself: none of it goes into a mixture.
+NOT_IN_PART = ("defaults", "title", "colour")
 PILOT = Kind(
     "pilot",
     reserved=("whole", "features", "size", "coupling", "refresh", "draws", "through"),
@@ -44,6 +52,7 @@ PILOT_WORDS = {
     "refresh": ("step", "epoch", "never"),
     "through": ("value", "gradient"),
 }
+PART_FORM = "{method: NAME, weight: NUMBER}"
 SIZE_WORDS = {"of": ("shorter", "own", "found"), "rounding": ("floor", "stochastic", "none")}
 
 
@@ -65,6 +74,7 @@ class Method:
     pilot: Pilot | None = None
     features: tuple[str, ...] = ()
     scores: bool = False
+    parts: tuple[tuple[float, Method], ...] = ()
 
     @property
     def head_features(self) -> tuple[str, ...]:
@@ -79,6 +89,8 @@ class Method:
     def __call__(self, pair: Pair, draws: DrawKey, state: Any = None) -> PairLoss:
         """Return the loss of each pair; pass the function only what its YAML says it needs."""
         needs: dict[str, Any] = {}
+        if self.parts:
+            return self.function(pair, **self.hyper, parts=list(self._parts(draws, state)))
         if self.draws:
             needs["draws"] = draws
         if self.ratios is not None:
@@ -89,9 +101,82 @@ class Method:
             needs["state"] = state
         return self.function(pair, **self.hyper, **needs)
 
+    def _parts(self, draws: DrawKey, state: PartStates | None) -> Iterator[Part]:
+        from sgdpo.pairs import Part
+
+        for place, (weight, method) in enumerate(self.parts):
+            own = state.states.get(str(place)) if state else None
+            yield Part(method.name, weight, partial(method, draws=draws, state=own))
+
     def new_state(self) -> Any:
         """Return the method's state as it is before the first step, or None."""
-        return self.state_class() if self.state_class else None
+        if self.state_class:
+            return self.state_class()
+        found = {str(place): method.new_state() for place, (_, method) in enumerate(self.parts)}
+        return PartStates(kept) if (kept := {key: state for key, state in found.items() if state}) else None
+
+
+class PartStates:
+    """Hold the states of a mixture's parts, by place; what a part asks of a step is called "place/name"."""
+
+    def __init__(self, states: Mapping[str, Any]) -> None:
+        self.states = states
+
+    def advance(self, sums: Mapping[str, tuple[float, int]]) -> None:
+        """Hand each part what it asked for."""
+        for place, state in self.states.items():
+            state.advance(
+                {key[len(place) + 1 :]: v for key, v in sums.items() if key.startswith(f"{place}/")}
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {place: state.state_dict() for place, state in self.states.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the states of a checkpoint."""
+        for place, part in self.states.items():
+            part.load_state_dict(state[place])
+
+
+def with_parts(config: Mapping[str, Any], folders: Sequence[Path] = (CONF,)) -> dict[str, Any]:
+    """Return a method's settings with each part of a mixture as its own YAML has it, and what the part changes.
+
+    A part is {method: NAME, weight: W, SETTING: VALUE ...} and becomes {weight: W, method: {...}}; it stays if it is
+    one already. Raise ValueError for parts of another form and for names that are no method's.
+    """
+    parts = config.get("parts")
+    if not parts:
+        return dict(config)
+    yamls = {path.stem: path for folder in folders for path in sorted((folder / METHOD.group).glob("*.yaml"))}
+    if not isinstance(parts, list):
+        raise ValueError(f"method.parts must be a list of {PART_FORM}, not {parts!r}")
+    errors = [error for place, part in enumerate(parts) for error in _form_errors(place, part, yamls)]
+    if errors:
+        raise ValueError("\n".join(errors))
+    found, titles = [], []
+    for part in parts:
+        given = part["method"]
+        title = given["name"] if isinstance(given, Mapping) else str(given)
+        if not isinstance(given, Mapping):
+            yaml = OmegaConf.to_container(OmegaConf.load(yamls[str(given)]))
+            assert isinstance(yaml, dict)
+            title = yaml.get("title") or title
+            changes = {key: value for key, value in part.items() if key not in ("method", "weight")}
+            given = {key: value for key, value in yaml.items() if key not in NOT_IN_PART} | changes
+        found.append({"weight": part["weight"], "method": with_parts(given, folders)})
+        titles.append(title if part["weight"] == 1 else f"{part['weight']:g} {title}")
+    return {**config, "title": config.get("title") or " + ".join(titles), "parts": found}
+
+
+def needs_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a method's YAML says it needs; for a mixture, what any of its parts needs too."""
+    needs = dict(config["needs"])
+    for part in config.get("parts") or ():
+        for key, value in needs_of(part["method"]).items():
+            both = [*(needs.get(key) or ()), *(value or ())] if key == "features" else needs.get(key) or value
+            needs |= {} if key in ("state", "parts") else {key: both}
+    return needs
 
 
 def method_errors(
@@ -103,17 +188,52 @@ def method_errors(
     pilot: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """List everything wrong with a method's YAML, its ratios and its pilot, as sentences with advice."""
+    try:
+        config = with_parts(config, folders)
+    except ValueError as error:
+        return str(error).split("\n")
+    errors, sound = _own_errors(config, extra, folders)
+    if not sound:
+        return errors
+    name, needs = config.get("name", "?"), needs_of(config)
+    errors += _ratio_errors(name, bool(needs.get("ratios")), ratio)
+    return [*errors, *_pilot_errors(name, bool(needs.get("pilot")), pilot or {}, ratio, extra, folders)]
+
+
+def _own_errors(
+    config: Mapping[str, Any], extra: Sequence[str], folders: Sequence[Path]
+) -> tuple[list[str], bool]:
+    """Hold a YAML against its function, a mixture's parts against theirs; say too whether its needs can be read."""
     errors = binding_errors(METHOD, config, extra, folders)
     if any(key not in config for key in (METHOD.key, *METHOD.required)):
-        return errors
+        return errors, False
     if not isinstance(config["needs"], Mapping):
-        return [*errors, f"method.needs must be a mapping with the keys {list(NEEDS)}"]
+        return [*errors, f"method.needs must be a mapping with the keys {list(NEEDS)}"], False
     if config["phase"] not in ("sft", "preference"):
         errors.append(f"method.phase must be sft or preference, not {config['phase']!r}")
     errors += _needs_errors(config, extra)
-    name, needs = config.get("name", "?"), config["needs"]
-    errors += _ratio_errors(name, bool(needs.get("ratios")), ratio)
-    return [*errors, *_pilot_errors(name, bool(needs.get("pilot")), pilot or {}, ratio, extra, folders)]
+    found, parts, sound = config.get("name", "?"), config.get("parts") or [], True
+    if bool(config["needs"].get("parts")) != bool(parts):
+        errors.append(
+            f"method.parts of {found!r} is empty: a mixture of nothing; give a list of {PART_FORM}"
+            if config["needs"].get("parts")
+            else f"method.parts is for mixtures (method=mix); {found!r} is none"
+        )
+    for place, part in enumerate(parts):
+        inner, readable = _own_errors(part["method"], extra, folders)
+        sound &= readable
+        where = f"method.parts[{place}]"
+        errors += [f"{where}: {error}" for error in inner]
+        if problem := value_error(part["weight"], float, WEIGHT):
+            errors.append(f"{where}.weight{problem}")
+        if part["method"].get("phase") != config["phase"]:
+            errors.append(
+                f"{where}: {part['method'].get('name')} is of the phase {part['method'].get('phase')}, the mixture of "
+                f"{config['phase']}: their losses count different things; nll is the likelihood of the chosen answer"
+            )
+    if parts and not errors and not any(part["weight"] for part in parts):
+        errors.append("method.parts: all weights are 0: a mixture of nothing; give one a positive weight")
+    return errors, sound
 
 
 def bind_method(
@@ -124,11 +244,12 @@ def bind_method(
     pilot: Mapping[str, Any] | None = None,
 ) -> Method:
     """Return the method that a YAML describes. Raise ValueError with every error at once."""
-    from sgdpo.pairs import Ratios
-
     if errors := method_errors(config, ratio, extra, pilot=pilot):
         raise ValueError("\n".join(errors))
-    needs = config["needs"]
+    from sgdpo.pairs import Ratios
+
+    config = with_parts(config)
+    needs = needs_of(config)
     bound = _bind_pilot(pilot, extra) if needs.get("pilot") and pilot else None
     features = [*(needs.get("features") or ()), *((pilot or {}).get("features") or ())]
     return Method(
@@ -143,7 +264,31 @@ def bind_method(
         pilot=bound,
         features=tuple(dict.fromkeys(features)),
         scores=bool(needs.get("scores")),
+        parts=tuple(
+            (float(part["weight"]), _bind_part(part["method"], ratio, extra, pilot))
+            for part in config.get("parts") or ()
+        ),
     )
+
+
+def _bind_part(
+    config: Mapping[str, Any], ratio: Mapping[str, Any], extra: Sequence[str], pilot: Mapping[str, Any] | None
+) -> Method:
+    """Bind a part of a mixture with as much of the run's ratio and pilot as it takes."""
+    needs = needs_of(config)
+    return bind_method(
+        config, ratio if needs.get("ratios") else {}, extra, pilot=pilot if needs.get("pilot") else None
+    )
+
+
+def _form_errors(place: int, part: Any, yamls: Mapping[str, Path]) -> Iterator[str]:
+    where = f"method.parts[{place}]"
+    if not isinstance(part, Mapping) or not {"method", "weight"} <= set(part):
+        yield f"{where} must be {PART_FORM}, not {part!r}"
+    elif not isinstance(part["method"], Mapping) and str(part["method"]) not in yamls:
+        yield f"{where}: there is no method {part['method']!r}; there are {', '.join(sorted(yamls))}"
+    elif problem := value_error(part["weight"], float):
+        yield f"{where}.weight{problem}"
 
 
 def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[str]:
@@ -161,7 +306,7 @@ def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[s
             yield f"method.needs.{key} is {needs.get(key)!r}, but its function {does} {key!r}"
     if needs.get("pilot") and not needs.get("reference"):
         yield "method.needs.pilot is a part of a log-ratio, so method.needs.reference must be true as well"
-    for key in ("reference", "ratios", "draws", "pilot", "scores"):
+    for key in ("reference", "ratios", "draws", "pilot", "parts", "scores"):
         if not isinstance(needs.get(key, False), bool):
             yield f"method.needs.{key} must be true or false, not {needs[key]!r}"
     features = needs.get("features") or []
@@ -169,8 +314,11 @@ def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[s
         yield f"method.needs.features must be a list of {list(FEATURES)}, not {features!r}"
     if needs.get("state"):
         try:
-            if not find(needs["state"], extra).is_class:
+            state = find(needs["state"], extra)
+            if not state.is_class:
                 yield f"method.needs.state: {needs['state']} is no class"
+            elif lacking := [part for part in STATE_PARTS if part not in state.attributes]:
+                yield f"method.needs.state: {needs['state']} lacks {lacking}"
         except ValueError as error:
             yield f"method.needs.state: {error}"
 

@@ -9,7 +9,7 @@ A tensor `logp_BT` has shape (B, T); `length_B` has shape (B,).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +75,7 @@ class Pair:
     rejected is None in the SFT phase, which trains on the chosen conversation alone.
     example_id_B: int64, stable over runs, shuffles and machines.
     score_w_B, score_l_B: the data's scores of the two answers, float32; None unless the method asks for them.
+    weight_B: what each pair weighs in the mean of the losses, float32, above 0; None: all the same.
     """
 
     chosen: Side
@@ -82,22 +83,40 @@ class Pair:
     example_id_B: Tensor
     score_w_B: Tensor | None = None
     score_l_B: Tensor | None = None
+    weight_B: Tensor | None = None
+
+    def weighted(self, loss_B: Tensor) -> Tensor:
+        """Return each pair's loss times its weight."""
+        return loss_B if self.weight_B is None else loss_B * self.weight_B
 
 
 @dataclass(frozen=True)
 class PairLoss:
     """Hold what a method returns for a row of pairs.
 
-    loss_B: the loss of each pair, unreduced; the trainer divides by the global batch's count.
+    loss_B: the loss of each pair, unreduced and unweighted; the trainer weighs it and divides by the global batch's
+    count, or sum of weights.
     chosen_reward_B, rejected_reward_B: beta times R over *all* tokens, detached; a method without a reference returns
     its own implicit reward; None in the SFT phase.
     metrics: the method's own per-pair numbers, detached, keys as logged ("pilot/chosen").
+    sums: numbers that the method's state wants of a step, by name, flat, detached; each is summed over the step's rows
+    and ranks, in float64, and handed to the state's `advance` with how many there were.
     """
 
     loss_B: Tensor
     chosen_reward_B: Tensor | None = None
     rejected_reward_B: Tensor | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold one method of a mixture: its name, what its loss weighs in the sum, and the loss itself."""
+
+    name: str
+    weight: float
+    method: Callable[[Pair], PairLoss]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sgdpo.config.schema import DataConfig, RunConfig
+from sgdpo.method import with_parts
 from sgdpo.places import CONF
 
 T = TypeVar("T")
@@ -133,4 +134,5 @@ def to_typed(config: DictConfig, schema: type[T]) -> T:
 
 def to_run_config(config: DictConfig) -> RunConfig:
     """Return the resolved run as typed dataclasses; below this point no config object travels."""
-    return to_typed(config, RunConfig)
+    typed = to_typed(config, RunConfig)
+    return replace(typed, method=with_parts(typed.method, config_folders()))

@@ -80,6 +80,7 @@ class DataConfig:
     identical: Annotated[str, OneOf("keep", "drop")] = "drop"
     empty: Annotated[str, OneOf("drop", "error")] = "drop"
     refused: Annotated[str, OneOf("drop", "error")] = "drop"
+    weights: Annotated[str, OneOf("auto", "require", "ignore")] = "auto"
     limit: Count | None = None
     test_limit: Count | None = None
     facts: dict[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,8 +22,16 @@ _SCHEMA = pa.schema(
         ("rejected_ids", pa.list_(pa.int32())),
         # Empty where every chosen token is trained.
         ("chosen_mask", pa.list_(pa.uint8())),
+        # Null where the row does not say.
+        ("score_chosen", pa.float64()),
+        ("score_rejected", pa.float64()),
+        ("weight", pa.float64()),
     ]
 )
+# What a method may be told of an example beside its tokens; no part of the fingerprint, which the tokens' cache of
+# reference log-probs is found by.
+_TOKENS = ("example_id", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask")
+_NUMBERS = ("score_chosen", "score_rejected", "weight")
 _ROWS_PER_BATCH = 1000
 
 
@@ -34,6 +43,8 @@ class Example:
     prompt_ids, chosen_ids, rejected_ids: int32; the closing end-of-turn token is part of a completion.
         rejected_ids is empty in the SFT phase.
     chosen_mask: bool, which chosen tokens are trained; all True except in multi-turn SFT.
+    score_chosen, score_rejected: the data's scores of the answers; NaN where it has none.
+    weight: what the example weighs in the mean of the losses, above 0; None: no example of its set says.
     """
 
     example_id: int
@@ -41,12 +52,16 @@ class Example:
     chosen_ids: np.ndarray
     rejected_ids: np.ndarray
     chosen_mask: np.ndarray
+    score_chosen: float = math.nan
+    score_rejected: float = math.nan
+    weight: float | None = None
 
 
 class Examples(Sequence[Example]):
     """Read examples from a memory-mapped arrow file; cheap to open, to index and to send to a worker.
 
-    ids: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. fingerprint: a hash of all.
+    ids: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. fingerprint: a hash of all tokens.
+    numbers: of every example, by name, float64[n], NaN where the data has none.
     """
 
     def __init__(self, path: Path, fingerprint: str):
@@ -57,6 +72,7 @@ class Examples(Sequence[Example]):
         self.lengths = np.stack([_flat(pa.compute.list_value_length(side)) for side in sides], axis=1).astype(
             np.int64
         )
+        self.numbers = {name: self._table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,6 +87,9 @@ class Examples(Sequence[Example]):
             chosen_ids=chosen,
             rejected_ids=self._read("rejected_ids", index),
             chosen_mask=mask if len(mask) else np.ones(len(chosen), bool),
+            score_chosen=float(self.numbers["score_chosen"][index]),
+            score_rejected=float(self.numbers["score_rejected"][index]),
+            weight=None if math.isnan(weight := float(self.numbers["weight"][index])) else weight,
         )
 
     def __reduce__(self) -> tuple[type[Examples], tuple[Path, str]]:
@@ -90,7 +109,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> str:
 def _written(examples: Iterator[Example], stream: pa.RecordBatchStreamWriter) -> Iterator[bytes]:
     """Write the examples; yield what the fingerprint is made of."""
     while batch := [_row(example) for example in islice(examples, _ROWS_PER_BATCH)]:
-        for value in (value for row in batch for value in row.values()):
+        for value in (row[name] for row in batch for name in _TOKENS):
             yield np.asarray(value, np.int64).tobytes()
             yield b"|"
         stream.write_table(pa.Table.from_pylist(batch, schema=_SCHEMA))
@@ -104,6 +123,9 @@ def _row(example: Example) -> dict[str, object]:
         "chosen_ids": example.chosen_ids,
         "rejected_ids": example.rejected_ids,
         "chosen_mask": np.empty(0, np.uint8) if mask.all() else mask.astype(np.uint8),
+        "score_chosen": None if math.isnan(example.score_chosen) else example.score_chosen,
+        "score_rejected": None if math.isnan(example.score_rejected) else example.score_rejected,
+        "weight": example.weight,
     }
 
 

@@ -29,6 +29,7 @@ class RowCollator:
 
     layout: `shared_prefix` or `separate`.
     references: per-token reference log-probs by example id (`ReferenceTable.lookup`); None leaves them out.
+    scores: give the data's scores of the answers too.
 
     A row holds, all int64 but where said otherwise:
         input_ids, position_ids (1, N)   the tokens, and their positions, which restart with every sequence
@@ -40,11 +41,13 @@ class RowCollator:
         chosen_at, rejected_at           where these go in a flat (B * T)
         chosen_mask_BT, rejected_mask_BT bool
         reference_L                      float32, only with references
-        example_id_B, count_pairs, count_tokens (trained chosen tokens; scalars)
+        example_id_B, count_pairs, count_tokens (trained chosen tokens; scalars; both float64 sums of weights where
+        the examples have weights)
+        score_w_B, score_l_B, weight_B   float32, where asked for, and where the examples have weights
     """
 
-    def __init__(self, layout: str, references: Lookup | None = None) -> None:
-        self.layout, self.references = layout, references
+    def __init__(self, layout: str, references: Lookup | None = None, *, scores: bool = False) -> None:
+        self.layout, self.references, self.scores = layout, references, scores
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         tokens, positions, spans, chosen, rejected = [], [], [], [], []
@@ -72,6 +75,14 @@ class RowCollator:
         row |= _places("chosen", list(map(len, chosen))) | _places("rejected", list(map(len, rejected)))
         if self.references is not None:
             row["reference_L"] = self._reference(examples)
+        if self.scores:
+            row["score_w_B"] = torch.tensor([e.score_chosen for e in examples])
+            row["score_l_B"] = torch.tensor([e.score_rejected for e in examples])
+        if examples[0].weight is not None:
+            weight_B = torch.tensor([e.weight for e in examples], dtype=torch.float64)
+            trained_B = torch.tensor([len(source) for source in chosen], dtype=torch.float64)
+            row |= {"weight_B": weight_B.float(), "count_pairs": weight_B.sum()}
+            row["count_tokens"] = (weight_B * trained_B).sum()
         return row
 
     def _reference(self, examples: Sequence[Example]) -> Tensor:
@@ -110,7 +121,7 @@ def pair_of(row: dict[str, Tensor], output: ModelOutput, reference_L: Tensor | N
 
     chosen = side("chosen", slice(split))
     rejected = side("rejected", slice(split, None)) if row["rejected_at"].shape[0] else None
-    return Pair(chosen, rejected, row["example_id_B"])
+    return Pair(chosen, rejected, row["example_id_B"], *map(row.get, ("score_w_B", "score_l_B", "weight_B")))
 
 
 def _side(

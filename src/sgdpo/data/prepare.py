@@ -16,18 +16,19 @@ import numpy as np
 from sgdpo.config.schema import DataConfig
 from sgdpo.data.conversation import starts_elsewhere
 from sgdpo.data.example import Examples, write_examples
-from sgdpo.data.rows import Rows
+from sgdpo.data.rows import SCORES, Rows
 from sgdpo.data.sources import load_rows
 from sgdpo.data.template import TEMPLATE_DATE, require_template
 from sgdpo.data.tokeniser import Tokeniser
 from sgdpo.store import build_once, hash_json, hash_text, hash_tokenizer
 
-FORMAT = 2
+FORMAT = 3
 EXAMPLES = "examples.arrow"
 # Of the counts, what is said only if it happened.
 REMARKS = {
     "typed": "{} hold typed control tokens, read as plain text",
     "unscored": "{} have scores that are no numbers",
+    "weightless": "{} weigh 0 and are left out",
     "unknown": "{} hold characters that the vocabulary lacks",
     "trained_on": "{} of {kept} held-out rows are training rows too",
 }
@@ -48,11 +49,13 @@ class Prepared:
     cached: bool
 
 
-def prepare(data: DataConfig, phase: str, tokenizer: Any, cache: Path, extra: Sequence[str] = ()) -> Prepared:
+def prepare(
+    data: DataConfig, phase: str, tokenizer: Any, cache: Path, extra: Sequence[str] = (), scores: bool = False
+) -> Prepared:
     """Return the examples of a phase ("sft" or "preference"), from the cache if it has them.
 
-    extra: files that the user named, in which the data's function may be. Raises ValueError, with the source and
-    the row by name, for what cannot be read or trained on.
+    extra: files that the user named, in which the data's function may be. scores: the method asks for them. Raises
+    ValueError, with the source and the row by name, for what cannot be read or trained on.
     """
     require_template(tokenizer)
     rules = hash_tokenizer(tokenizer, date=TEMPLATE_DATE)
@@ -61,6 +64,9 @@ def prepare(data: DataConfig, phase: str, tokenizer: Any, cache: Path, extra: Se
         for split in ("train", "test")
     )
     assert train is not None, "load_rows lets no run without a training set through"
+    if scores:
+        for examples, found, _ in filter(None, (train, test)):
+            _check_scores(examples, found["source"])
     counts: dict[str, Any] = {"train": train[1] | {"note": starts_elsewhere(tokenizer)}, "test": None}
     if test is not None:
         # The same conversation has the same id in both, whatever the files are called.
@@ -96,6 +102,15 @@ def _prepare_split(
     return Examples(folder / EXAMPLES, manifest["fingerprint"]), manifest["counts"], not built
 
 
+def _check_scores(examples: Examples, source: str) -> None:
+    for column in SCORES:
+        if missing := int(np.isnan(examples.numbers[column]).sum()):
+            raise ValueError(
+                f"{source}: {missing} of {len(examples)} pairs have no number in the column {column}, which the method "
+                "asks for (needs.scores); add it, name another column with data.columns, or take another method"
+            )
+
+
 def _key(data: DataConfig, phase: str, limit: int | None, rules: str, content: str) -> str:
     return hash_json(
         {
@@ -105,7 +120,7 @@ def _key(data: DataConfig, phase: str, limit: int | None, rules: str, content: s
             "limit": limit,
             "tokenizer": rules,
             "lengths": [data.max_length, data.max_prompt_length],
-            "policies": [data.ties, data.identical, data.empty, data.refused],
+            "policies": [data.ties, data.identical, data.empty, data.refused, data.weights],
             "columns": data.columns,
         }
     )
@@ -121,6 +136,7 @@ def _describe_split(split: str, found: dict[str, Any]) -> str:
     remarks = [
         words.format(found[key], kept=found["kept"]) for key, words in REMARKS.items() if found.get(key)
     ]
+    remarks += ["each pair weighs what its column weight says"] * found["weighted"]
     remarks += [found[key] for key in ("refusal", "note") if found.get(key)]
     return (
         f"{split}: {found['read']} rows read from {found['source']}, {found['kept']} kept; "

@@ -4,7 +4,7 @@ Preference rows: {prompt, chosen, rejected} with strings or message lists, where
 alone or the full conversation (UltraFeedback: a string prompt and full conversations); or {chosen,
 rejected}, two full conversations that differ in their last turn, as messages or as one string of "Human: " and
 "Assistant: " (HH). SFT rows: {messages}, or {prompt, chosen},
-or {chosen}. Scores {score_chosen, score_rejected} are read if they are there.
+or {chosen}. Scores {score_chosen, score_rejected} and a weight {weight} are read if they are there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 Message = dict[str, str]
+SCORES = ("score_chosen", "score_rejected")
 # A role is written into the prompt as it is: an unknown one could spell a control token there.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -46,14 +47,20 @@ class RefusedError(ValueError):
 class PairRow:
     """Hold a preference row: the shared messages and both answers.
 
-    tie: both scores are there and equal. unscored: a score is there that is no finite number.
+    scores: of the chosen and the rejected answer; None unless both are finite numbers.
+    unscored: a score is there that is no finite number.
     """
 
     prompt: list[Message]
     chosen: str
     rejected: str
-    tie: bool
+    scores: tuple[float, float] | None
     unscored: bool = False
+
+    @property
+    def tie(self) -> bool:
+        """Say whether both answers have the same score."""
+        return self.scores is not None and self.scores[0] == self.scores[1]
 
 
 def missing_columns(found: Sequence[str], phase: str) -> str:
@@ -85,10 +92,26 @@ def pair_row(row: Mapping[str, Any]) -> PairRow:
             "chosen and rejected have different prompts: both must be the same conversation up to the last "
             "turn; correct the row or leave it out"
         )
-    scores = row.get("score_chosen"), row.get("score_rejected")
-    unscored = any(score is not None and not _is_number(score) for score in scores)
-    tie = None not in scores and not unscored and scores[0] == scores[1]
-    return PairRow(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], tie, unscored)
+    given = [row.get(column) for column in SCORES]
+    unscored = any(score is not None and not _is_number(score) for score in given)
+    scores = None if unscored or None in given else (float(given[0]), float(given[1]))
+    return PairRow(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], scores, unscored)
+
+
+def row_weight(row: Mapping[str, Any], policy: str) -> float | None:
+    """Return what a row weighs; None if it does not say. policy: `data.weights`.
+
+    Raises ValueError for what is no weight, and for none where one is required.
+    """
+    weight = None if policy == "ignore" else row.get("weight")
+    if weight is None and policy == "require":
+        raise ValueError(
+            f"no weight, which data.weights=require asks for in the column weight; found: {', '.join(row)}. "
+            "data.columns={weight: ...} names another one"
+        )
+    if weight is not None and not (_is_number(weight) and weight >= 0):
+        raise ValueError(f"weight is {weight!r}, and must be a finite number, at least 0")
+    return None if weight is None else float(weight)
 
 
 def _is_number(score: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sgdpo.config.schema import DataConfig
 from sgdpo.contract import Kind, binding_errors, load
-from sgdpo.data.rows import READ, RefusedError, Rows, missing_columns
+from sgdpo.data.rows import READ, SCORES, RefusedError, Rows, missing_columns, row_weight
 from sgdpo.places import CONF
 from sgdpo.store import hash_json
 from sgdpo.values import schema_errors
@@ -28,11 +28,17 @@ _PEEK = 20
 
 
 def data_errors(
-    data: DataConfig, phase: str, extra: Sequence[str] = (), folders: Sequence[Path] = (CONF,)
+    data: DataConfig,
+    phase: str,
+    extra: Sequence[str] = (),
+    folders: Sequence[Path] = (CONF,),
+    *,
+    scores: bool = False,
 ) -> list[str]:
     """List what is wrong with the data's settings and first rows, with advice; nothing heavy loads.
 
     extra: files that the user named on this command, in which the function may be. folders: where YAMLs come from.
+    scores: the method asks for them.
     """
     errors = _setting_errors(data)
     if bound := binding_errors(DATA, _yaml(data), extra, folders):
@@ -40,7 +46,7 @@ def data_errors(
     for split in ("train", "test"):
         try:
             if (rows := load_rows(data, phase, split, extra)) is not None and not rows.remote:
-                _peek(rows, phase)
+                _peek(rows, phase, data.weights, scores)
         except ValueError as error:
             errors += str(error).split("\n")
     return list(dict.fromkeys(errors))
@@ -104,14 +110,19 @@ def _renamed(rows: Rows, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]
         yield {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def _peek(rows: Rows, phase: str) -> None:
+def _peek(rows: Rows, phase: str, weights: str, scores: bool) -> None:
     """Read the first rows in full: that finds what is unreadable, missing, empty or malformed."""
     empty = True
     for number, row in enumerate(islice(rows.read(), _PEEK)):
         empty = False
         check_columns(rows.name, row, phase)
         try:
+            row_weight(row, weights)
             READ[phase](row)
+            if scores and (absent := [column for column in SCORES if row.get(column) is None]):
+                raise ValueError(
+                    f"no {' and no '.join(absent)}, which the method asks for (needs.scores); found: {', '.join(row)}"
+                )
         except RefusedError:
             continue  # data.refused decides, when the set is read
         except ValueError as error:
@@ -122,7 +133,7 @@ def _peek(rows: Rows, phase: str) -> None:
 
 def _setting_errors(data: DataConfig) -> list[str]:
     errors = list(schema_errors(data, "data."))
-    known = ("prompt", "chosen", "rejected", "messages", "score_chosen", "score_rejected")
+    known = ("prompt", "chosen", "rejected", "messages", *SCORES, "weight")
     if unknown := sorted(set(data.columns or {}) - set(known)):
         errors.append(
             f"data.columns has {', '.join(unknown)}; it maps {', '.join(known)} to columns of the set"

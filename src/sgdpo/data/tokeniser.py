@@ -10,6 +10,7 @@ stays), then each completion from the right to what max_length leaves beside the
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from sgdpo.config.schema import DataConfig
 from sgdpo.data.conversation import Rendered, cut_prompt, join, render_conversation, render_pair, tokenise
 from sgdpo.data.example import Example
-from sgdpo.data.rows import RefusedError, Rows, pair_row, sft_row
+from sgdpo.data.rows import RefusedError, Rows, pair_row, row_weight, sft_row
 from sgdpo.data.sources import check_columns
 from sgdpo.store import hash_number
 
@@ -34,11 +35,12 @@ DROPPED = ("refused", "empty", "identical", "ties")
 
 @dataclass
 class _Draft:
-    """Hold a row between reading and tokenising: the rendered sides, and whether its scores are equal."""
+    """Hold a row between reading and tokenising: the rendered sides, what it weighs, and its scores."""
 
     number: int
     sides: list[Rendered]
-    tie: bool
+    weight: float | None
+    scores: tuple[float, float] | None = None
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Tokeniser:
     lengths: list[tuple[int, int, int]] = field(default_factory=list)
     refusal: str = ""
     seen: Counter[int] = field(default_factory=Counter)
+    weighted: bool | None = None  # whether rows say what they weigh; the first one decides
 
     def examples(self) -> Iterator[Example]:
         """Yield the examples that remain, in the source's order. Raises ValueError if none does."""
@@ -71,6 +74,7 @@ class Tokeniser:
                 for key, value in self.tally.items()
                 if key.startswith("drop/")
             )
+            reasons += f", {self.tally['weightless']} of weight 0" * (self.tally["weightless"] > 0)
             first = f"; the first refused: {self.refusal}" if self.refusal else ""
             raise ValueError(
                 f"{self.source.name}: none of {self.tally['read']} rows is left after filtering ({reasons}); "
@@ -88,8 +92,10 @@ class Tokeniser:
             "cut": {side: self.tally[f"cut/{side}"] for side in sides},
             "dropped": {reason: self.tally[f"drop/{reason}"] for reason in DROPPED},
             **{
-                key: self.tally[key] for key in ("ties", "identical", "empty", "typed", "unscored", "unknown")
+                key: self.tally[key]
+                for key in ("ties", "identical", "empty", "typed", "unscored", "unknown", "weightless")
             },
+            "weighted": bool(self.weighted),
             "refusal": self.refusal,
             "lengths": {side: _statistics(lengths[:, column]) for column, side in enumerate(sides)},
         }
@@ -99,8 +105,11 @@ class Tokeniser:
         check_columns(self.source.name, row, self.phase)
         self.tally["read"] += 1
         try:
+            if (weight := self._weight(row)) == 0:
+                self.tally["weightless"] += 1
+                return None
             if self.phase == "sft":
-                return self._sft_draft(number, row)
+                return self._sft_draft(number, row, weight)
             pair = pair_row(row)
             self.tally["ties"] += pair.tie
             self.tally["unscored"] += pair.unscored
@@ -108,9 +117,8 @@ class Tokeniser:
                 # An empty pair may be an identical one too; the counts say what the set holds.
                 self.tally["identical"] += pair.chosen.strip() == pair.rejected.strip()
                 return None
-            return _Draft(
-                number, render_pair(self.tokenizer, pair.prompt, pair.chosen, pair.rejected), pair.tie
-            )
+            sides = render_pair(self.tokenizer, pair.prompt, pair.chosen, pair.rejected)
+            return _Draft(number, sides, weight, pair.scores)
         except RefusedError as error:
             refusal = f"{self.source.name}, row {number}: {error}"
             if self.data.refused == "error":
@@ -121,11 +129,21 @@ class Tokeniser:
         except ValueError as error:
             raise ValueError(f"{self.source.name}, row {number}: {error}") from None
 
-    def _sft_draft(self, number: int, row: dict[str, Any]) -> _Draft | None:
+    def _weight(self, row: dict[str, Any]) -> float | None:
+        weight = row_weight(row, self.data.weights)
+        self.weighted = weight is not None if self.weighted is None else self.weighted
+        if self.weighted != (weight is not None):
+            has, had = ("no weight", "have one") if self.weighted else ("a weight", "have none")
+            raise ValueError(
+                f"it has {has}, the rows before it {had}; give every row one, or data.weights=ignore"
+            )
+        return weight
+
+    def _sft_draft(self, number: int, row: dict[str, Any], weight: float | None) -> _Draft | None:
         messages = sft_row(row)
         if self._empty(*(m["content"] for m in messages[1:] if m["role"] == "assistant")):
             return None
-        return _Draft(number, [render_conversation(self.tokenizer, messages)], False)
+        return _Draft(number, [render_conversation(self.tokenizer, messages)], weight)
 
     def _empty(self, *answers: str) -> bool:
         if all(answer.strip() for answer in answers):
@@ -167,12 +185,16 @@ class Tokeniser:
             SIDES, (sides[0][0], *(t for t, _ in whole)), (prompt, *ids), strict=False
         ):
             self.tally[f"cut/{name}"] += len(after) < len(before)
+        score_chosen, score_rejected = draft.scores or (math.nan, math.nan)
         return Example(
             example_id=self._example_id(draft.sides),
             prompt_ids=np.array(prompt, np.int32),
             chosen_ids=ids[0],
             rejected_ids=ids[1] if len(ids) > 1 else np.empty(0, np.int32),
             chosen_mask=np.array(whole[0][1][:room], bool),
+            score_chosen=score_chosen,
+            score_rejected=score_rejected,
+            weight=draft.weight,
         )
 
     def _example_id(self, sides: Sequence[Rendered]) -> int:
@@ -186,7 +208,8 @@ class Tokeniser:
     def _dropped(self, draft: _Draft, example: Example) -> bool:
         identical = self.phase == "preference" and np.array_equal(example.chosen_ids, example.rejected_ids)
         self.tally["identical"] += identical
-        for reason, holds in (("identical", identical), ("ties", draft.tie)):
+        tie = draft.scores is not None and draft.scores[0] == draft.scores[1]
+        for reason, holds in (("identical", identical), ("ties", tie)):
             if holds and getattr(self.data, reason) == "drop":
                 self.tally[f"drop/{reason}"] += 1
                 return True

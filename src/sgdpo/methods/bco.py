@@ -8,8 +8,10 @@ first), of the global batch's mean over its 2B rewards; so it does not depend on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch.nn.functional import logsigmoid
 
 from sgdpo.pairs import Pair, PairLoss, rewards
@@ -22,8 +24,9 @@ class RunningDelta:
         self.delta = 0.0
         self.steps = 0
 
-    def advance(self, reward_sum: float, count: int) -> None:
-        """Take in one optimizer step: the sum over its 2B rewards and their count, over all ranks."""
+    def advance(self, sums: Mapping[str, tuple[float, int]]) -> None:
+        """Take in one optimizer step: `rewards`, the sum over its 2B rewards and their count, over all ranks."""
+        reward_sum, count = sums["rewards"]
         assert count > 0, "a step without rewards cannot move the reward shift"
         self.steps += 1
         self.delta += (reward_sum / count - self.delta) / self.steps
@@ -42,4 +45,6 @@ def bco(pair: Pair, *, beta: float, delta: Literal["running", "none"], state: Ru
     shift = state.delta if delta == "running" else 0.0
     chosen_B = beta * pair.chosen.ratio_B - shift
     rejected_B = beta * pair.rejected.ratio_B - shift
-    return PairLoss(-logsigmoid(chosen_B) - logsigmoid(-rejected_B), *rewards(pair, beta))
+    both = rewards(pair, beta)
+    loss_B = -logsigmoid(chosen_B) - logsigmoid(-rejected_B)
+    return PairLoss(loss_B, *both, sums={"rewards": torch.cat(both)})

@@ -89,6 +89,8 @@ def _file_or_hub(path: Path, patterns: Iterable[str], memory: Path) -> str:
 
 
 def _method_code(method: Mapping[str, Any], pilot: Mapping[str, Any], extra: Sequence[str]) -> str:
-    """Hash the files that define the method's function, its state and its pilot."""
-    paths = [method["function"], (method.get("needs") or {}).get("state"), pilot.get("function")]
+    """Hash the files that define the method's function, its state, its parts and its pilot."""
+    methods = [method, *(part["method"] for part in method.get("parts") or ())]
+    paths = [path for each in methods for path in (each["function"], (each.get("needs") or {}).get("state"))]
+    paths.append(pilot.get("function"))
     return hash_code(sorted({find(path, extra).module.path for path in paths if path}))

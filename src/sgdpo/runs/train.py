@@ -104,7 +104,9 @@ def train(run: Run) -> None:
             load_config(config.model)
         ):  # of a model of the hub, whose config is here now
             raise ValueError("\n".join(errors))
-        prepared = prepare(config.data, method.phase, tokenizer, Path(config.cache), config.extra)
+        prepared = prepare(
+            config.data, method.phase, tokenizer, Path(config.cache), config.extra, scores=method.scores
+        )
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
         notes = check_fit(parts)
         schedule = plan_steps(parts)
@@ -307,7 +309,9 @@ def build_trainer(
         eval_rows=RowSampler(test.lengths, trainer.max_tokens_per_row, parts.world, trainer.layout)
         if test is not None
         else None,
-        collator=collator(trainer.layout, reference.table.lookup if reference.table else None),
+        collator=collator(
+            trainer.layout, reference.table.lookup if reference.table else None, scores=parts.method.scores
+        ),
         live_reference=reference.live,
         log_row=attempt.log,
         mark=attempt.mark,

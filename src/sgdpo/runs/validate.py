@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from sgdpo.config.compose import config_folders, to_run_config, unknown_keys
 from sgdpo.config.schema import OptimizerConfig, RunConfig
-from sgdpo.method import method_errors
+from sgdpo.method import method_errors, needs_of
 from sgdpo.places import CONF
 from sgdpo.runs.tracking import wanted_mode
 from sgdpo.values import schema_errors
@@ -38,10 +38,10 @@ def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str
     from sgdpo.engine.checks import engine_errors
     from sgdpo.models.load import model_errors
 
-    phase = config.method.get("phase", "preference")
+    phase, scores = config.method["phase"], bool(needs_of(config.method).get("scores"))
     errors = [
         *model_errors(config.model),
-        *data_errors(config.data, phase, config.extra, folders),
+        *data_errors(config.data, phase, config.extra, folders, scores=scores),
         *engine_errors(config),
     ]
     return errors + list(_place_errors(config))

@@ -17,7 +17,7 @@ from sgdpo.training.incentives import Sums, incentive_sums
 def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
     """Return (sum, count) of every metric of a row, float64 scalars on the row's device.
 
-    loss_count: what the loss is divided by: pairs, or trained tokens in the SFT phase.
+    loss_count: what the loss is divided by: pairs, or trained tokens in the SFT phase; weighed, if the pairs are.
     Rewards are nats times beta over whole completions; logps are summed over a completion's real tokens.
     """
     pairs = torch.full_like(loss_count, result.loss_B.numel())
@@ -35,7 +35,8 @@ def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
         sums_of_incentives = {}
     values.update(result.metrics)
     sums = {key: (value_B.detach().double().sum(), pairs) for key, value_B in values.items()}
-    return {"loss": (result.loss_B.detach().double().sum(), loss_count), **sums, **sums_of_incentives}
+    loss_B = pair.weighted(result.loss_B.detach().double())
+    return {"loss": (loss_B.sum(), loss_count), **sums, **sums_of_incentives}
 
 
 class MetricSums:

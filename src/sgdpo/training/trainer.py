@@ -137,7 +137,8 @@ class PairTrainer(Trainer):
             self._step0_check = False
         self._note(inputs, pair, result)
         # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
-        loss = result.loss_B.sum() * (self.args.world_size / num_items_in_batch)
+        share = (self.args.world_size / num_items_in_batch).to(result.loss_B.dtype)
+        loss = pair.weighted(result.loss_B).sum() * share
         router_loss = getattr(self.model, "router_loss", None)
         if router_loss is None:
             return loss
@@ -203,10 +204,13 @@ class PairTrainer(Trainer):
         return good.name if good else "none"
 
     def end_step(self) -> None:
-        """Let the method's state see the rewards of the whole global batch, once a step."""
+        """Let the method's state see what it asked for of the whole global batch, once a step."""
         if self.method_state is not None:
-            total, count = self._reduce(self._step.reward_sums(self.args.device)).tolist()
-            self.method_state.advance(total, int(count))
+            names, sums = self._step.sums(self.args.device)
+            found = self._reduce(sums).tolist()
+            self.method_state.advance(
+                {name: (total, int(count)) for name, (total, count) in zip(names, found, strict=True)}
+            )
         self._step.clear()
         beat()
 
@@ -301,30 +305,31 @@ class PairTrainer(Trainer):
 
 
 class StepNotes:
-    """Remember the current step's losses, rewards and pair ids, on the device, until the step ends."""
+    """Remember the current step's losses, pair ids and what the state asked for, on the device, until the step ends."""
 
     def __init__(self) -> None:
-        self._ids: list[Tensor] = []
-        self._losses: list[Tensor] = []
-        self._rewards: list[Tensor] = []
+        self.clear()
 
     def add(self, example_id_B: Tensor, result: PairLoss) -> None:
         """Remember one row."""
         self._ids.append(example_id_B)
         self._losses.append(result.loss_B.detach())
-        if result.chosen_reward_B is not None:
-            self._rewards += [result.chosen_reward_B, result.rejected_reward_B]
+        for name, values in result.sums.items():
+            self._wanted.setdefault(name, []).append(values)
 
     def clear(self) -> None:
         """Forget the step."""
-        self._ids, self._losses, self._rewards = [], [], []
+        self._ids: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._wanted: dict[str, list[Tensor]] = {}
 
-    def reward_sums(self, device: torch.device) -> Tensor:
-        """Return the sum over the step's 2B rewards and their count, float64."""
-        flat = torch.cat([reward_B.double() for reward_B in self._rewards])
-        return torch.stack(
-            [flat.sum(), torch.tensor(float(flat.numel()), dtype=torch.float64, device=device)]
-        )
+    def sums(self, device: torch.device) -> tuple[list[str], Tensor]:
+        """Return the names of what the state asked for, and the sum and count of each, float64, shape (names, 2)."""
+        sums = torch.zeros(len(self._wanted), 2, dtype=torch.float64, device=device)
+        for row, values in zip(sums, self._wanted.values(), strict=True):
+            flat = torch.cat(values).double()
+            row[0], row[1] = flat.sum(), flat.numel()
+        return list(self._wanted), sums
 
     def suspects(self) -> str:
         """Name the pairs whose loss is not finite, over all ranks; or all of the step's if the loss does not tell.
