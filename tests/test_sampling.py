@@ -1,0 +1,285 @@
+"""Pairs from a model's own answers: what is kept, counted and paid, through the real command and a real tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evaluation_fixtures import KEY, Cut, chat, chat_server, finished_run
+from lab.sampling.pairs import Candidate, make_pair
+from lab.sampling.sample import sample, show
+from lab.sampling.settings import compose_sample, sample_errors
+from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.data.sources import data_errors, load_rows
+from sgdpo.store import read_json, read_jsonl, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("policy") / "outputs" / "exp" / "start")
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    write_jsonl(file, [{"prompt": f"Sort: {word}"} for word in ("ab", "ba", "cab", "abc", "ba")])
+    return file
+
+
+def words(tmp_path: Path, *more: str) -> list[str]:
+    return [f"outputs='{tmp_path / 'outputs'}'", "max_new_tokens=12", "device=cpu", *more]
+
+
+def served(server, prompts: Path, *more: str) -> list[str]:
+    where = [
+        "generator=openai",
+        f"generator.base_url={server.base_url}",
+        "generator.model=m",
+        "generator.backoff=0.0",
+    ]
+    return ["data=local", f"data.train='{prompts}'", *where, "generator.concurrency=1", *more]
+
+
+# ---- putting pairs together --------------------------------------------------------------------------------
+
+
+def pair(scores, margin=0.0, texts=None):
+    counts: Counter[str] = Counter()
+    texts = texts or [f"answer {n}" for n in range(len(scores))]
+    made = make_pair([Candidate(t, s) for t, s in zip(texts, scores, strict=True)], margin, counts)
+    return made and (made.chosen.text, made.rejected.text), counts
+
+
+def test_the_best_stands_against_the_worst_and_what_is_left_out_is_counted() -> None:
+    assert pair([1, 3, 0, 3])[0] == ("answer 1", "answer 2")
+    assert pair([1, 1])[1]["same_score"] == 1
+    assert pair([1, 1.4], margin=0.5)[1]["below_margin"] == 1
+    assert pair([0, 0.5], margin=0.5)[0] == ("answer 1", "answer 0")
+    made, counts = pair([1, 9, 2, None, 5], texts=["a", " a ", "b", "c", " "])
+    assert made == ("b", "a"), "the same text again has no second score"
+    assert (counts["duplicates"], counts["unscored"], counts["empty"]) == (1, 1, 1)
+    assert pair([1, 2], texts=["a", "a "])[1]["too_few_answers"] == 1
+
+
+# ---- the real generator and both checkers ------------------------------------------------------------------
+
+
+def test_pairs_of_a_tiny_models_own_answers_train_and_are_not_made_twice(policy, tmp_path, caplog) -> None:
+    """12 tasks of the world, four answers each; the pairs' scores are the checker's, and a run reads them."""
+    from sgdpo.world.checker import check
+    from sgdpo.world.tasks import task_of
+
+    command = words(tmp_path, f"policy='{policy}'", "data=verifiable", "data.limit=12", "data.test_limit=5",
+                    "scorer=verifiable", "temperature=1.0")  # fmt: skip
+    folder = sample(compose_sample(command))
+    found = read_json(folder / "pairs.json")
+    assert set(found["splits"]) == {"train", "test"}
+    for split, prompts in (("train", 12), ("test", 5)):
+        counts, rows = found["splits"][split], read_jsonl(folder / f"{split}.jsonl")
+        left_out = sum(counts.get(key, 0) for key in ("same_score", "below_margin", "too_few_answers"))
+        assert counts["prompts"] == prompts == len(rows) + left_out
+        assert counts["answers"] == 4 * prompts == len(read_jsonl(folder / f"answers-{split}.jsonl"))
+        for row in rows:
+            assert row["score_chosen"] > row["score_rejected"]
+            assert check(task_of(row["prompt"]), row["chosen"]).total == row["score_chosen"]
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert sample(compose_sample(command)) == folder
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert "12" in show(folder).console()
+    data = to_run_config(compose_run(["data=sampled", f"data.folder='{folder}'"])).data
+    assert not data_errors(data, "preference")
+    assert not data_errors(data, "sft"), "SFT on the best answers"
+    test = load_rows(data, "preference", "test")
+    assert test is not None
+    assert test.count() == len(read_jsonl(folder / "test.jsonl"))
+    other = sample(compose_sample([*command, "seed=1"]))
+    assert other != folder
+    with pytest.raises(ValueError, match=r"pairs of another sampling .*seed is 0 there, 1 here"):
+        sample(compose_sample([*command, "seed=1", f"into='{folder}'"]))
+
+
+def test_a_reward_model_scores_any_prompts_and_keeps_its_scores(policy, prompts, tmp_path) -> None:
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    place = tmp_path / "reward"
+    config = AutoConfig.from_pretrained(policy / "model", num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(place)
+    AutoTokenizer.from_pretrained(policy / "model").save_pretrained(place)
+    command = words(tmp_path, f"policy='{policy}'", "data=local", f"data.train='{prompts}'", "answers=3",
+                    "scorer=reward_model", f"scorer.path='{place}'")  # fmt: skip
+    folder = sample(compose_sample(command))
+    assert read_json(folder / "pairs.json")["splits"]["train"]["prompts"] == 4, "one prompt came twice"
+    (scores,) = (tmp_path / "outputs" / "cache" / "scores").glob("*.jsonl")
+    kept = read_jsonl(scores)
+    sample(compose_sample([*command, f"into='{tmp_path / 'again'}'", "margin=0.0001"]))
+    assert read_jsonl(scores) == kept
+
+
+# ---- a served model, a judge, and what is paid -------------------------------------------------------------
+
+
+def test_a_served_model_and_a_judge_make_pairs_of_any_prompts(prompts, tmp_path, monkeypatch) -> None:
+    """The judge likes long answers; it rates an answer that asks for a rating by its length too."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def reply(request: dict, number: int):
+        asked = request["messages"][-1]["content"]
+        if "[The Start of the Answer]" not in asked:
+            return chat("so " * (request["seed"] % 7 + 1), used=(20, 7))
+        answer = asked.split("[The Start of the Answer]\n")[1].split("\n[The End")[0]
+        return chat(f"Rating: [[{min(10, 1 + answer.count('so'))}]]", used=(90, 5))
+
+    with chat_server(reply) as server:
+        judge = ["scorer=judge", "judge=openai", f"judge.base_url={server.base_url}", "judge.model=j"]
+        folder = sample(compose_sample(words(tmp_path, *served(server, prompts, *judge, "judge.price_prompt=10",
+                                                               "judge.price_completion=30"))))  # fmt: skip
+    for row in read_jsonl(folder / "train.jsonl"):
+        assert len(row["chosen"]) > len(row["rejected"])
+        assert row["score_chosen"] == 1 + row["chosen"].count("so")
+    found = read_json(folder / "pairs.json")
+    assert found["generation_cost"]["requests"] == 16
+    assert found["generation_cost"]["completion_tokens"] == 16 * 7
+    assert found["scoring_cost"]["dollars"] > 0
+    assert "dollars" in show(folder).console()
+
+
+def test_an_endpoint_that_ends_in_the_middle_is_asked_for_the_rest_alone(prompts, tmp_path) -> None:
+    from lab.serving.endpoint import EndpointError
+
+    down = []
+
+    def reply(request: dict, number: int):
+        return Cut() if down else chat(f"answer {request['seed'] % 5}", used=(20, 7))
+
+    with chat_server(reply) as server:
+        file = tmp_path / "rate.py"
+        file.write_text(LENGTH_SCORER)
+        command = words(tmp_path, *served(server, prompts, "generator.retries=0", *own_scorer(file)))
+        server.reply = lambda request, number: Cut() if number >= 6 else reply(request, number)
+        with pytest.raises(EndpointError, match="6 of 16 answers are kept; the same command goes on"):
+            sample(compose_sample(command))
+        server.reply, before = reply, len(server.requests)
+        sample(compose_sample(command))
+        assert len(server.requests) - before == 10, "what was paid for is not asked again"
+
+
+# ---- scorers that say nothing, or nothing different --------------------------------------------------------
+
+LENGTH_SCORER = """
+import math
+
+from lab.sampling.scorers import Scorer
+
+
+class Rate(Scorer):
+    def __init__(self, *, nan_every: int = 0, constant: bool = False):
+        self.nan_every, self.constant = nan_every, constant
+
+    def scores(self, answers):
+        for number, answer in enumerate(answers):
+            none = self.nan_every and number % self.nan_every == 0
+            yield math.nan if none else 1.0 if self.constant else float(sum(map(ord, answer.text)))
+"""
+
+
+def own_scorer(file: Path, *more: str) -> list[str]:
+    """Return overrides for a scorer of one's own: one class in one file."""
+    named = [f"scorer={{name: rate, class: {file.stem}.Rate{', ' if more else ''}{', '.join(more)}}}"]
+    return ["~scorer", f"+{named[0]}", f"extra=['{file}']"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("constant: true", "0 of 4 train prompts are left: 4 whose answers all have one score"),
+        (
+            "nan_every: 2",
+            "of 16 train answers have no score, or none that is a number, over 5%; . of 4 train prompts",
+        ),
+    ],
+)
+def test_a_scorer_that_says_nothing_is_told_with_what_is_left(prompts, tmp_path, setting, message) -> None:
+    file = tmp_path / "rate.py"
+    file.write_text(LENGTH_SCORER)
+    with chat_server(lambda request, number: chat(f"answer {request['seed']}")) as server:
+        config = compose_sample(words(tmp_path, *served(server, prompts, *own_scorer(file, setting))))
+        with pytest.raises(ValueError, match=message):
+            sample(config)
+    assert list((tmp_path / "outputs" / "sampled").rglob("answers-train.jsonl")), "the answers are kept"
+    assert not list((tmp_path / "outputs" / "sampled").rglob("pairs.json"))
+
+
+# ---- bad input, and a kill ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("answers=1", "answers must be at least 2, not 1"),
+        ("temperature=0", "greedy answers to one prompt are all the same"),
+        ("parts=2 part=2", "part (2) must be smaller than parts (2)"),
+        ("policy=tiny_llama", "has no weights before it is trained"),
+        ("policy=no/such/model", "does not exist"),
+        ("scorer=judge", "asks a judge: take judge=openai or judge=local"),
+        ("judge=openai", "scorer=constraints asks no judge"),
+        ("data=local data.train={file}", "has no prompts: it needs the column prompt"),
+        ("data=sampled", "data.folder: is not set"),
+        ("+nonsense=1", "unknown key 'nonsense'"),
+        ("generator=openai", "base_url must look like"),
+    ],
+)
+def test_bad_input_is_named_before_anything_loads(policy, tmp_path, change, message) -> None:
+    file = tmp_path / "answers.jsonl"
+    write_jsonl(file, [{"text": "no prompt here"}])
+    changes = change.format(file=f"'{file}'").split()
+    given = words(tmp_path, *([] if "policy" in change else [f"policy='{policy}'"]), *changes)
+    try:
+        said = "\n".join(sample_errors(compose_sample(given)))
+    except ValueError as error:
+        said = str(error)
+    assert message in said, said
+
+
+@pytest.mark.slow
+def test_a_killed_sampling_continues_and_ends_as_an_undisturbed_one(policy, tmp_path) -> None:
+    """SIGKILL as soon as the first answers are on the disk; the second start keeps them and ends alike."""
+    command = [f"policy={policy}", "data=verifiable", "data.limit=30", "splits=train", "scorer=verifiable",
+               "temperature=1.0", "max_new_tokens=40", "generator.batch_tokens=400", "device=cpu"]  # fmt: skip
+
+    def start(outputs: Path) -> subprocess.Popen:
+        words_ = [sys.executable, str(ROOT / "scripts" / "sample.py"), *command, f"outputs={outputs}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            words_, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    killed = start(tmp_path / "killed")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        files = list((tmp_path / "killed" / "cache" / "generations").glob("*.jsonl"))
+        if files and files[0].read_text().count("\n") >= 8:
+            break
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    kept = files[0].read_text().splitlines()
+    assert not list((tmp_path / "killed").rglob("pairs.json"))
+    ended = start(tmp_path / "killed")
+    said, _ = ended.communicate(timeout=200)
+    assert ended.returncode == 0, said
+    assert files[0].read_text().splitlines()[: len(kept) - 1] == kept[:-1]
+    whole = sample(compose_sample([*command, f"outputs='{tmp_path / 'whole'}'"]))
+    (folder,) = [place.parent for place in (tmp_path / "killed").rglob("pairs.json")]
+    for name in ("train.jsonl", "answers-train.jsonl"):
+        assert (folder / name).read_text() == (whole / name).read_text()
+    assert json.loads((folder / "pairs.json").read_text())["splits"]["train"]["prompts"] > 0
