@@ -50,12 +50,15 @@ proofs: setup ## The proofs that take minutes: kill matrices, hang after hang, w
 	$(PYTEST) -m proof --timeout=1200
 
 # ---- train --------------------------------------------------------------------------------------
-.PHONY: demo train clean
+.PHONY: demo train pair clean
 demo: setup ## Set up, train SFT, SGDPO and DPO on the embedded world, print a table and a picture (ARGS="seed=1")
 	$(PY) scripts/demo.py $(ARGS)
 
 train: setup ## One run: make train ARGS="method=dpo seed=3"
 	$(PY) src/train.py $(ARGS)
+
+pair: setup ## Show a pair by its id: make pair ID=26214791 RUN=outputs/demo/dpo-... (or ARGS="data=ultrafeedback")
+	@$(PY) scripts/pair.py $(ID) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 clean: ## Remove outputs except outputs/published (asks first; FORCE=1 does not)
 	@if [ -z "$(FORCE)" ]; then read -r -p "Remove all runs, caches and models in outputs? [y/N] " answer; \
@@ -76,10 +79,10 @@ bench-peers: smollm2 ## The same against TRL's DPOTrainer, in an environment of 
 
 # ---- sweeps -------------------------------------------------------------------------------------
 .PHONY: grid status results best heatmap
-JOBS ?= 1
+N_JOBS ?= 1
 METRIC ?= eval/rewards/margins
-grid: setup ## The ratio grid, 25 cells and DPO: JOBS=2 at a time, ARGS="model=tiny_qwen2 seed=0,1,2"
-	$(PY) src/train.py sweep=ratio_grid n_jobs=$(JOBS) $(ARGS)
+grid: setup ## The ratio grid, 25 cells and DPO: N_JOBS=2 at a time, ARGS="model=tiny_qwen2 seed=0,1,2"
+	$(PY) src/train.py sweep=ratio_grid n_jobs=$(N_JOBS) $(ARGS)
 
 status: setup ## How the cells stand, all experiments or EXPERIMENT=ratio_grid; works while a sweep runs
 	@$(PY) scripts/status.py $(EXPERIMENT)
@@ -123,7 +126,6 @@ judge: setup ## Install the local judge: xllamacpp and SmolLM2-135M-Instruct (34
 # ARGS="judge.budget_dollars=20 judge.price_prompt=10 judge.price_completion=30" for the judge.
 SCALE ?= tiny
 SEEDS ?= 1
-N_JOBS ?= 1
 REPRODUCE = $(PY) scripts/reproduce.py --scale $(SCALE) --seeds $(SEEDS) --n-jobs $(N_JOBS) $(if $(DRY_RUN),--dry-run) \
 	$(if $(MODELS),--models $(MODELS)) $(if $(BENCHMARK),--benchmark $(BENCHMARK)) $(if $(JUDGE),--judge $(JUDGE)) \
 	$(if $(EVALUATION),--evaluation $(EVALUATION)) $(if $(TRAIN_ROWS),--train-rows $(TRAIN_ROWS)) \

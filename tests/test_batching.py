@@ -43,7 +43,7 @@ def test_every_step_is_one_batch_of_the_epochs_permutation() -> None:
     lengths = some_lengths(50)
     sampler = StepSampler(lengths, batch_size=8, rows=3, world_size=1, seed=5, layout="shared_prefix")
     steps = steps_of(sampler, 3)
-    assert (len(sampler), len(steps), sampler.steps, sampler.left_out) == (18, 6, 6, 2)
+    assert (len(sampler), len(steps), sampler.steps) == (18, 6, 6)
     order = epoch_order(50, 5, 0)
     for number, step in enumerate(steps):
         assert sorted(chain(*step)) == sorted(order[8 * number : 8 * number + 8])

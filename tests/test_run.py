@@ -3,19 +3,27 @@
 import json
 import math
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lab.evaluation.evaluate import read_config
 from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.data.batching import StepSampler
+from sgdpo.data.prepare import prepare
+from sgdpo.models.load import load_tokenizer
 from sgdpo.runs.records import read_runs, view_run
 from sgdpo.runs.run import execute
-from sgdpo.store import read_jsonl
+from sgdpo.runs.summary import summarise
+from sgdpo.store import read_jsonl, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -179,6 +187,85 @@ def test_bad_settings_stop_before_anything_is_written(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("error:") == 2
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "said"),
+    [
+        (6, 8, None),
+        (5, 8, "seen      40 of 48 examples, less than an epoch"),
+        (9, 10, "left out  8 of 48 examples in each epoch, others each time: a step takes exactly 10"),
+    ],
+)
+def test_the_summary_says_what_the_steps_do_not_reach(
+    finished: Path, tmp_path: Path, steps: int, batch: int, said: str | None
+) -> None:
+    record = json.loads((finished / "record.json").read_text())
+    record["steps"], record["settings"]["optimizer"]["batch_size"] = steps, batch
+    write_json(tmp_path / "record.json", record)
+    lines = [line for line in summarise(tmp_path).splitlines() if line.startswith(("seen", "left out"))]
+    assert lines == ([said] if said else [])
+    left_out = 48 - len(StepSampler(np.ones((48, 3)), batch, 1, 1, seed=0, layout="separate")) * batch
+    assert not said or str(left_out) in said or "less" in said
+
+
+def pair(capsys: pytest.CaptureFixture, *words: str | Path) -> str:
+    runpy.run_path(str(ROOT / "scripts" / "pair.py"))["main"]([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def test_a_pair_is_shown_by_its_id_with_its_row_and_the_rewards_that_the_run_logged(
+    finished: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The rewards of the held-out pairs that the run itself wrote are what the command computes again."""
+    written = json.loads((finished / "pairs.json").read_text())["pairs"]
+    data = read_config(finished).data
+    prepared = prepare(
+        data, "preference", load_tokenizer(read_config(finished).model), finished.parents[1] / "cache"
+    )
+    index = 3
+    wanted = str(prepared.test.ids[index])
+    shown = pair(capsys, "--run", finished, wanted[:12])
+    assert f"pair {wanted}: row {prepared.test.rows[index]} (from 0) of the generated test set, test" in shown
+    assert written[index]["prompt"] in shown
+    for side, ids in (("chosen", "chosen_ids"), ("rejected", "rejected_ids")):
+        reward = sum(token["reward"] for token in written[index][side])
+        (line,) = re.findall(rf"^{side}: (\d+) tokens, reward (-?[\d.]+)$", shown, re.MULTILINE)
+        assert int(line[0]) == len(getattr(prepared.test[index], ids))
+        assert float(line[1]) == pytest.approx(reward, abs=2e-4)
+
+
+def test_the_row_of_a_pair_is_the_sources_though_others_were_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [
+        {"prompt": f"Say {n}", "chosen": f"{n}", "rejected": f"{n if n == 2 else n + 1}"} for n in range(4)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data=local", f"data.train={tmp_path}/pairs.jsonl", f"cache={tmp_path}/cache"]
+    config = to_run_config(compose_run(words))
+    train = prepare(config.data, "preference", load_tokenizer(config.model), Path(config.cache)).train
+    assert train.rows.tolist() == [0, 1, 3]
+    assert "row 3 (from 0)" in pair(capsys, str(train.ids[2]), *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x12"], "an id is a number"),
+        (["99999999999999999999"], "none of the"),
+        ([""], "an id is a number"),
+        (["1", "--run", "nowhere"], "holds no config.yaml"),
+        (["1", "--run", "nowhere", "seed=1"], "not both"),
+        (["1", "data.world.pairs=-1"], "data.world.pairs"),
+    ],
+)
+def test_what_names_no_pair_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, words: list[str], said: str
+) -> None:
+    with pytest.raises((ValueError, SystemExit)) as refused:
+        pair(capsys, *words, *([f"cache={tmp_path}"] if "--run" not in words else []))
+    assert said in str(refused.value) + " ".join(getattr(refused.value, "errors", []))
 
 
 @pytest.mark.slow

@@ -161,7 +161,6 @@ class StepSampler(Sampler[list[int]]):
         self.examples_per_step, self.rows_per_step = batch_size, rows * world_size
         self.seed, self.epoch = seed, 0
         self.steps = len(self.tokens) // batch_size
-        self.left_out = len(self.tokens) - self.steps * batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next iteration, 0-based."""

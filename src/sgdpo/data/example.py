@@ -17,6 +17,7 @@ from sgdpo.store import hash_buffers
 _SCHEMA = pa.schema(
     [
         ("example_id", pa.int64()),
+        ("row", pa.int64()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("chosen_ids", pa.list_(pa.int32())),
         ("rejected_ids", pa.list_(pa.int32())),
@@ -45,6 +46,7 @@ class Example:
     chosen_mask: bool, which chosen tokens are trained; all True except in multi-turn SFT.
     score_chosen, score_rejected: the data's scores of the answers; NaN where it has none.
     weight: what the example weighs in the mean of the losses, above 0; None: no example of its set says.
+    row: where it stands in the source, from 0; for people, nothing is computed from it.
     """
 
     example_id: int
@@ -55,19 +57,20 @@ class Example:
     score_chosen: float = math.nan
     score_rejected: float = math.nan
     weight: float | None = None
+    row: int = -1
 
 
 class Examples(Sequence[Example]):
     """Read examples from a memory-mapped arrow file; cheap to open, to index and to send to a worker.
 
-    ids: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. fingerprint: a hash of all tokens.
+    ids, rows: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. fingerprint: a hash of all tokens.
     numbers: of every example, by name, float64[n], NaN where the data has none.
     """
 
     def __init__(self, path: Path, fingerprint: str):
         self.path, self.fingerprint = Path(path), fingerprint
         self._table = Dataset.from_file(str(path)).data.table
-        self.ids = _flat(self._table["example_id"])
+        self.ids, self.rows = _flat(self._table["example_id"]), _flat(self._table["row"])
         sides = (self._table[f"{side}_ids"] for side in ("prompt", "chosen", "rejected"))
         self.lengths = np.stack([_flat(pa.compute.list_value_length(side)) for side in sides], axis=1).astype(
             np.int64
@@ -90,6 +93,7 @@ class Examples(Sequence[Example]):
             score_chosen=float(self.numbers["score_chosen"][index]),
             score_rejected=float(self.numbers["score_rejected"][index]),
             weight=None if math.isnan(weight := float(self.numbers["weight"][index])) else weight,
+            row=int(self.rows[index]),
         )
 
     def __reduce__(self) -> tuple[type[Examples], tuple[Path, str]]:
@@ -119,6 +123,7 @@ def _row(example: Example) -> dict[str, object]:
     mask = example.chosen_mask
     return {
         "example_id": example.example_id,
+        "row": example.row,
         "prompt_ids": example.prompt_ids,
         "chosen_ids": example.chosen_ids,
         "rejected_ids": example.rejected_ids,

@@ -195,6 +195,7 @@ class Tokeniser:
             score_chosen=score_chosen,
             score_rejected=score_rejected,
             weight=draft.weight,
+            row=draft.number,
         )
 
     def _example_id(self, sides: Sequence[Rendered]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdpo.drawing.table import Table, number
-from sgdpo.runs.records import MODEL, view_run
+from sgdpo.runs.records import MODEL, RunView, view_run
 from sgdpo.runs.tracking import browse_hint
 
 ROWS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm")
@@ -29,6 +29,7 @@ def summarise(folder: Path) -> str:
     start = f", started from {run['start']}" if run["start"] else ""
     lines = [
         f"{cost}, peak memory {run['peak_memory_mb']:.0f} MiB{start}",
+        *_unseen(run),
         *(f"not       {name}: {', '.join(what)}" for name, what in (run["differs_from"] or {}).items()),
         f"model     {folder / MODEL}",
         f"metrics   {folder / 'metrics.jsonl'}",
@@ -36,3 +37,17 @@ def summarise(folder: Path) -> str:
         browse_hint(run),
     ]
     return table.console().rstrip("\n") + "\n" + "\n".join(lines)
+
+
+def _unseen(run: RunView) -> list[str]:
+    """Say which part of the training set the steps do not reach."""
+    if not (run["data"] and run["steps"]):
+        return []
+    kept, batch = run["data"]["counts"]["train"]["kept"], run["settings"]["optimizer"]["batch_size"]
+    if run["steps"] < kept // batch:
+        return [f"seen      {run['steps'] * batch} of {kept} examples, less than an epoch"]
+    if left_out := kept % batch:
+        return [
+            f"left out  {left_out} of {kept} examples in each epoch, others each time: a step takes exactly {batch}"
+        ]
+    return []

@@ -18,11 +18,17 @@ PAIRS_SHOWN = 6
 
 
 def write_token_rewards(path: Path, trainer: PairTrainer, examples: list[Example], tokenizer: Any) -> None:
-    """Write {"pairs": [{"prompt", "chosen": [{"token", "reward", "pilot"}], "rejected": [...]}]}.
+    """Write {"pairs": `token_rewards`}; nothing for a method that gives no rewards."""
+    if shown := token_rewards(trainer, examples, tokenizer):
+        write_json(path, {"pairs": shown})
+
+
+def token_rewards(trainer: PairTrainer, examples: list[Example], tokenizer: Any) -> list[dict[str, Any]]:
+    """Return [{"prompt", "chosen": [{"token", "reward", "pilot"}], "rejected": [...]}], a pair an example.
 
     A token's reward is its log-ratio on the scale of the side's reward, whatever the method calls that scale, so a
-    side's tokens add up to its logged reward. Draws are those of evaluation, epoch 0's. Nothing is written for a
-    method that gives no rewards.
+    side's tokens add up to its logged reward. Draws are those of evaluation, epoch 0's. A method that gives no
+    rewards has none.
     """
     model = trainer.model.eval()
     device = next(model.parameters()).device
@@ -30,7 +36,7 @@ def write_token_rewards(path: Path, trainer: PairTrainer, examples: list[Example
     with torch.no_grad(), watch_draws() as drawn:
         pair, result = trainer.pair_loss(model, row, epoch=0)
     if result.chosen_reward_B is None or pair.rejected is None:
-        return
+        return []
     sides = {
         "chosen": (pair.chosen, result.chosen_reward_B, drawn.get(CHOSEN)),
         "rejected": (pair.rejected, result.rejected_reward_B, drawn.get(REJECTED)),
@@ -47,7 +53,7 @@ def write_token_rewards(path: Path, trainer: PairTrainer, examples: list[Example
                 for token, reward, pilot in zip(ids, reward_T, pilot_T, strict=False)
             ]
         shown.append(tokens)
-    write_json(path, {"pairs": shown})
+    return shown
 
 
 def _token_rewards(side: Side, reward_B: Tensor) -> Tensor:

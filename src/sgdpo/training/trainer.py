@@ -196,7 +196,8 @@ class PairTrainer(Trainer):
         return (
             f"step {self.state.global_step + 1}: the loss or its gradient is not finite (gradient norm {norm}); "
             f"pairs {self._step.suspects()}; last good checkpoint: {self._last_good()}. "
-            "Lower optimizer.lr, look at these pairs, or skip such steps with trainer.on_nonfinite=skip."
+            "Lower optimizer.lr, look at these pairs (make pair ID=...), or skip such steps with "
+            "trainer.on_nonfinite=skip."
         )
 
     def _last_good(self) -> str:
@@ -259,7 +260,7 @@ class PairTrainer(Trainer):
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"step {self.state.global_step}: the loss of the held-out pairs is not finite; pairs "
-                f"{notes.suspects()}. Look at these pairs, or lower optimizer.lr."
+                f"{notes.suspects()}. Look at these pairs (make pair ID=...), or lower optimizer.lr."
             )
         self._clock += time.perf_counter() - paused  # speed is of training alone
         metrics = {f"eval_{key}": value for key, value in metrics.items()}
