@@ -108,6 +108,16 @@ def test_checkpoints_may_go_while_the_watch_looks_at_them(tmp_path: Path) -> Non
         thread.join()
 
 
+def test_what_other_processes_write_is_no_sign_of_a_ranks_life(tmp_path: Path) -> None:
+    """W&B's service writes what the machine does, and a thread its heartbeat, while the ranks hang."""
+    for name in ("wandb/offline-run-1/run-1.wandb", ".heartbeat", "ranks/rank0.log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    now = time.time()
+    os.utime(tmp_path / "ranks/rank0.log", (now - 50, now - 50))
+    assert last_sign_of_life(tmp_path, now - 100) == pytest.approx(now - 50)
+
+
 def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:
     """gloo aborts at exit now and then; rank 0's result says that the work was done."""
     run, files = play("aborts_at_exit", tmp_path)

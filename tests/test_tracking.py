@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from wandb.sdk.lib import wbauth
 
+import killed_run as train
 from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
-from sgdpo.runs.records import Record, view_run
-from sgdpo.runs.tracking import NoTracker, _rows_to_replay, browse_hint, choose_mode, open_tracker, wandb_row
+from sgdpo.runs.records import Record, read_runs, view_run
+from sgdpo.runs.tracking import GRACE, NoTracker, browse_hint, choose_mode, open_tracker, wandb_row
 from sgdpo.store import read_jsonl
 
 SETTINGS = {
@@ -105,7 +110,6 @@ def test_the_offline_file_read_back_equals_the_metrics(tmp_path):
     assert run["tags"] == ["dpo", "tiny_llama", "verifiable", "mine"]
     assert run["config"]["update"]["ratio"] == {"chosen": 0.6, "rejected": 0.9}
     hint = browse_hint(view_run(record.folder))
-    assert hint == tracker.browse_hint()
     assert f"wandb leet {record.folder}/wandb/offline-run-" in hint
     assert "wandb sync" in hint
 
@@ -150,12 +154,89 @@ def test_what_was_synced_before_is_not_written_twice(tmp_path):
     tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
     log(record, tracker, rows(range(1, 3)))
     tracker.finish({})
-    offline_file(record).with_suffix(".wandb.synced").touch()
-    assert _rows_to_replay(folder, record.fields["tracker"]) is None
+    synced = offline_file(record)
+    synced.with_suffix(".wandb.synced").touch()
+    again = open_record(folder, {"step": 2, **record.mark()})
+    tracker = open_tracker(TrackingConfig(), again, CONFIG)
+    log(again, tracker, rows(range(3, 5)))
+    tracker.finish({})
+    assert synced.exists()
+    synced.unlink()
+    assert history(again) == mirrored(rows(range(3, 5)))
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["after the record", "before the record"])
+def test_a_kill_while_wandb_starts_leaves_no_second_offline_run(tmp_path, recorded):
+    """A kill between the new offline file and the record, or before its rows: both would be uploaded."""
+    folder = tmp_path / "default" / "run"
+    record = open_record(folder)
+    tracker = open_tracker(TrackingConfig(), record, CONFIG)
+    log(record, tracker, rows(range(1, 3)))
+    checkpoint = {"step": 2, **record.mark()}
+    tracker.finish({}, failed=True)
+    killed = offline_file(record).parent
+    shutil.copytree(killed, killed.with_name(f"offline-run-20200101_000000-{killed.name.split('-')[-1]}"))
+    if not recorded:
+        record.note(tracker={**record.fields["tracker"], "folder": None})
+    again = open_record(folder, checkpoint)
+    tracker = open_tracker(TrackingConfig(), again, CONFIG)
+    log(again, tracker, rows(range(3, 5)))
+    tracker.finish({})
+    assert history(again) == mirrored(rows(range(1, 5)))
+
+
+# ---- W&B's service dies, hangs or loses its disk ------------------------------------------------------------
+
+
+def service() -> psutil.Process:
+    (found,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    return found
+
+
+def lose_the_disk(process: psutil.Process, folder: Path) -> None:
+    """No file may grow any more, of this one process alone."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+
+
+FAULTS = {
+    "killed": lambda process, folder: process.kill(),
+    "hangs": lambda process, folder: process.suspend(),
+    "full disk": lose_the_disk,
+    "folder gone": lambda process, folder: shutil.rmtree(folder / "wandb"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_service_that_fails_in_mid_run_is_one_line_and_a_bounded_wait(tmp_path, caplog, capfd, fault):
+    """The run logs on without waiting; the next run of the same process has a service again."""
+    record = open_record(tmp_path / "default" / "run")
+    tracker = open_tracker(TrackingConfig(finish_timeout=1), record, CONFIG)
+    log(record, tracker, rows(range(1, 4)))
+    wandb_core = service()
+    FAULTS[fault](wandb_core, record.folder)
+    began = time.monotonic()
+    for _ in range(10):  # more than a socket holds
+        log(record, tracker, [{**row, "much": "x" * 100_000} for row in rows(range(4, 8))])
+        tracker.note("a line of the log")
+    assert time.monotonic() - began < 2
+    record.finish()
+    tracker.finish({"seconds": 1.0})
+    assert time.monotonic() - began < 2 * (1 + GRACE) + 2
+    said = [line.message for line in caplog.records if "W&B" in line.message]
+    assert len(said) == 1, said
+    assert capfd.readouterr().err.count("Traceback") == 0
+    assert view_run(record.folder).status == "finished"
+
+    assert not wandb_core.is_running()
+    after = open_record(tmp_path / "default" / "next")
+    tracker = open_tracker(TrackingConfig(), after, CONFIG)
+    log(after, tracker, rows(range(1, 3)))
+    tracker.finish({})
+    assert history(after) == mirrored(rows(range(1, 3)))
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path, monkeypatch, capsys):
+def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     record = open_record(tmp_path / "default" / "run")
@@ -164,7 +245,7 @@ def test_a_server_that_does_not_answer_leaves_an_offline_run(tmp_path, monkeypat
     tracker.finish({})
     assert record.fields["tracker"]["mode"] == "offline"
     assert history(record) == mirrored(rows(range(1, 3)))
-    assert "written offline" in capsys.readouterr().out
+    assert "written offline" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -184,10 +265,10 @@ def test_without_a_key_every_mode_is_offline_and_the_environment_wins(monkeypatc
     assert choose_mode(wanted) == mode
 
 
-def test_a_malformed_key_is_said_and_the_run_is_offline(monkeypatch, capsys):
+def test_a_malformed_key_is_said_and_the_run_is_offline(monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "too-short")
     assert choose_mode("auto") == "offline"
-    assert "key cannot be used" in capsys.readouterr().out
+    assert "key cannot be used" in caplog.text
 
 
 def test_an_unknown_mode_is_refused():
@@ -203,4 +284,36 @@ def test_tracking_off_writes_nothing(tmp_path):
     tracker.image("reward_curves", tmp_path / "none.png")
     tracker.finish({})
     assert not (record.folder / "wandb").exists()
-    assert "metrics.jsonl" in tracker.browse_hint()
+    assert "metrics.jsonl" in browse_hint(view_run(record.folder))
+
+
+def fails_in_mid_run(folder: Path, fault: str) -> tuple[subprocess.Popen, str]:
+    """Train as a user does while W&B's service of that process meets a fault."""
+    process = train.start(
+        folder, "tracking=wandb", "tracking.mode=offline", "tracking.finish_timeout=1", "optimizer.max_steps=200",
+        WANDB_MODE="",
+    )  # fmt: skip
+    while not list(folder.glob("outputs/default/*/checkpoints/checkpoint-8")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+    (core,) = [each for each in psutil.Process(process.pid).children() if each.name() == "wandb-core"]
+    FAULTS[fault](core, next(folder.glob("outputs/default/*")))
+    assert process.poll() is None, "the run ended before the fault"
+    return process, process.communicate(timeout=120)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["killed", *(pytest.param(f, marks=pytest.mark.proof) for f in FAULTS if f != "killed")]
+)
+def test_a_whole_run_ends_well_whatever_wandbs_service_does(tmp_path, fault):
+    train.write_inputs(tmp_path / "place")
+    process, said = fails_in_mid_run(tmp_path / "place", fault)
+    assert process.returncode == 0, said
+    assert said.count("W&B stopped") == 1, said
+    assert "Traceback" not in said
+    (run,) = read_runs(tmp_path / "place" / "outputs")
+    assert run.status == "finished"
+    assert len(train.rows(run.folder)) == 200
+    assert not (run.folder / "checkpoints").exists()
+    assert "W&B stopped" in (run.folder / "log.txt").read_text()

@@ -117,7 +117,7 @@ class Evaluation:
         }
         write_json(folder / "result.json", result)
         amend_record(run, eval={key: result})
-        add_evaluation(run, key, result, shown)
+        add_evaluation(run, run_config.tracking, key, result, shown)
         return folder, result
 
     def _subject(self, run: Path, run_config: RunConfig) -> Subject:

@@ -33,6 +33,7 @@ class Spread:
     differences: later less earlier judgment, over every pair of repeats. correlation: mean test-retest
     correlation, None if a repeat is constant. flips: share of preferences that change sides, None for scores.
     interval: half the width of the 95 % interval that the judge's noise alone gives the mean of one judging.
+    deviation: of the differences, same: the share of them that is 0. n: answers. unparsable: answers left out.
     """
 
     differences: list[float]

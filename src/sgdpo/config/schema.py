@@ -116,6 +116,7 @@ class TrackingConfig:
     entity: Called | None = None
     tags: list[str] = field(default_factory=list)
     init_timeout: Annotated[int, Range("[1, 3600]")] = 20
+    finish_timeout: Annotated[int, Range("[1, 3600]")] = 60
 
 
 @dataclass

@@ -122,11 +122,13 @@ def _stop(agent: subprocess.Popen[bytes]) -> None:
 def last_sign_of_life(folder: Path, started: float) -> float:
     """Return when anything in a run's folder was last written: a sign of life, a log, a row, a checkpoint.
 
-    A hidden file is a thread's and tells only that the process exists. Not `rglob`: it raises where a folder goes
-    while it is read, and checkpoints are renamed and pruned all along.
+    A hidden file is a thread's and W&B's are its service's: they tell only that a process exists. Not `rglob`: it
+    raises where a folder goes while it is read, and checkpoints are renamed and pruned all along.
     """
     latest = started
-    for parent, _, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
+        if parent == str(folder) and "wandb" in folders:
+            folders.remove("wandb")
         for name in (name for name in names if not name.startswith(".")):
             with contextlib.suppress(FileNotFoundError):
                 latest = max(latest, os.stat(os.path.join(parent, name)).st_mtime)

@@ -14,14 +14,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sgdpo.drawing.curves import draw_reward_curves
-from sgdpo.runs.records import CHECKPOINTS, MODEL, Record, view_run
+from sgdpo.runs.records import CHECKPOINTS, LOG, MODEL, Record, view_run
 from sgdpo.runs.run import Run
 from sgdpo.runs.summary import summarise
-from sgdpo.runs.tracking import Tracker, open_tracker
+from sgdpo.runs.tracking import NoTracker, open_tracker
 from sgdpo.store import seal
 from sgdpo.training.checkpoints import prune, read_manifest
-
-LOG = "log.txt"
 
 
 class SilentAttempt:
@@ -53,23 +51,25 @@ class SilentAttempt:
 class Attempt(SilentAttempt):
     """Tell everything. Use `open_attempt`."""
 
-    def __init__(self, record: Record, tracker: Tracker):
-        self._record, self._tracker = record, tracker
+    def __init__(self, record: Record):
+        self._record, self.tracker = record, NoTracker()
 
     def say(self, text: str) -> None:
         print(text, flush=True)
         self.note(text)
 
     def note(self, text: str) -> None:
+        line = f"{datetime.now().isoformat(' ', 'seconds')} {text}\n"
         with (self._record.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(' ', 'seconds')} {text}\n")
+            file.write(line)
+        self.tracker.note(line)
 
     def plan(self, **fields: Any) -> None:
         self._record.note(**fields)
 
     def log(self, row: Mapping[str, Any]) -> None:
         self._record.log(row)
-        self._tracker.log(row)
+        self.tracker.log(row)
 
     def mark(self) -> dict[str, Any]:
         return self._record.mark()
@@ -80,13 +80,13 @@ class Attempt(SilentAttempt):
         seal(folder / MODEL)
         picture = folder / "reward_curves.png"
         draw_reward_curves(view_run(folder).metrics(), picture, title=folder.name)
-        self._tracker.image("reward_curves", picture)
+        self.tracker.image("reward_curves", picture)
         write_pairs(folder / "pairs.json")
         self._record.finish(**fields)
         self.note(summarise(folder))
-        self._tracker.finish(self._record.fields["final"]["train"])
         if not keep_checkpoints:
             prune(folder / CHECKPOINTS, keep=0)
+        self.tracker.finish(self._record.fields["final"]["train"])
 
 
 @contextmanager
@@ -102,23 +102,31 @@ def open_attempt(run: Run, checkpoint: Path | None, rank: int) -> Iterator[Silen
     record = Record.open(
         run.folder, run.identity, phase=config.method["phase"], checkpoint=manifest, force=config.force
     )
-    handler = logging.FileHandler(run.folder / LOG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    attempt = Attempt(record)
+    handler = _Notes(attempt)
     logging.getLogger().addHandler(handler)
-    tracker = None
     try:
         OmegaConf.save(OmegaConf.create(asdict(config)), run.folder / "config.yaml")
-        tracker = open_tracker(config.tracking, record, asdict(config))
-        yield Attempt(record, tracker)
+        attempt.tracker = open_tracker(config.tracking, record, asdict(config))
+        yield attempt
     except Exception as error:
         with suppress(OSError):  # of a full disk, which is then what the error says
-            with (run.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(traceback.format_exc())
+            attempt.note(traceback.format_exc())
             record.fail(f"{type(error).__name__}: {error}")
-        if tracker is not None:
-            tracker.finish({"status": "failed"}, failed=True)
         raise
     finally:
         record.leave()
+        attempt.tracker.finish({"status": view_run(run.folder).status}, failed=True)
         logging.getLogger().removeHandler(handler)
-        handler.close()
+
+
+class _Notes(logging.Handler):
+    """Put what is logged into log.txt."""
+
+    def __init__(self, attempt: Attempt):
+        super().__init__()
+        self._attempt = attempt
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # of a full disk, which nobody can be told in a file
+            self._attempt.note(f"{record.levelname} {self.format(record)}")

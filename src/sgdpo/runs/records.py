@@ -46,8 +46,8 @@ from sgdpo.store import (
 
 FORMAT = 1
 ADVICE = "force=true trains the run again in its place"
-RECORD, METRICS, HEARTBEAT, CHECKPOINTS, MODEL = (
-    "record.json", "metrics.jsonl", ".heartbeat", "checkpoints", "model",
+RECORD, METRICS, LOG, HEARTBEAT, CHECKPOINTS, MODEL = (
+    "record.json", "metrics.jsonl", "log.txt", ".heartbeat", "checkpoints", "model",
 )  # fmt: skip
 
 

@@ -12,84 +12,128 @@ appends them.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+from uuid import uuid4
+
+import psutil
 
 from sgdpo.config.schema import TrackingConfig
-from sgdpo.runs.records import METRICS, Record, RunView, view_run
-from sgdpo.store import read_jsonl
+from sgdpo.processes import kill_tree
+from sgdpo.runs.records import LOG, Record, RunView, view_run
 
-FINISH_TIMEOUT = 60.0  # seconds to wait for uploads at the end; what is left stays on disk for `wandb sync`
+log = logging.getLogger("sgdpo")
+SERVICE_START = 40.0  # seconds, above W&B's own limit for the start of its service
+GRACE = 3.0  # seconds that W&B may take to end beyond what it is told to wait for uploads
 TABLE_ROWS = 200  # samples of an evaluation that W&B shows
 TAG_LENGTH = 64  # W&B's limit
 LABELS = ("step", "epoch", "split")
 
 
-class Tracker(Protocol):
-    """What a run tells a tracker."""
+class NoTracker:
+    """Track nothing: what a tracker can be told."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirror one row of metrics.jsonl."""
 
+    def note(self, text: str) -> None:
+        """Mirror lines of log.txt."""
+
     def image(self, key: str, path: Path) -> None:
         """Add a picture to the last logged step."""
 
     def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
-        """Set the summary and close; a failed run is marked as one."""
-
-    def browse_hint(self) -> str:
-        """Return how to look at the run: commands, or nothing to say."""
+        """Set the summary and close; a failed run is marked as one. Once closed it does nothing."""
 
 
-class NoTracker:
-    """Track nothing."""
+class WandbThread:
+    """Do W&B's work in order in a thread of its own: it may die or hang, and who asked goes on without it.
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Do nothing."""
+    about: what goes on without it. patience: seconds that `end` waits for uploads.
+    """
 
-    def image(self, key: str, path: Path) -> None:
-        """Do nothing."""
+    def __init__(self, about: str, patience: float):
+        self._about, self._patience = about, patience + GRACE
+        self._todo: SimpleQueue[tuple[Callable[[], Any], Future] | None] = SimpleQueue()
+        self.failed = False
+        self._thread = Thread(target=self._work, name="W&B", daemon=True)
+        self._thread.start()
 
-    def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
-        """Do nothing."""
+    def do(self, work: Callable[[], Any]) -> Future:
+        """Have work done after what was asked for before; without W&B its future is cancelled."""
+        future: Future = Future()
+        self._todo.put((work, future))
+        return future
 
-    def browse_hint(self) -> str:
-        """Return that there is nothing to browse."""
-        return "Tracking is off; the metrics are in metrics.jsonl."
+    def end(self) -> None:
+        """Wait until all is done, at most as long as the patience lasts; then end W&B's service if it hangs."""
+        self._todo.put(None)
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            self._give_up(f"no answer within {self._patience:.0f} s")
+            self._thread.join(self._patience)
+
+    def _work(self) -> None:
+        while (asked := self._todo.get()) is not None:
+            work, future = asked
+            if self.failed:
+                future.cancel()
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:  # W&B ends with whatever its service ended with
+                self._give_up(f"{type(error).__name__} {error}".splitlines()[0].strip())
+                future.cancel()
+        if self.failed:
+            import wandb
+
+            with contextlib.suppress(BaseException):
+                wandb.teardown()  # or it would do so at the end of this process, with a traceback
+
+    def _give_up(self, reason: str) -> None:
+        if not self.failed:
+            self.failed = True
+            log.warning("W&B stopped (%s): %s goes on without it, nothing else is lost", reason, self._about)
+        for child in psutil.Process().children():
+            if child.name() == "wandb-core":
+                kill_tree(child.pid)
 
 
-class WandbTracker:
+class WandbTracker(NoTracker):
     """Mirror a run into one W&B run. Use `open_tracker`."""
 
-    def __init__(self, run: Any, folder: Path):
-        self._run = run
-        self._folder = folder
-        self._step = 0
-        for split in ("train", "eval"):
-            run.define_metric(f"{split}/*", step_metric="step")
+    def __init__(self, thread: WandbThread, run: Any):
+        self._thread, self._run, self._step, self._open = thread, run, 0, True
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirror one row: its metrics as `train/<key>` or `eval/<key>`, with `step` and `epoch`."""
-        self._step = row["step"]
-        self._run.log(wandb_row(row), step=self._step)
+        step = self._step = row["step"]
+        self._thread.do(lambda: self._run.log(wandb_row(row), step=step))
+
+    def note(self, text: str) -> None:
+        self._thread.do(lambda: self._run.write_logs(text))
 
     def image(self, key: str, path: Path) -> None:
-        """Add a picture to the last logged step."""
         import wandb
 
-        self._run.log({key: wandb.Image(str(path))}, step=self._step)
+        step = self._step
+        self._thread.do(lambda: self._run.log({key: wandb.Image(str(path))}, step=step))
 
     def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
-        """Set the summary and close; waits at most FINISH_TIMEOUT seconds for uploads."""
-        self._run.summary.update(dict(summary))
-        self._run.finish(exit_code=1 if failed else 0)
-
-    def browse_hint(self) -> str:
-        """Return the address of an online run, or how to browse and sync an offline one."""
-        return browse_hint(view_run(self._folder))
+        if not self._open:
+            return
+        self._open = False
+        self._thread.do(lambda: self._run.summary.update(dict(summary)))
+        self._thread.do(lambda: _close(self._run, exit_code=1 if failed else 0))
+        self._thread.end()
 
 
 def wandb_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,31 +142,49 @@ def wandb_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("step", "epoch") if key in row} | metrics
 
 
-def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, Any]) -> Tracker:
+def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, Any]) -> NoTracker:
     """Open the run's tracker and keep its id in the record.
 
     config: the resolved run, nested, as W&B shows and groups it. Falls back to offline when there is no key
-    or no server within `tracking.init_timeout` seconds.
+    or no server within `tracking.init_timeout` seconds, and to none when W&B does not start.
     """
     mode = "disabled" if tracking.name == "off" else choose_mode(tracking.mode)
     if mode == "disabled":
         return NoTracker()
-    before = record.fields.get("tracker")
-    replayed = _rows_to_replay(record.folder, before)
-    run, mode = _start(tracking, record, config, mode, before["id"] if before else None)
-    folder = Path(run.settings.sync_dir)
-    where = {"folder": str(_inside(folder, record.folder)), "url": run.url if mode == "online" else None}
-    record.note(tracker={"id": run.id, "mode": mode, **where})
-    if replayed is not None:
-        shutil.rmtree(record.folder / before["folder"])
-    tracker = WandbTracker(run, record.folder)
-    for row in record.kept_rows() if replayed is not None else []:
-        tracker.log(row)
+    before = record.fields.get("tracker") or {}
+    run_id = before.get("id") or uuid4().hex[:8]
+    earlier = sorted((record.folder / "wandb").glob(f"offline-run-*-{run_id}"))
+    replaces = earlier and not any(path for folder in earlier for path in folder.glob("*.synced"))
+    # Before W&B starts: what a kill leaves of it is found by the id.
+    record.note(tracker={"mode": mode, "folder": None, "url": None, **before, "id": run_id})
+    thread = WandbThread("the run", tracking.finish_timeout)
+    started = thread.do(lambda: _start(tracking, record, config, mode, run_id))
+    try:
+        run, mode = started.result(tracking.init_timeout + SERVICE_START)
+    except (TimeoutError, CancelledError):
+        thread.end()
+        return NoTracker()
+    folder = str(_inside(Path(run.settings.sync_dir), record.folder))
+    record.note(
+        tracker={"id": run.id, "mode": mode, "folder": folder, "url": run.url if mode == "online" else None}
+    )
+    tracker = WandbTracker(thread, run)
+    if replaces:
+        with contextlib.suppress(OSError):
+            tracker.note((record.folder / LOG).read_text(encoding="utf-8", errors="replace"))
+        for row in record.kept_rows():
+            tracker.log(row)
+        for old in earlier:
+            shutil.rmtree(old)
     return tracker
 
 
 def add_evaluation(
-    folder: Path, key: str, result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+    folder: Path,
+    tracking: TrackingConfig,
+    key: str,
+    result: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
 ) -> None:
     """Add an evaluation's numbers and first samples to the W&B run of a run; never stops the evaluation.
 
@@ -130,12 +192,10 @@ def add_evaluation(
     appends like the others.
     """
     view = view_run(folder)
-    tracker, settings = view["tracker"], (view["settings"] or {}).get("tracking") or {}
+    tracker = view["tracker"]
     mode = choose_mode(tracker["mode"]) if tracker else "disabled"
     if mode == "disabled":
         return
-    import wandb
-
     numbers = {
         f"evaluation/{key}/{name}": value
         for name, value in result.items()
@@ -143,31 +203,27 @@ def add_evaluation(
     }
     columns = list(dict.fromkeys(name for row in samples for name in row))
     rows = [[row.get(name) for name in columns] for row in samples[:TABLE_ROWS]]
-    try:
-        run = wandb.init(
-            mode=mode,
-            id=tracker["id"],
-            resume="allow",
-            project=settings.get("project"),
-            entity=settings.get("entity"),
-            dir=str(folder),
-            reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True, finish_timeout=FINISH_TIMEOUT),
-        )
-        # Beyond the last step of training: W&B takes no step twice.
-        step = max((row["step"] for row in view.metrics()), default=0) + len(view["eval"] or {})
+    # Beyond the last step of training: W&B takes no step twice.
+    step = max((row["step"] for row in view.metrics()), default=0) + len(view["eval"] or {})
+
+    def add() -> None:
+        import wandb
+
+        run = _init(tracking, mode, folder, tracker["id"])
         run.log({f"evaluation/{key}/samples": wandb.Table(columns=columns, data=rows)}, step=step)
         run.summary.update(numbers)
-        run.finish()
-    except Exception as error:
-        print(f"W&B: {key} of {folder} was not added ({str(error).splitlines()[0]}); it is in the record.")
+        _close(run)
+
+    thread = WandbThread(f"{key} of {folder.name}", tracking.finish_timeout)
+    thread.do(add)
+    thread.end()
 
 
 def browse_hint(run: RunView) -> str:
     """Return the address of a run that W&B has, or how to browse and upload an offline one."""
     tracker = run["tracker"]
-    if not tracker:
-        return "Tracking is off; the metrics are in metrics.jsonl."
+    if not tracker or not tracker["folder"]:
+        return f"Tracking {'did not start' if tracker else 'is off'}; the metrics are in metrics.jsonl."
     if tracker["mode"] == "online":
         return f"W&B       {tracker['url']}"
     folder = _inside(run.folder / tracker["folder"], Path.cwd())
@@ -199,36 +255,21 @@ def _has_key() -> bool:
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except Exception as error:  # a malformed key must not stop a run
-        print(f"W&B: the key cannot be used ({error}); this run is written offline.")
+        log.warning("W&B: the key cannot be used (%s); this run is written offline.", error)
         return False
 
 
 def _start(
-    tracking: TrackingConfig, record: Record, config: Mapping[str, Any], mode: str, run_id: str | None
+    tracking: TrackingConfig, record: Record, config: Mapping[str, Any], mode: str, run_id: str
 ) -> tuple[Any, str]:
     import wandb
 
     def start(mode: str) -> Any:
-        return wandb.init(
-            mode=mode,
-            id=run_id,
-            resume="allow",
-            project=tracking.project,
-            entity=tracking.entity,
-            dir=str(record.folder),
-            name=record.fields["name"],
-            group=record.fields["experiment"],
-            job_type=record.fields["phase"],
-            tags=_tags(tracking, record),
-            config=dict(config),
-            reinit="create_new",
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=float(tracking.init_timeout),
-                finish_timeout=FINISH_TIMEOUT,
-            ),
-        )
+        fields = record.fields
+        return _init(
+            tracking, mode, record.folder, run_id, name=fields["name"], group=fields["experiment"],
+            job_type=fields["phase"], tags=_tags(tracking, record), config=dict(config),
+        )  # fmt: skip
 
     if mode == "offline":
         return start("offline"), "offline"
@@ -236,22 +277,45 @@ def _start(
         return start("online"), "online"
     except (wandb.errors.CommError, wandb.errors.UsageError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
-        print(f"W&B: no connection ({reason}); this run is written offline, `wandb sync` uploads it later.")
+        log.warning(
+            "W&B: no connection (%s); this run is written offline, `wandb sync` uploads it later.", reason
+        )
+        wandb.teardown()  # its service holds the id of the run that did not start
         return start("offline"), "offline"
+
+
+def _init(tracking: TrackingConfig, mode: str, folder: Path, run_id: str, **about: Any) -> Any:
+    """Start or continue the W&B run of a run; its files go into the run's folder."""
+    import wandb
+
+    settings = wandb.Settings(
+        # The Logs tab is told what log.txt is told: W&B's own capture would write from the run's threads.
+        console="off",
+        silent=True,
+        init_timeout=float(tracking.init_timeout),
+        finish_timeout=float(tracking.finish_timeout),
+    )
+    return wandb.init(
+        mode=mode, id=run_id, resume="allow", project=tracking.project, entity=tracking.entity, dir=str(folder),
+        reinit="create_new", settings=settings, **about,
+    )  # fmt: skip
+
+
+def _close(run: Any, exit_code: int = 0) -> None:
+    """Finish a W&B run. Raise OSError if its offline file cannot be written: W&B itself does not say so."""
+    import wandb
+
+    file = Path(run.settings.sync_file)
+    size = file.stat().st_size
+    run.finish(exit_code=exit_code)
+    wandb.teardown()  # its service may write the file until it ends
+    if run.offline and file.stat().st_size == size:
+        raise OSError(f"{file} could not be written to its end")
 
 
 def _tags(tracking: TrackingConfig, record: Record) -> list[str]:
     own = [record.fields.get(key) for key in ("method", "model", "dataset")]
     return list(dict.fromkeys(str(tag)[:TAG_LENGTH] for tag in [*own, *tracking.tags] if tag))
-
-
-def _rows_to_replay(folder: Path, before: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    """Return the rows to replace the earlier offline file with; None if it stays or is not there."""
-    if not before or before["mode"] != "offline" or not (folder / before["folder"]).is_dir():
-        return None
-    if list((folder / before["folder"]).glob("*.synced")):
-        return None
-    return read_jsonl(folder / METRICS, torn_end=True)
 
 
 def _inside(path: Path, base: Path) -> Path:
