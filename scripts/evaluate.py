@@ -18,7 +18,6 @@ from sgdpo.console import expected_failures, fail, run_command, set_up_process
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
 @expected_failures()
 def main(config: DictConfig) -> None:
-    """Do one composed evaluation."""
     set_up_process()
     from lab.evaluation.settings import evaluation_errors, to_evaluate_config
 

@@ -25,7 +25,6 @@ PATIENCE = 5  # seconds
 
 
 def main() -> None:
-    """Install torch, the other packages, and this checkout."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

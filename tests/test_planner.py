@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab.plan.memory import GB, Row, activations, model_states
+from lab.plan.memory import GB, Row, activations, model_shape, model_states
 from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops
-from lab.plan.shapes import model_shape
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from step_memory import packed_row, step_peak

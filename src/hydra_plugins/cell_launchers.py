@@ -38,7 +38,6 @@ class CellLauncher(Launcher):
         self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what `launch` needs."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
 
@@ -47,7 +46,6 @@ class LocalLauncher(CellLauncher):
     """Run `n_jobs` cells at a time, each in a process of its own."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the cells; a failed one is a JobReturn with the failure, the others go on."""
         from lab.sweeps.sweep import launch_local
 
         return launch_local(self, job_overrides)
@@ -57,7 +55,6 @@ class SlurmLauncher(CellLauncher):
     """Submit the cells as a job array and wait for it."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the cells; a failed one is a JobReturn with the failure, the others go on."""
         from lab.sweeps.sweep import launch_slurm
 
         return launch_slurm(self, job_overrides)

@@ -79,6 +79,5 @@ def _row(run: RunView) -> list[Entry | str]:
 
 
 def demo_picture(runs: Sequence[RunView]) -> Picture:
-    """Draw the rewards of both methods side by side."""
     figure = method_curves({method_title(run["method"], [run]): run.metrics() for run in runs})
     return Picture(figure, "demo", "Rewards of the demonstration", [], {"exhibit": "demo", **origin(runs)})

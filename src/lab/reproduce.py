@@ -60,23 +60,19 @@ class Options:
 
     @property
     def of_scale(self) -> dict[str, Any]:
-        """Give what the scale says."""
         return load_scales()[self.scale]
 
     @property
     def judging(self) -> list[str]:
-        """List the arguments that are of the judging."""
         return [argument for argument in self.arguments if argument.startswith(JUDGING)]
 
 
 @cache
 def load_scales() -> dict[str, Any]:
-    """Read conf/report/scales.yaml."""
     return yaml.safe_load((FOLDER / "scales.yaml").read_text("utf-8"))
 
 
 def option_errors(options: Options) -> list[str]:
-    """List everything wrong with the options, the judge's and the benchmark's settings included."""
     errors = []
     if options.target not in (*exhibit_names(), EVERYTHING):
         there = ", ".join([*exhibit_names(), EVERYTHING])
@@ -106,7 +102,6 @@ def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
 
 
 def train_command(exhibit: Exhibit, options: Options) -> Command | None:
-    """Give the sweep that trains the exhibit's runs, None if it needs none."""
     if not exhibit.sweep:
         return None
     models = options.models or tuple(options.of_scale["models"])
@@ -142,7 +137,6 @@ def judged_by(exhibit: Exhibit, options: Options) -> tuple[str, str]:
 
 
 def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Command:
-    """Give the command that judges these runs by the exhibit's benchmark."""
     benchmark, judge = judged_by(exhibit, options)
     where = [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
     return [
@@ -156,12 +150,10 @@ def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Co
 
 
 def twice_judged(options: Options) -> list[str]:
-    """List the benchmarks whose judge is asked twice."""
     return [options.benchmark] if options.benchmark else list(options.of_scale["variance"])
 
 
 def variance_command(exhibit: Exhibit, options: Options, run: str) -> Command:
-    """Give the command that judges one run's answers twice."""
     command = ["scripts/judge_variance.py", run, f"judge={options.judge or options.of_scale['judge']}"]
     command += [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
     command += [*options.of_scale.get("variance_settings", []), *options.judging]

@@ -61,7 +61,6 @@ class Outcome:
 def soak(
     case: str, kills: int, seed: int, folder: Path, after_kill: Callable[[], object] = lambda: None
 ) -> Outcome:
-    """Kill a case's run `kills` times over as many runs as that takes; compare every run that ends."""
     draw, outcome = random.Random(f"{seed} {case}"), Outcome(case)
     overrides = [*SMALL, *CASES[case], f"cache={folder}/cache"]
     alone = _finish(overrides, folder / "alone")
@@ -95,7 +94,6 @@ def metrics(run: Path) -> list[dict]:
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    """Return the table of a soak."""
     lines = [f"{'case':<18}{'kills':>6}{'torn':>6}{'runs':>6}  result"]
     for outcome in outcomes:
         result = "bit-identical" if not outcome.differences else "; ".join(outcome.differences[:3])
@@ -111,7 +109,6 @@ def _start(overrides: Sequence[str], outputs: Path) -> subprocess.Popen:
 
 
 def _finish(overrides: Sequence[str], outputs: Path) -> Path:
-    """Let a run go to its end and return its folder."""
     if _start(overrides, outputs).wait(PATIENCE) != 0:
         raise ValueError(f"the run did not end well. Its last words:\n{_last_words(outputs)}")
     return _run_folder(outputs)
@@ -138,7 +135,6 @@ def _kill(overrides: Sequence[str], outputs: Path, draw: random.Random, outcome:
 
 
 def _last_words(outputs: Path) -> str:
-    """Return the end of a run's console: the folder is temporary."""
     return "\n".join((outputs / "console.txt").read_text(errors="replace").splitlines()[-60:])
 
 

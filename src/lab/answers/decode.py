@@ -35,7 +35,6 @@ _SHRINK = 0.2
 
 @torch.inference_mode()
 def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling: Sampling) -> list[Sample]:
-    """Return a sample for each fitted prompt, by its id."""
     stops = stop_ids(tokenizer)
     rows: list[list[int]] = [[] for _ in fitted]
     room_B = torch.tensor([prompt.new for prompt in fitted.values()], device=model.device)

@@ -51,7 +51,6 @@ def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as AlpacaEval does: one JSON list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, list(rows))
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tqdm import tqdm
 
 from lab.answers.prompts import Prompt, Sample, Sampling, check_prompts
+from lab.serving.service import Service, open_service, service_errors
 from sgdpo.config.schema import ModelConfig
-from sgdpo.contract import Kind, binding_errors, build, settings_of
+from sgdpo.contract import Kind
 from sgdpo.store import DamagedError, JsonLines, cut_jsonl, hash_json, held
 
 log = logging.getLogger("sgdpo")
@@ -26,25 +27,15 @@ GENERATOR = Kind("generator", key="class", given=("device",), parts=("answers",)
 FORMAT = 2
 
 
-class Generator:
+class Generator(Service):
     """Answer prompts. Derive from it: `answers` is all that a generator must have.
 
     of_run: whether it answers with the evaluated run's own model (and with its start's). kept: whether its
-    answers are worth keeping here, because they cost something and nobody else keeps them. settings, cache: set
-    by open_generator, from the YAML.
+    answers are worth keeping here, because they cost something and nobody else keeps them.
     """
 
     of_run = False
     kept = True
-    settings = cast("Mapping[str, Any]", {})
-    cache = Path()
-
-    def errors(self) -> list[str]:
-        """List what is wrong with the settings together, as sentences with advice."""
-        return []
-
-    def open(self, stack: ExitStack) -> None:
-        """Make ready to answer; what must be closed in the end goes onto the stack."""
 
     def of(self, model: ModelConfig, device: str) -> Generator:
         """Return the generator that answers for this model; the same for all if it is not of the run."""
@@ -62,33 +53,9 @@ class Generator:
         """Yield samples in batches, in any order."""
         raise AssertionError(f"{type(self).__name__} answers no prompt")
 
-    def cost(self) -> dict[str, Any]:
-        """Return requests, tokens and dollars of this process; nothing for one that costs nothing."""
-        return {}
 
-
-def generator_errors(settings: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
-    """List everything wrong with a generator's YAML and settings, as sentences; nothing is loaded."""
-    if errors := binding_errors(GENERATOR, settings, extra):
-        return errors
-    return [f"generator.{error}" for error in build(GENERATOR, settings, extra).errors()]
-
-
-@contextmanager
-def open_generator(
-    settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()
-) -> Iterator[Generator]:
-    """Give the generator of a YAML for the length of a block; `of` then gives each run's.
-
-    Raises ValueError with every error at once.
-    """
-    if errors := generator_errors(settings, extra):
-        raise ValueError("\n".join(errors))
-    generator = build(GENERATOR, settings, extra)
-    generator.settings, generator.cache = settings_of(GENERATOR, settings), cache
-    with ExitStack() as stack:
-        generator.open(stack)
-        yield generator
+generator_errors = partial(service_errors, GENERATOR)
+open_generator = partial(open_service, GENERATOR)
 
 
 def generate(

@@ -44,7 +44,6 @@ class OwnModel(Generator):
         return made
 
     def identity(self) -> dict[str, Any]:
-        """Return how, and the hashes of weights and tokenizer."""
         from sgdpo.models.load import content_hashes
 
         return {**self.how(), **content_hashes(self.model), "tokenizer": hash_tokenizer(self.tokenizer)}
@@ -149,20 +148,19 @@ class VllmGenerator(OwnModel):
         import vllm
 
         self.loaded = self.loaded or vllm.LLM(model=self.model.path, dtype=self.dtype)
-        stops = stop_ids(self.tokenizer)
-        drawn = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
-        }
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        drawn |= {"max_tokens": sampling.max_new_tokens, "stop_token_ids": stop_ids(self.tokenizer)}
         for start in range(0, len(prompts), VLLM_BATCH):
             chunk = prompts[start : start + VLLM_BATCH]
             seeds = [prompt_seed(sampling.seed, prompt.prompt_id) for prompt in chunk]
             outputs = self.loaded.generate(
                 [{"prompt_token_ids": prompt_ids(self.tokenizer, prompt)} for prompt in chunk],
-                [vllm.SamplingParams(**drawn, stop_token_ids=stops, seed=seed) for seed in seeds],
+                [vllm.SamplingParams(**drawn, seed=seed) for seed in seeds],
             )
-            yield [self._sample(p, out.outputs[0], stops) for p, out in zip(chunk, outputs, strict=True)]
+            yield [
+                self._sample(p, out.outputs[0], drawn["stop_token_ids"])
+                for p, out in zip(chunk, outputs, strict=True)
+            ]
 
     def _sample(self, prompt: Prompt, output: Any, stops: list[int]) -> Sample:
         ids = [token for token in output.token_ids if token not in stops]
@@ -171,14 +169,11 @@ class VllmGenerator(OwnModel):
 
 
 @dataclass(kw_only=True)
-class OpenAIGenerator(Generator, EndpointSettings):
+class OpenAIGenerator(EndpointSettings, Generator):
     """Ask a served model; the server renders its own chat template. Token counts are the server's."""
 
     kept = False  # the endpoint's ledger keeps every answer that was paid for
     endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
-
-    def errors(self) -> list[str]:
-        return EndpointSettings.errors(self)
 
     def open(self, stack: ExitStack) -> None:
         self.endpoint = Endpoint(self, self.cache)
@@ -218,12 +213,9 @@ class FileGenerator(Generator):
     kept = False
 
     def errors(self) -> list[str]:
-        there = self.path and Path(self.path).is_file()
-        return (
-            []
-            if there
-            else [f"path={self.path} is none; generator=file reads a file of answers (.json, .jsonl)"]
-        )
+        if self.path and Path(self.path).is_file():
+            return []
+        return [f"path={self.path} is none; generator=file reads a file of answers (.json, .jsonl)"]
 
     @cached_property
     def found(self) -> Mapping[str, str]:

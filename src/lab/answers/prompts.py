@@ -25,7 +25,6 @@ class Prompt:
 
     @classmethod
     def user(cls, prompt_id: str, text: str, **more: Any) -> Prompt:
-        """Return a conversation of one user turn."""
         return cls(prompt_id, ({"role": "user", "content": text},), **more)
 
 
@@ -43,7 +42,6 @@ class Sampling:
     seed: int = 0
 
     def errors(self) -> list[str]:
-        """List what is out of range, as sentences with advice."""
         errors = []
         if not 0 <= self.temperature < float("inf"):
             errors.append(f"temperature must be 0 (greedy) or more, not {self.temperature}")
@@ -70,7 +68,6 @@ class Sample:
     problem: str = ""
 
     def row(self) -> dict[str, Any]:
-        """Return the sample as it is written to a file."""
         return asdict(self)
 
 

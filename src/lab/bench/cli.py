@@ -50,7 +50,6 @@ WIDE = 10
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure what the command line asks for, print it, and write it under `--out`."""
     if options.peers:
         from lab.bench.peers import measure_peers
 
@@ -75,7 +74,6 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def write_profile(base: Variant, options: argparse.Namespace, examples: list[Example]) -> None:
-    """Profile one step in each precision, print where its time goes, and keep it."""
     for precision in options.precisions:
         for table in profile_step(replace(base, precision=precision), examples):
             table = replace(table, facts=[facts("bench", options)], origin={"exhibit": "bench"})

@@ -61,7 +61,6 @@ def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) 
 
 
 def table(variants: Sequence[Variant], found: Sequence[Sequence[Both]], facts: str) -> Table:
-    """Show speed and memory against TRL: ratios of the same round."""
     rows = []
     for variant, both in zip(variants, found, strict=True):
         speed = [sum(theirs["seconds"]) / sum(ours.seconds) for ours, theirs in both]

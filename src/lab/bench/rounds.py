@@ -198,17 +198,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def spread_title(what: str, rounds: int) -> str:
-    """Say what `spread` shows: a median with its ends, or one round."""
     return f"{what}, one round" if rounds == 1 else f"{what}, median of {rounds} rounds (least to greatest)"
 
 
 def speed_ratios(found: Sequence[Measurement], base: Sequence[Measurement]) -> list[float]:
-    """Give the speed against the base's, round by round."""
     return [one.pairs_per_second / other.pairs_per_second for one, other in zip(found, base, strict=True)]
 
 
 def table(found: Sequence[Sequence[Measurement]], facts: Sequence[str] = ()) -> Table:
-    """Show a row for each variant, its speed against the first one of its precision."""
     rows = []
     for measurements in found:
         variant = measurements[0].variant

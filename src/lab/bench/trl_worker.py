@@ -57,7 +57,6 @@ def rows_of(path: Path) -> Dataset:
 
 
 def measure(spec: dict[str, Any], pairs: Path) -> dict[str, Any]:
-    """Train a warm-up step and the timed ones; return seconds of each step, memory and versions."""
     rows = rows_of(pairs).select(range(spec["batch"] * (spec["steps"] + 1)))
     cpu = spec["device"] == "cpu"
     model = transformers.AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)

@@ -53,7 +53,6 @@ class AlpacaEval(Sampled):
     order_seed: Seed = 0
 
     def errors(self) -> list[str]:
-        """Say what the fit of the length control would lack."""
         if self.gamed and not self.difficulties:
             return [
                 "benchmark.gamed needs the instructions' difficulties too: set benchmark.difficulties, or gamed=null"
@@ -62,12 +61,10 @@ class AlpacaEval(Sampled):
 
     @cached_property
     def theirs(self) -> list[dict[str, Any]]:
-        """Return the baseline's rows."""
         return read_outputs(self.baseline)[: self.limit]
 
     @cached_property
     def template(self) -> str:
-        """Return the judge's prompt."""
         return TEMPLATE.read_text("utf-8")
 
     def prompts(self) -> list[Prompt]:
@@ -126,7 +123,6 @@ class AlpacaEval(Sampled):
         return first if request.facts["switched"] else 1 - first
 
     def published(self, file: Path, model: str | None = None) -> list[dict[str, Any]]:
-        """Read an annotations.json; a file of several models' annotations needs one of them."""
         rows = read_rows(file, ("instruction", "output_1", "output_2"))
         rows = of_one_model(rows, "generator_2", model, file)
         twice = [text for text, n in Counter(row["instruction"] for row in rows).items() if n > 1]
@@ -193,14 +189,12 @@ class AlpacaEval(Sampled):
         return given
 
     def inputs(self) -> dict[str, Any]:
-        """Return the contents of the files, and of the judge's prompt."""
         files = {name: getattr(self, name) for name in ("baseline", "difficulties", "numbering", "gamed")}
         files |= {} if self.difficulties else {"numbering": None}
         hashes = {name: path and hash_file(locate(path))[:16] for name, path in files.items()}
         return {**hashes, "judge_prompt": hash_text(self.template)}
 
     def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
-        """Write AlpacaEval's model_outputs.json and annotations.json."""
         assert self.subject is not None, "somebody has answered"
         name, outputs, annotations = self.subject.name, [], []
         for row, sample, judgment in zip(self.theirs, samples, judgments, strict=True):

@@ -89,11 +89,9 @@ class Benchmark:
         return []
 
     def prompts(self) -> list[Prompt]:
-        """Return what is to be answered."""
         return []
 
     def sampling(self) -> Sampling:
-        """Return how answers are drawn."""
         return Sampling()
 
     def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
@@ -101,7 +99,6 @@ class Benchmark:
         return []
 
     def read(self, request: JudgeRequest, reply: Reply) -> float | None:
-        """Return the score that a reply says, None if it says none."""
         return None
 
     def row(self, judgment: Judgment, judge: str) -> dict[str, Any]:
@@ -117,7 +114,6 @@ class Benchmark:
         raise ValueError("no published form of judgments is known for it")
 
     def score_of(self, row: Mapping[str, Any]) -> float | None:
-        """Return the score in a judgment's row, None where the judge said none."""
         return row[self.unit]
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -162,12 +158,10 @@ class Sampled(Benchmark):
     max_new_tokens: Count = 64
 
     def sampling(self) -> Sampling:
-        """Return how answers are drawn."""
         return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.seed)
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:
-    """Return the hash of all prompts, in their order."""
     return hash_json([[p.prompt_id, [dict(turn) for turn in p.messages], p.follows] for p in prompts])
 
 

@@ -30,7 +30,6 @@ class LmEval(Benchmark):
     batch_size: Count = 8
 
     def errors(self) -> list[str]:
-        """Say that the package or the tasks are missing."""
         errors = []
         if importlib.util.find_spec("lm_eval") is None:
             errors.append("benchmark=lm_eval needs the package lm-eval: `pip install lm-eval`")
@@ -40,7 +39,6 @@ class LmEval(Benchmark):
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """Let the harness score the model."""
         import lm_eval
         import torch
         from lm_eval.tasks import TaskManager
@@ -64,7 +62,6 @@ class LmEval(Benchmark):
         )
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return {task: {metric: value}} and the questions of each task."""
         numbers = {
             task: {key: value for key, value in row.items() if isinstance(value, int | float)}
             for task, row in self.results["results"].items()
@@ -73,9 +70,7 @@ class LmEval(Benchmark):
         return {"tasks": numbers, "n": {task: asked[task]["effective"] for task in asked}}
 
     def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
-        """Write the harness's own results."""
         write_json(folder / "lm_eval.json", self.results["results"])
 
     def inputs(self) -> dict[str, Any]:
-        """Return the content of the task files."""
         return {"include_path": self.include_path and hash_folder(Path(self.include_path), ["*.yaml"])}

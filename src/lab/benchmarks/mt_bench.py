@@ -81,7 +81,6 @@ class MTBench(Benchmark):
 
     @cached_property
     def files(self) -> Path:
-        """Return the folder of questions, prompts and references."""
         return Path(self.folder) if self.folder else default_folder()
 
     @cached_property
@@ -107,7 +106,6 @@ class MTBench(Benchmark):
         return {name: prompts[name] for name in PROMPT_NAMES.values()}
 
     def sampling(self) -> Sampling:
-        """Return how answers are drawn; the category decides the temperature."""
         return Sampling(OTHER_TEMPERATURE, self.top_p, self.max_new_tokens, self.seed)
 
     def prompts(self) -> list[Prompt]:
@@ -124,7 +122,6 @@ class MTBench(Benchmark):
         return prompts
 
     def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
-        """Return a grading of each turn, by its category's prompt."""
         answers = {sample.prompt_id: sample.text for sample in samples}
         return [
             self._grading(question, turn, [answers[f"{question.question_id}-{n}"] for n in (1, 2)], repeat)
@@ -184,7 +181,6 @@ class MTBench(Benchmark):
         return row["score"] if 1 <= row["score"] <= 10 else None
 
     def published(self, file: Path, model: str | None = None) -> list[dict[str, Any]]:
-        """Read FastChat's judgments of one model."""
         categories = {q.question_id: q.category for q in self.bench} if self.folder or _installed() else {}
         rows = []
         for number, row in enumerate(of_one_model(read_jsonl(file), "model", model, file), 1):
@@ -249,7 +245,6 @@ class MTBench(Benchmark):
         write_jsonl(folder / "answers.jsonl", rows)
 
     def inputs(self) -> dict[str, Any]:
-        """Return the contents of questions, references and the judge's prompts."""
         questions = [[q.question_id, q.category, *q.turns, *(q.references or ())] for q in self.bench]
         prompts = [self.judge_prompts[name] for name in sorted(self.judge_prompts)]
         pinned = "".join(prompt["system_prompt"] + prompt["prompt_template"] for prompt in prompts)

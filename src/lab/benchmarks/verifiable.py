@@ -56,7 +56,6 @@ class Verifiable(Sampled):
 
     @cached_property
     def tasks(self) -> list[Any]:
-        """Return the held-out tasks."""
         from sgdpo.world.verifiable import held_out_prompts
 
         return held_out_prompts(self.world)[: self.limit]
@@ -102,7 +101,6 @@ class Verifiable(Sampled):
         ]
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the numbers. Win rates and `perfect` in per cent."""
         scores = self.scores(rows)
         perfect = 100 * sum(score == BEST for score in scores) / len(scores)
         return {**super().summarise(rows), **self._wins(rows), "perfect": perfect}

@@ -40,12 +40,10 @@ class Verdict:
 
     @property
     def numbers(self) -> str:
-        """Return the difference and its interval."""
         interval = self.comparison.difference
         return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
     def sentence(self) -> str:
-        """Return the verdict in words."""
         numbers = f"({self.numbers}, p = {self.adjusted:.3g})"
         if self.winner is None:
             return f"cannot say: {self.first} and {self.second} {numbers}"
@@ -114,7 +112,6 @@ def prompt_scores(folder: Path) -> dict[str, float]:
 
 
 def show(verdicts: Sequence[Verdict]) -> tuple[Table, list[str]]:
-    """Return the table of all pairs, and a sentence for each."""
     header = ["pair", "difference [95 %]", "won", "lost", "tied", "p", "p (Holm)"]
     rows = []
     for verdict in verdicts:

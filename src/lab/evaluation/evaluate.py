@@ -68,7 +68,6 @@ class Evaluation:
         self._done: dict[str, tuple[Path, dict[str, Any]]] = {}
 
     def of(self, run: Path) -> dict[str, Any]:
-        """Evaluate one run, write its samples and judgments, and put the result into its record."""
         return self._once(run, self.config, self.generator)[1]
 
     def answered(self, run: Path) -> tuple[Benchmark, list[Sample]]:
@@ -126,7 +125,6 @@ class Evaluation:
         )
 
     def _start(self, run: Path) -> Path | None:
-        """Return the folder of the SFT run that a run started from."""
         start = view_run(run)["start"]
         if start is None:
             log.info("%s has no SFT start: no win rate", run.name)
@@ -259,7 +257,6 @@ def match_published(
 def sample_rows(
     prompts: Sequence[Prompt], samples: Sequence[Sample], judgments: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the answers as they are written, each with what its judgment says."""
     judged = {row["prompt_id"]: row for row in judgments}
     rows = []
     for prompt, sample in zip(prompts, samples, strict=False):

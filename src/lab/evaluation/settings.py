@@ -42,7 +42,6 @@ class EvaluateConfig:
 
 
 def register_schema() -> None:
-    """Make the typed form known to Hydra; conf/evaluate.yaml names it first in its defaults."""
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
 
 

@@ -171,7 +171,6 @@ def keep(path: Path, key: str, found: Spread, **about: Any) -> None:
 
 
 def show(spreads: Mapping[str, Spread]) -> Table:
-    """Return a table of spreads, a benchmark a line."""
     header = ["judged twice", "n", "deviation", "same, %", "correlation", "flipped, %", "95 % interval alone"]
     rows = [
         [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -18,7 +19,8 @@ from lab.judging.requests import JudgeRequest
 from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.local_server import default_model, local_server, server_errors
 from lab.serving.reply import Reply
-from sgdpo.contract import Kind, binding_errors, build, settings_of
+from lab.serving.service import Service, open_service, service_errors
+from sgdpo.contract import Kind
 from sgdpo.store import hash_file, hash_json
 from sgdpo.values import Range
 
@@ -26,11 +28,11 @@ JUDGE = Kind("judge", key="class", required=("label",), parts=("ask",))
 SEEDS = 2**31  # what servers take
 
 
-class Judge:
+class Judge(Service):
     """Answer judge requests. Derive from it: `ask` is all that a judge must have.
 
     asks: whether benchmarks put questions to it. judgments: the file of its verdicts, if they were given before.
-    unusable: as in conf/judge/openai.yaml. label, settings, cache: set by open_judge, from the YAML.
+    unusable: as in conf/judge/openai.yaml. label: set by open_judge, from the YAML.
     """
 
     asks = True
@@ -38,15 +40,6 @@ class Judge:
     concurrency = 1
     unusable = "count"
     label = ""
-    settings = cast("Mapping[str, Any]", {})
-    cache = Path()
-
-    def errors(self) -> list[str]:
-        """List what is wrong with the settings together, as sentences with advice."""
-        return []
-
-    def open(self, stack: ExitStack) -> None:
-        """Make ready to answer; what must be closed in the end goes onto the stack."""
 
     def ask(self, request: JudgeRequest) -> Reply:
         """Answer one request; called from several threads if `concurrency` says so."""
@@ -55,10 +48,6 @@ class Judge:
     def identity(self) -> dict[str, Any]:
         """Return all that a reply depends on beside the request."""
         return {"judge": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
-
-    def cost(self) -> dict[str, Any]:
-        """Return requests, tokens and dollars of this process; nothing for a judge that costs nothing."""
-        return {}
 
 
 class Checker(Judge):
@@ -120,11 +109,8 @@ class EndpointJudge(Judge):
 
 
 @dataclass(kw_only=True)
-class OpenAIJudge(EndpointJudge, EndpointSettings):
+class OpenAIJudge(EndpointSettings, EndpointJudge):
     """Judge with an OpenAI-compatible endpoint."""
-
-    def errors(self) -> list[str]:
-        return EndpointSettings.errors(self)
 
     def open(self, stack: ExitStack) -> None:
         self.endpoint = Endpoint(self, self.cache)
@@ -153,22 +139,14 @@ class LocalJudge(EndpointJudge):
         self.endpoint = Endpoint(settings, self.cache, {**identity, "context": self.context})
 
 
-def judge_errors(settings: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
-    """List everything wrong with a judge's YAML and settings, as sentences with advice; nothing is started."""
-    if errors := binding_errors(JUDGE, settings, extra):
-        return errors
-    return [f"judge.{error}" for error in build(JUDGE, settings, extra).errors()]
+judge_errors = partial(service_errors, JUDGE)
 
 
 @contextmanager
 def open_judge(settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()) -> Iterator[Judge]:
     """Give the judge of a YAML for the length of a block. Raise ValueError with every error at once."""
-    if errors := judge_errors(settings, extra):
-        raise ValueError("\n".join(errors))
-    judge = build(JUDGE, settings, extra)
-    judge.label, judge.settings, judge.cache = settings["label"], settings_of(JUDGE, settings), cache
-    with ExitStack() as stack:
-        judge.open(stack)
+    with open_service(JUDGE, settings, cache, extra) as judge:
+        judge.label = settings["label"]
         yield judge
 
 
@@ -181,12 +159,11 @@ def ask_all(judge: Judge, requests: Sequence[JudgeRequest]) -> list[Reply]:
     """
     keys = [hash_json(request.keyed()) for request in requests]
     different = dict(zip(keys, requests, strict=True))
-    strict, workers = judge.unusable == "error", judge.concurrency
     replies = ask_each(
         lambda key: judge.ask(different[key]),
         list(different),
-        workers=workers,
-        strict=strict,
+        workers=judge.concurrency,
+        strict=judge.unusable == "error",
         what="judgments",
     )
     found = dict(tqdm(replies, total=len(different), desc="judgments", unit="judgment"))

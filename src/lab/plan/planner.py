@@ -1,24 +1,137 @@
 """Plan a run without running it: steps, tokens, memory a GPU, disk, hours; from the config alone.
 
-FLOPs of a token: 2 for each parameter it multiplies in a forward pass, twice that in the backward pass, and
-the forward pass again with activation checkpointing (the lm-head always computes its blocks again). The
-reference's pass is one forward pass. Attention's own products (below 5 % at these lengths) are left out.
-Hours = FLOPs / (GPUs x peak x utilisation).
+The work is counted where the data is at hand, and estimated where not. FLOPs of a token: 2 for each parameter it
+multiplies in a forward pass, twice that in the backward pass, and the forward pass again with activation checkpointing
+(the lm-head always computes its blocks again). The reference's pass is one forward pass. Attention's own products
+(below 5 % at these lengths) are left out. Hours = FLOPs / (GPUs x peak x utilisation).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
-from lab.plan.memory import CONTEXT, FLOAT, GB, States, activations, model_states
-from lab.plan.shapes import ModelShape, model_shape
-from lab.plan.workload import Workload, workload
+import numpy as np
+
+from lab.plan.memory import (
+    CONTEXT,
+    FLOAT,
+    GB,
+    ModelShape,
+    Row,
+    States,
+    activations,
+    model_shape,
+    model_states,
+)
 from sgdpo.config.identity import needs_start, start_config
 from sgdpo.config.schema import RunConfig
+from sgdpo.data.batching import rows_per_step, tokens_of
+from sgdpo.data.prepare import prepare
+from sgdpo.data.rows import Rows
+from sgdpo.data.sources import load_rows
 from sgdpo.method import bind_method
+from sgdpo.models.load import load_tokenizer
 
 # The rows of the paper's table 3 beside SFT: DPO, NCA, BCO, IPO, SamPO, SGDPO. They share start and reference.
 METHODS_OF_A_TABLE = 6
+# Files above this are estimated rather than tokenised for a plan.
+CHEAP_MB = 64
+# What is assumed of a set of which nothing is known: UltraFeedback's size and lengths (conf/data/ultrafeedback.yaml).
+UNKNOWN = {
+    "preference": {"rows": 61135, "tokens": [175, 295, 258]},
+    "sft": {"rows": 61135, "tokens": [0, 1200, 0]},
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Hold the size of one training run.
+
+    examples: in the training set. tokens, predicted: of one pass over it, all and trained ones, as packed.
+    rows: of a step and process. row: the longest one. counted: False if tokens are an estimate, which `source`
+    explains.
+    """
+
+    examples: int
+    tokens: int
+    predicted: int
+    steps: int
+    epochs: float
+    rows: int
+    row: Row
+    counted: bool
+    source: str
+
+
+def workload(config: RunConfig) -> Workload:
+    """Return the work of a run. Reads and tokenises data only if it is on this machine and small."""
+    local_tokenizer = config.model.path is None or Path(config.model.path).expanduser().is_dir()
+    rows = load_rows(config.data, config.method["phase"], "train", config.extra)
+    assert rows is not None, "load_rows lets no run without a training set through"
+    if not local_tokenizer or rows.remote or rows.size >= CHEAP_MB * 2**20:
+        return _estimated(config, rows)
+    tokenizer, phase = load_tokenizer(config.model), config.method["phase"]
+    lengths = prepare(config.data, phase, tokenizer, Path(config.cache), config.extra).train.lengths
+    return _of_lengths(config, lengths, True, "counted on the tokenised training set")
+
+
+def _world(config: RunConfig) -> int:
+    return config.engine.num_processes * config.engine.num_nodes
+
+
+def _of_lengths(config: RunConfig, lengths: np.ndarray, counted: bool, source: str) -> Workload:
+    layout, batch = config.trainer.layout, config.optimizer.batch_size
+    world = _world(config)
+    tokens, predicted = tokens_of(lengths, layout), lengths[:, 1] + lengths[:, 2]
+    budget = config.trainer.max_tokens_per_row
+    rows = rows_per_step(lengths, batch, world, budget, layout, seed=config.seed)
+    longest = int(min(max(budget, tokens.max()), math.ceil(tokens.mean() * batch / (rows * world) * 1.1)))
+    longest = max(longest, int(tokens.max()))
+    share = predicted.sum() / tokens.sum()
+    examples = len(lengths)
+    return Workload(
+        examples, int(tokens.sum()), int(predicted.sum()), *_steps(config, examples), rows,
+        Row(longest, math.ceil(longest * share)), counted, source,
+    )  # fmt: skip
+
+
+def _steps(config: RunConfig, examples: int) -> tuple[int, float]:
+    """Return the optimizer steps and the passes they make; a remainder below a batch is left out."""
+    optimizer = config.optimizer
+    per_epoch = max(examples // optimizer.batch_size, 1)
+    if optimizer.max_steps > 0:
+        return optimizer.max_steps, optimizer.max_steps / per_epoch
+    return math.ceil(optimizer.epochs * per_epoch), optimizer.epochs
+
+
+def _estimated(config: RunConfig, training_rows: Rows) -> Workload:
+    data, phase = config.data, config.method["phase"]
+    known = (data.facts or {}).get(phase)
+    facts = known or UNKNOWN[phase]
+    examples, tokens = min(facts["rows"], data.limit or facts["rows"]), facts["tokens"]
+    lengths = np.tile(np.array(tokens, np.int64), (examples, 1))
+    row = _estimated_row(config, lengths)
+    rows_known = f"{facts['rows']:,} rows {'by its card' if known else 'assumed, set data.limit'}"
+    source = f"estimated: {training_rows.name}, {rows_known}, {sum(tokens)} tokens a row on average"
+    world = _world(config)
+    totals = tokens_of(lengths, config.trainer.layout)
+    rows = math.ceil(int(totals[0]) * config.optimizer.batch_size / world / row.tokens * 1.05)
+    return Workload(
+        examples, int(totals.sum()), int(lengths[:, 1:].sum()), *_steps(config, examples), rows, row, False,
+        source,
+    )  # fmt: skip
+
+
+def _estimated_row(config: RunConfig, lengths: np.ndarray) -> Row:
+    """Return the row that a step fills: the budget, or less if a step's pairs do not fill one, or one pair."""
+    world = _world(config)
+    tokens = tokens_of(lengths[:1], config.trainer.layout)[0]
+    of_step = math.ceil(tokens * config.optimizer.batch_size / world)
+    longest_pair = config.data.max_length * (1 if config.method["phase"] == "sft" else 2)
+    size = max(min(config.trainer.max_tokens_per_row, of_step), min(longest_pair, of_step))
+    return Row(size, math.ceil(size * lengths[0, 1:].sum() / tokens))
 
 
 @dataclass(frozen=True)
@@ -40,13 +153,11 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Return the peak of one GPU as the run is set up."""
         used = self.config.trainer.activation_checkpointing
         return self.states.total + (self.activations_checkpointed if used else self.activations) + CONTEXT
 
     @property
     def fits(self) -> bool:
-        """Say whether the run fits engine.gpu_memory_gb."""
         return self.memory <= self.config.engine.gpu_memory_gb * GB
 
 
@@ -92,12 +203,12 @@ def peak_tflops(config: RunConfig) -> float:
 
 
 def render(plan: Plan) -> str:
-    """Return the plan as text."""
     parts = [*_work_lines(plan), "", *_memory_lines(plan), "", *_disk_lines(plan), "", *_hour_lines(plan)]
     if plan.start is not None:
         start = plan.start
-        parts += ["", "The SFT start, trained first unless it exists:", *_indented(_work_lines(start)[1:])]
-        parts += _indented([f"memory a GPU  {_gb(start.memory)}", f"GPU hours     {start.train_hours:,.1f}"])
+        lines = [f"memory a GPU  {_gb(start.memory)}", f"GPU hours     {start.train_hours:,.1f}"]
+        parts += ["", "The SFT start, trained first unless it exists:"]
+        parts += [f"  {line}" for line in (*_work_lines(start)[1:], *lines)]
     return "\n".join(parts)
 
 
@@ -105,7 +216,7 @@ def _work_lines(plan: Plan) -> list[str]:
     config, work = plan.config, plan.work
     unit = "conversations" if config.method["phase"] == "sft" else "pairs"
     tokens = f"{work.tokens / work.examples:,.0f} tokens each, {work.predicted / work.examples:,.0f} of them trained"
-    world = config.engine.num_processes * config.engine.num_nodes
+    world = _world(config)
     source = config.model.path or "random weights"
     return [
         f"Plan of {config.method['name']} on {config.data.name} with {config.model.name}; no weights were loaded.",
@@ -159,19 +270,15 @@ def _disk_lines(plan: Plan) -> list[str]:
 
 
 def _hour_lines(plan: Plan) -> list[str]:
-    engine = plan.config.engine
-    world = engine.num_processes * engine.num_nodes
+    engine, world = plan.config.engine, _world(plan.config)
     start = plan.start.train_hours if plan.start else 0.0
     table = METHODS_OF_A_TABLE * plan.train_hours + plan.reference_hours + start
     passes = 8 if plan.config.trainer.activation_checkpointing else 6
+    of_table = f"with one start and one reference; {table / world:,.1f} h"
     rows = (
         ("training", plan.train_hours, f"{plan.train_hours / world:,.2f} h on {world} GPUs"),
         ("reference, once", plan.reference_hours, "shared by all methods"),
-        (
-            f"a table of {METHODS_OF_A_TABLE} methods",
-            table,
-            f"with one start and one reference; {table / world:,.1f} h",
-        ),
+        (f"a table of {METHODS_OF_A_TABLE} methods", table, of_table),
     )
     return [
         f"GPU hours at {engine.utilisation:.0%} of {peak_tflops(plan.config):g} TFLOP/s, {plan.config.precision.name} "
@@ -181,10 +288,4 @@ def _hour_lines(plan: Plan) -> list[str]:
 
 
 def _gb(size: int) -> str:
-    if size < 0.1 * GB:
-        return f"{size / 1e6:9,.2f} MB"
-    return f"{size / GB:9,.2f} GB"
-
-
-def _indented(lines: list[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
+    return f"{size / 1e6:9,.2f} MB" if size < 0.1 * GB else f"{size / GB:9,.2f} GB"

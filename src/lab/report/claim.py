@@ -42,14 +42,12 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Say "held", "the opposite held" or "cannot be said"."""
         if self.overall.high < 0:
             return "held"
         return "the opposite held" if self.overall.low > 0 else "cannot be said"
 
 
 def check_claim(runs: Sequence[RunView]) -> list[Claim]:
-    """Check every model with finished runs of at least three ratios."""
     usable = [run for run in runs if run.status == "finished" and ratio_of(run)]
     by_name = {
         name: [run for run in usable if run["model"] == name] for name in {run["model"] for run in usable}

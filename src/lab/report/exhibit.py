@@ -54,7 +54,6 @@ class Exhibit:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Give the function's keywords."""
         return settings_of(KIND, self.config)
 
 

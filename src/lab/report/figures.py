@@ -84,7 +84,6 @@ def _spread(axes: Axes, values: Mapping[str, Any], scale: float) -> None:
 
 
 def _judged(values: Mapping[str, Any]) -> str:
-    """Say who judged what: whatever the measurement says of itself."""
     about = ("judge", "temperature", "run", "seed", "commit")
     named = [f"{key} {values[key]}" for key in about if values.get(key) is not None]
     count = len(values.get("differences") or [])

@@ -32,7 +32,6 @@ class Paper:
 
     @property
     def methods(self) -> list[str]:
-        """List the paper's methods as table 3 has them."""
         return list(next(iter(self.table3.values())))
 
     def title(self, model: str) -> str:

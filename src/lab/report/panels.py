@@ -74,7 +74,6 @@ def _draw_band(axes: Axes, line: tuple[Band, str, str], form: str = "-") -> tupl
 
 
 def why_empty(repeats: Repeats | None) -> str:
-    """Say why a panel has no curve: not run, failed, running or without this metric."""
     if repeats is None or not repeats.runs:
         return "not run"
     return "no such metric" if repeats.finished else ", ".join(sorted({run.status for run in repeats.runs}))

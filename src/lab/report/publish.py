@@ -48,7 +48,6 @@ def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Pat
 
 
 def _mixture(works: Sequence[Work]) -> str:
-    """Say which commits the results rest on, "" if it is one."""
     commits: dict[str, list[str]] = {}
     for path, work in works:
         for commit in whose(work).get("commits", ["unknown"]):

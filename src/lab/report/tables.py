@@ -206,7 +206,6 @@ def mtbench(
     baseline: str = "dpo",
     evaluation: str | None = None,
 ) -> Table:
-    """Show MT-Bench scores, 1 to 10: overall and by turn."""
     refuse_mixtures(runs)
     paper, key = load_paper(), choose_evaluation(runs, evaluation, benchmarks)
     cells = group(runs, lambda run: (run["model"], run["method"]))

@@ -72,7 +72,6 @@ class EndpointSettings:
     unusable: Literal["count", "again", "error"] = "count"
 
     def errors(self) -> list[str]:
-        """List what is wrong with the settings together, as sentences with advice."""
         errors = []
         try:
             address = urlsplit(self.base_url)
@@ -186,7 +185,6 @@ class Endpoint:
         raise EndpointError(self._named(f"{outcome.problem}; gave up after {tries}. Is the server up?"))
 
     def _try(self, key: str, request: Mapping[str, Any]) -> _Outcome:
-        """Send a request once."""
         address = f"{self.settings.base_url.rstrip('/')}/chat/completions"
         try:
             status, headers, text = self._wire.post(address, request, key, self.settings.timeout)

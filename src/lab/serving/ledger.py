@@ -43,7 +43,6 @@ class Budget:
         return (used.prompt * self.price_prompt + used.new * self.price_completion) / 1e6
 
     def check(self, spent: Tokens, after: Tokens, file: Path) -> None:
-        """Raise BudgetError if `after` passes a limit."""
         for name, limit, before, with_it in (
             ("budget_tokens", self.tokens, spent.prompt + spent.new, after.prompt + after.new),
             ("budget_dollars", self.dollars, round(self.cost(spent), 4), round(self.cost(after), 4)),
@@ -124,7 +123,6 @@ class Ledger:
             self.used += cost
 
     def report(self) -> dict[str, Any]:
-        """Return the cost as it goes into a result."""
         return {
             "requests": self.requests,
             "failed": self.failed,

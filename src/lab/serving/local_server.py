@@ -66,7 +66,6 @@ def local_server(model: Path, *, context: int = 8192) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve a model with one thread, until the process ends."""
     parser = Parser("Serve a GGUF model on 127.0.0.1.", prog="judge.py")
     parser.add_argument(
         "model", type=Path, nargs="?", help="a .gguf file; default: what `make judge` installed"

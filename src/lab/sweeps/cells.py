@@ -92,12 +92,10 @@ class Composer:
         return config
 
     def cell(self, overrides: Sequence[str], config: DictConfig | None = None) -> Cell:
-        """Return the cell of a valid config."""
         run = Run.of(to_run_config(self.compose(overrides) if config is None else config))
         return Cell(tuple(overrides), run, run.finished() is not None)
 
     def chooses_a_group(self, override: Override) -> bool:
-        """Say whether an override chooses a file of a group, rather than a value."""
         return self.loader.repository.group_exists(override.key_or_group)
 
 
@@ -235,7 +233,6 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
 
 
 def _refuse_unknown_keys(batch: Sequence[Sequence[str]], composer: Composer) -> None:
-    """Raise SweepError that names every key that no run has, once and not for every cell."""
     words = sorted({override for overrides in batch for override in overrides})
     parsed = [o for o in composer.parser.parse_overrides(words) if not o.is_hydra_override()]
     keys = {o.key_or_group for o in parsed if not composer.chooses_a_group(o)}
@@ -277,7 +274,6 @@ def _list_advice(overrides: Sequence[str], composer: Composer) -> str:
 
 
 def _duplicates(found: Sequence[tuple[int, str, Cell]]) -> dict[str, list[str]]:
-    """Find cells of one grid that are one and the same run."""
     errors: dict[str, list[str]] = {}
     seen: dict[tuple[int, str], tuple[str, Cell]] = {}
     for grid, label, cell in found:

@@ -83,7 +83,6 @@ def _text(value: Any) -> str:
 
 
 def experiment_results(outputs: Path, experiment: str, metric: str | None = None) -> Results:
-    """Return the results of an experiment. Raises ValueError without runs, or if none has the metric."""
     runs = require_runs(outputs, experiment, MAKE.format(experiment))
     roster = read_roster(Path(outputs) / experiment)
     # The SFT starts that a sweep trained on its way are no settings of it, unless it swept over them.
@@ -143,7 +142,6 @@ def _metrics_to_show(runs: Sequence[RunView]) -> list[str]:
 
 
 def metrics_of(runs: Sequence[RunView]) -> list[str]:
-    """Return every metric that one can select by, as it is written on the command line."""
     names = set()
     for run in runs:
         names |= {f"eval/{key}" for key in (run["final"] or {}).get("eval", {})}
@@ -272,7 +270,6 @@ def _four(value: float | None) -> str:
 
 
 def write_best(findings: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write best.json and best.md into the folder, and return their paths."""
     write_json(folder / "best.json", findings)
     write_whole(folder / "best.md", render_best(findings))
     return [folder / "best.json", folder / "best.md"]

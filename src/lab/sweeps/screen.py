@@ -70,7 +70,6 @@ class Screen:
             self.console.print(Text(f"        all its output: {cell.folder / OUTPUT}"))
 
     def tick(self) -> None:
-        """Refresh the live view if it is due."""
         if self.live is not None and time.monotonic() - self.drawn > REFRESH_SECONDS:
             self.drawn = time.monotonic()
             self.live.update(self.draw(), refresh=True)
@@ -100,7 +99,6 @@ class Screen:
         return f"{done}, {len(self.running)} running, {self.failed} failed, {rest}"
 
     def draw(self) -> Group:
-        """Return the live view: counts, a bar, and what each running cell does."""
         table = Table.grid(padding=(0, 2))
         for name, (cell, since) in self.running.items():
             now = describe_running(cell.folder, cell.run.start.folder if cell.run.start else None)

@@ -122,7 +122,6 @@ class SlurmQueue:
 
 
 def _in_queue(jobs: Sequence[str]) -> list[str]:
-    """Return which of these jobs, or of their arrays' tasks, wait or run."""
     if not jobs:
         return []
     return ask("squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}").split()

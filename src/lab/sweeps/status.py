@@ -49,7 +49,6 @@ class Roster:
     _beaten: float = 0.0
 
     def write(self) -> None:
-        """Write sweep.json, all or nothing."""
         fields = {key: value for key, value in vars(self).items() if key not in ("folder", "_beaten")}
         write_json(self.folder / ROSTER, {"format": FORMAT, **fields})
 

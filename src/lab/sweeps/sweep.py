@@ -82,7 +82,6 @@ def _through_launcher(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Seq
 
 
 def launch_local(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """Run the cells of a batch in processes of this machine; one JobReturn each, in the batch's order."""
     n_jobs = launcher.params["n_jobs"]
 
     def pool(task: Task, cells: Sequence[Cell], watchers: Sequence[Watcher]) -> list[Outcome]:
@@ -92,7 +91,6 @@ def launch_local(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobRetur
 
 
 def launch_slurm(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """Run the cells of a batch as Slurm jobs; one JobReturn each, in the batch's order."""
     from lab.sweeps.slurm import SlurmQueue  # submitit
 
     def queue(task: Task, cells: Sequence[Cell], watchers: Sequence[Watcher]) -> list[Outcome]:
@@ -232,7 +230,7 @@ def _seconds_beside_training(view: RunView) -> float:
 
 def _tokens(run: RunConfig, work: dict[str, int]) -> int:
     """Return the tokens that a run trains on, counted once for all runs of the same data and batches."""
-    from lab.plan.workload import workload  # transformers
+    from lab.plan.planner import workload  # transformers
 
     key = repr((run.data, run.model, run.optimizer, run.method["phase"], run.trainer.layout))
     if key not in work:

@@ -25,7 +25,6 @@ from sgdpo.processes import die_with_parent
 
 
 def main(script: str, function: str, parent: str) -> None:
-    """Serve cells until stdin closes."""
     die_with_parent(int(parent))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     task: Callable[[Any], Any] | None = None

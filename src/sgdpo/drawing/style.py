@@ -82,7 +82,6 @@ def smooth(values: Sequence[float], window: int) -> np.ndarray:
 
 
 def smoothing_window(count: int) -> int:
-    """Return an odd window of about a fifteenth of the curve."""
     return max(1, count // 15) | 1
 
 

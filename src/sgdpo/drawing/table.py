@@ -92,7 +92,6 @@ class Table:
             raise ValueError(f"{path} is not a table's JSON ({error}); make the table again") from None
 
     def footnotes(self) -> list[str]:
-        """List the footnotes in reading order, each once."""
         return list(dict.fromkeys(entry.note for row in self.rows for entry in row if entry.note))
 
     def shown(self) -> list[list[tuple[str, str]]]:
@@ -105,7 +104,6 @@ class Table:
         return [(str(n), note) for n, note in enumerate(self.footnotes(), 1)] + [("", f) for f in self.facts]
 
     def markdown(self) -> str:
-        """Write GitHub Markdown: title, table, footnotes, facts."""
         rule = ["---" if column < self.labels else "---:" for column in range(len(self.header))]
         lines = [f"### {self.title}", ""] if self.title else []
         lines += [_row([_md(head) for head in self.header]), f"|{'|'.join(rule)}|"]
@@ -115,7 +113,6 @@ class Table:
         return "\n".join([*lines, *below, ""])
 
     def latex(self) -> str:
-        """Write a LaTeX table for booktabs, footnotes and facts below the caption."""
         columns = "l" * self.labels + "r" * (len(self.header) - self.labels)
         return "\n".join(
             [
@@ -164,7 +161,6 @@ class Table:
         return "\n".join([*title, *map(str.rstrip, screen.file.getvalue().splitlines()), *notes])
 
     def write(self, folder: Path) -> list[Path]:
-        """Write <name>.md, .tex, .csv and .json into the folder; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{self.name}{form}" for form in FORMS]
         for path, text in zip(paths, (self.markdown(), self.latex(), self.csv()), strict=False):

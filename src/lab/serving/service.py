@@ -1,0 +1,49 @@
+"""What judges and generators have in common: a class and a YAML that names it, open for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from sgdpo.contract import Kind, binding_errors, build, settings_of
+
+
+class Service:
+    """Answer what it is asked. settings, cache: set by open_service, from the YAML."""
+
+    settings = cast("Mapping[str, Any]", {})
+    cache = Path()
+
+    def errors(self) -> list[str]:
+        """List what is wrong with the settings together, as sentences with advice."""
+        return []
+
+    def open(self, stack: ExitStack) -> None:
+        """Make ready to answer; what must be closed in the end goes onto the stack."""
+
+    def cost(self) -> dict[str, Any]:
+        """Return requests, tokens and dollars of this process; nothing for what costs nothing."""
+        return {}
+
+
+def service_errors(kind: Kind, settings: Mapping[str, Any], extra: Sequence[str] = ()) -> list[str]:
+    """List everything wrong with a YAML and its settings, as sentences with advice; nothing is started."""
+    if errors := binding_errors(kind, settings, extra):
+        return errors
+    return [f"{kind.group}.{error}" for error in build(kind, settings, extra).errors()]
+
+
+@contextmanager
+def open_service(
+    kind: Kind, settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()
+) -> Iterator[Any]:
+    """Give what a YAML names for the length of a block. Raise ValueError with every error at once."""
+    if errors := service_errors(kind, settings, extra):
+        raise ValueError("\n".join(errors))
+    service = build(kind, settings, extra)
+    service.settings, service.cache = settings_of(kind, settings), cache
+    with ExitStack() as stack:
+        service.open(stack)
+        yield service
