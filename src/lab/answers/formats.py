@@ -62,10 +62,15 @@ def read_outputs(path: str) -> list[dict[str, Any]]:
     twice.
     """
     rows = read_rows(locate(path), ("instruction", "output"))
+    refuse_twice(path, rows)
+    return rows
+
+
+def refuse_twice(file: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if an instruction comes twice."""
     twice = [text for text, count in Counter(row["instruction"] for row in rows).items() if count > 1]
     if twice:
-        raise ValueError(f"{path}: {len(twice)} instructions come twice (first: {twice[0][:60]!r})")
-    return rows
+        raise ValueError(f"{file}: {len(twice)} instructions come twice (first: {twice[0][:60]!r})")
 
 
 def read_answers(file: Path, model: str | None = None) -> dict[int, tuple[str, str]]:

@@ -148,8 +148,9 @@ class VllmGenerator(OwnModel):
         import vllm
 
         self.loaded = self.loaded or vllm.LLM(model=self.model.path, dtype=self.dtype)
+        stops = stop_ids(self.tokenizer)
         drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        drawn |= {"max_tokens": sampling.max_new_tokens, "stop_token_ids": stop_ids(self.tokenizer)}
+        drawn |= {"max_tokens": sampling.max_new_tokens, "stop_token_ids": stops}
         for start in range(0, len(prompts), VLLM_BATCH):
             chunk = prompts[start : start + VLLM_BATCH]
             seeds = [prompt_seed(sampling.seed, prompt.prompt_id) for prompt in chunk]
@@ -157,10 +158,7 @@ class VllmGenerator(OwnModel):
                 [{"prompt_token_ids": prompt_ids(self.tokenizer, prompt)} for prompt in chunk],
                 [vllm.SamplingParams(**drawn, seed=seed) for seed in seeds],
             )
-            yield [
-                self._sample(p, out.outputs[0], drawn["stop_token_ids"])
-                for p, out in zip(chunk, outputs, strict=True)
-            ]
+            yield [self._sample(p, out.outputs[0], stops) for p, out in zip(chunk, outputs, strict=True)]
 
     def _sample(self, prompt: Prompt, output: Any, stops: list[int]) -> Sample:
         ids = [token for token in output.token_ids if token not in stops]

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab.answers.formats import locate, of_one_model, read_outputs, read_rows, write_list
+from lab.answers.formats import locate, of_one_model, read_outputs, read_rows, refuse_twice, write_list
 from lab.answers.prompts import Prompt, Sample
-from lab.benchmarks.benchmark import Judgment, Sampled, Seed
+from lab.benchmarks.benchmark import Judgment, Sampled, Seed, markers_met
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.requests import JudgeRequest
 from lab.serving.reply import Reply
@@ -53,11 +52,11 @@ class AlpacaEval(Sampled):
     order_seed: Seed = 0
 
     def errors(self) -> list[str]:
-        if self.gamed and not self.difficulties:
-            return [
-                "benchmark.gamed needs the instructions' difficulties too: set benchmark.difficulties, or gamed=null"
-            ]
-        return []
+        if self.difficulties or not self.gamed:
+            return []
+        return [
+            "benchmark.gamed needs the instructions' difficulties too: set benchmark.difficulties, or gamed=null"
+        ]
 
     @cached_property
     def theirs(self) -> list[dict[str, Any]]:
@@ -91,9 +90,8 @@ class AlpacaEval(Sampled):
         }
         texts = [answer.text for answer in (shown[::-1] if facts["switched"] else shown)]
         values = {"instruction": instruction, "output_1": texts[0], "output_2": texts[1]}
-        messages = tuple(
-            {"role": role, "content": fill(content, values)} for role, content in split_chat(self.template)
-        )
+        chat = split_chat(self.template)
+        messages = tuple({"role": role, "content": fill(content, values)} for role, content in chat)
         return JudgeRequest(
             messages,
             temperature=1.0 if self.weighted else 0.0,
@@ -125,9 +123,7 @@ class AlpacaEval(Sampled):
     def published(self, file: Path, model: str | None = None) -> list[dict[str, Any]]:
         rows = read_rows(file, ("instruction", "output_1", "output_2"))
         rows = of_one_model(rows, "generator_2", model, file)
-        twice = [text for text, n in Counter(row["instruction"] for row in rows).items() if n > 1]
-        if twice:
-            raise ValueError(f"{file}: {len(twice)} instructions come twice (first: {twice[0][:60]!r})")
+        refuse_twice(file, rows)
         return [
             {
                 "prompt_id": hash_text(row["instruction"]),
@@ -149,22 +145,16 @@ class AlpacaEval(Sampled):
         won_B = self.scores(rows)
         rate, characters = win_rate(won_B), [row["characters"] for row in rows]
         lc = length_controlled(
-            [math.nan if row["preference"] is None else row["preference"] for row in rows],
+            [row["preference"] for row in rows],
             characters,
             [row["baseline_characters"] for row in rows],
             **self.control([row["prompt_id"] for row in rows]),
         )
         return {
-            "win_rate": rate.value,
-            "win_rate_se": rate.error,
-            "win_rate_low": rate.low,
-            "win_rate_high": rate.high,
+            **rate.fields("win_rate"),
             "discrete_win_rate": discrete_win_rate(won_B),
-            "lc_win_rate": lc.value,
-            "lc_win_rate_se": lc.error,
-            "lc_form": lc.form,
-            "answers_with_markers": sum(bool(row.get("markers")) for row in rows),
-            "answers_asking_for_a_rating": sum(bool(row.get("demands")) for row in rows),
+            **lc.fields(),
+            **markers_met(rows),
             "unparsable": len(rows) - len(won_B),
             "n": len(rows),
         }
@@ -175,9 +165,8 @@ class AlpacaEval(Sampled):
 
         given: dict[str, Any] = {"difficulty_B": None, "gamed": None}
         if self.difficulties:
-            numbering = [
-                hash_text(row["instruction"]) for row in read_outputs(self.numbering or self.baseline)
-            ]
+            numbered = read_outputs(self.numbering or self.baseline)
+            numbering = [hash_text(row["instruction"]) for row in numbered]
             given["difficulty_B"] = read_difficulties(self.difficulties, numbering, prompt_ids)
         if self.gamed:
             table = pd.read_csv(locate(self.gamed))
@@ -200,17 +189,18 @@ class AlpacaEval(Sampled):
         for row, sample, judgment in zip(self.theirs, samples, judgments, strict=True):
             about = {"instruction": row["instruction"], "generator": name, "dataset": "alpaca_eval"}
             outputs.append({**about, "output": sample.text})
-            annotation = {
-                "instruction": row["instruction"],
-                "output_1": row["output"],
-                "generator_1": str(row.get("generator") or "baseline"),
-                "output_2": sample.text,
-                "generator_2": name,
-                "annotator": WEIGHTED if self.weighted else FROM_TEXT,
-                "preference": None if judgment.score is None else 1 + judgment.score,
-                "raw_completion": None if judgment.reply is None else _raw(judgment.reply),
-            }
-            annotations.append(annotation)
+            annotations.append(
+                {
+                    "instruction": row["instruction"],
+                    "output_1": row["output"],
+                    "generator_1": str(row.get("generator") or "baseline"),
+                    "output_2": sample.text,
+                    "generator_2": name,
+                    "annotator": WEIGHTED if self.weighted else FROM_TEXT,
+                    "preference": None if judgment.score is None else 1 + judgment.score,
+                    "raw_completion": None if judgment.reply is None else _raw(judgment.reply),
+                }
+            )
         write_list(folder / "model_outputs.json", outputs)
         write_list(folder / "annotations.json", annotations)
 

@@ -120,15 +120,9 @@ class Benchmark:
         """Return the numbers of a result from judgments' rows. Raise ValueError if too many say nothing."""
         from lab.benchmarks.statistics import bootstrap  # numpy; whoever only checks settings needs none
 
-        interval = bootstrap(self.scores(rows), seed=self.seed)
-        return {
-            "score_mean": interval.value,
-            "score_se": interval.error,
-            "score_low": interval.low,
-            "score_high": interval.high,
-            "unparsable": len(rows) - len(self.scores(rows)),
-            "n": len(rows),
-        }
+        scores = self.scores(rows)
+        interval = bootstrap(scores, seed=self.seed).fields("score", mean="score_mean")
+        return {**interval, "unparsable": len(rows) - len(scores), "n": len(rows)}
 
     def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
         """Write answers and judgments in the benchmark's published form too, if it has one."""
@@ -159,6 +153,14 @@ class Sampled(Benchmark):
 
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.seed)
+
+
+def markers_met(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the answers that held the judge's markers, and those that asked for a rating (`guard.py`)."""
+    return {
+        "answers_with_markers": sum(bool(row.get("markers")) for row in rows),
+        "answers_asking_for_a_rating": sum(bool(row.get("demands")) for row in rows),
+    }
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

@@ -29,8 +29,6 @@ FOLDS = 5
 GAMED_WEIGHT = 0.2
 # Two gamed baselines share that weight.
 GAMED_BASELINES = 2
-
-
 FEWEST_PROMPTS = 10
 # Wins and losses, counted in shares, that a fit of two or three coefficients needs of each kind.
 FEWEST_OF_A_KIND = 5
@@ -43,9 +41,12 @@ class LengthControlled:
     value and error are None where the data cannot say; form then says why.
     """
 
-    value: float | None
-    error: float | None
-    form: str
+    value: float | None = None
+    error: float | None = None
+    form: str | None = None
+
+    def fields(self) -> dict[str, float | str | None]:
+        return {"lc_win_rate": self.value, "lc_win_rate_se": self.error, "lc_form": self.form}
 
 
 def length_controlled(
@@ -82,9 +83,8 @@ def length_controlled(
     error = 100 * float(np.std(predicted_B, ddof=1) / np.sqrt(len(predicted_B)))
     if difficulty_B is None:
         error = _level_error(features[known_B], target_B[known_B])
-    return LengthControlled(
-        100 * float(predicted_B.mean()), error, "plain" if gamed is None else "regularised"
-    )
+    form = "plain" if gamed is None else "regularised"
+    return LengthControlled(100 * float(predicted_B.mean()), error, form)
 
 
 def _missing(target_B: NDArray) -> str:
@@ -142,14 +142,9 @@ def _fit(rows: NDArray, targets: NDArray, weights: NDArray, strength: float) -> 
     """Fit probabilities: each row counts once as won with weight p and once as lost with weight 1 - p."""
     n = len(rows)
     model = LogisticRegression(
-        C=strength,
-        l1_ratio=1.0,
-        solver="liblinear",
-        fit_intercept=False,
-        random_state=123,
-        tol=1e-7,
+        C=strength, l1_ratio=1.0, solver="liblinear", fit_intercept=False, random_state=123, tol=1e-7,
         max_iter=2000,
-    )
+    )  # fmt: skip
     both = np.concatenate([weights * targets, weights * (1 - targets)])
     return model.fit(np.vstack([rows, rows]), np.repeat([1, 0], n), sample_weight=both)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from lab.answers.formats import of_one_model, read_answers
 from lab.answers.prompts import Prompt, Sample, Sampling
-from lab.benchmarks.benchmark import Benchmark, Count, Judgment, Share
+from lab.benchmarks.benchmark import Benchmark, Count, Judgment, Share, markers_met
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.requests import JudgeRequest
 from lab.serving.reply import Reply
@@ -29,15 +29,9 @@ from sgdpo.store import hash_text, read_jsonl, write_jsonl
 
 # FastChat's temperature_config; categories that are not named get 0.7.
 TEMPERATURES = {
-    "writing": 0.7,
-    "roleplay": 0.7,
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-    "stem": 0.1,
-    "humanities": 0.1,
-}
+    "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0,
+    "stem": 0.1, "humanities": 0.1,
+}  # fmt: skip
 OTHER_TEMPERATURE = 0.7
 JUDGE_TOKENS = 2048
 GRAMMAR = 'root ::= "Rating: [[" ("10" | [1-9]) "]]"'
@@ -208,30 +202,25 @@ class MTBench(Benchmark):
         """
         from lab.benchmarks.statistics import bootstrap
 
-        known = [(row, self.score_of(row)) for row in rows]
-        count = len(self.scores(rows))
-        by_question: dict[int, list[float]] = {}
-        for row, score in known:
-            if score is not None:
+        scores, by_question = self.scores(rows), {}
+        for row in rows:
+            if (score := self.score_of(row)) is not None:
                 by_question.setdefault(row["question_id"], []).append(score)
         sums, counts = [sum(v) for v in by_question.values()], [len(v) for v in by_question.values()]
-        overall = bootstrap(sums, counts, seed=self.seed)
         categories = dict.fromkeys(row["category"] for row in rows if row.get("category"))
         return {
-            "overall": overall.value,
-            "overall_se": overall.error,
-            "overall_low": overall.low,
-            "overall_high": overall.high,
-            "turn1": _mean(score for row, score in known if row["turn"] == 1),
-            "turn2": _mean(score for row, score in known if row["turn"] == 2),
-            "categories": {
-                name: _mean(s for row, s in known if row["category"] == name) for name in categories
-            },
-            "unparsable": len(rows) - count,
-            "answers_with_markers": sum(bool(row.get("markers")) for row in rows),
-            "answers_asking_for_a_rating": sum(bool(row.get("demands")) for row in rows),
+            **bootstrap(sums, counts, seed=self.seed).fields("overall"),
+            **{f"turn{turn}": self._mean(rows, "turn", turn) for turn in (1, 2)},
+            "categories": {name: self._mean(rows, "category", name) for name in categories},
+            "unparsable": len(rows) - len(scores),
+            **markers_met(rows),
             "n": len({row["question_id"] for row in rows}),
         }
+
+    def _mean(self, rows: Sequence[Mapping[str, Any]], key: str, value: Any) -> float | None:
+        scores = [self.score_of(row) for row in rows if row[key] == value]
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if known else None
 
     def write(self, folder: Path, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> None:
         """Write FastChat's answers. The id is made of the answer: no clock, no chance."""
@@ -302,8 +291,3 @@ def _there(file: Path) -> Path:
             f"{file} does not exist; `make mtbench` installs MT-Bench's files, or set benchmark.folder"
         )
     return file
-
-
-def _mean(scores: Any) -> float | None:
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else None

@@ -28,6 +28,11 @@ class Interval:
     low: float
     high: float
 
+    def fields(self, name: str, mean: str = "") -> dict[str, float]:
+        """Give the interval as a result's fields; mean: what the estimate is called, if not by the name."""
+        ends = {f"{name}_low": self.low, f"{name}_high": self.high}
+        return {mean or name: self.value, f"{name}_se": self.error, **ends}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -120,8 +125,9 @@ def compare(ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0) -> Comparison:
     """
     ours_B, theirs_B = _pair(ours, theirs)
     difference_B = ours_B - theirs_B
-    counts = _won_lost_tied(difference_B)
-    return Comparison(bootstrap(difference_B, seed=seed), *counts, _sign_flip(difference_B, seed))
+    wins, losses = int((difference_B > 0).sum()), int((difference_B < 0).sum())
+    ties = len(difference_B) - wins - losses
+    return Comparison(bootstrap(difference_B, seed=seed), wins, losses, ties, _sign_flip(difference_B, seed))
 
 
 def compare_over_seeds(ours_SP: ArrayLike, theirs_SP: ArrayLike, *, seed: int = 0) -> Comparison:
@@ -154,11 +160,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted.tolist()
-
-
-def _won_lost_tied(difference_B: NDArray) -> tuple[int, int, int]:
-    wins, losses = int((difference_B > 0).sum()), int((difference_B < 0).sum())
-    return wins, losses, len(difference_B) - wins - losses
 
 
 def _sign_flip(difference_B: NDArray, seed: int) -> float:

@@ -20,15 +20,6 @@ from sgdpo.store import read_jsonl
 BEST = 10
 START = "start"  # baseline: the SFT run that the run started from
 SAMPLES = "samples.jsonl"
-WINS = (
-    "win_rate",
-    "win_rate_se",
-    "win_rate_low",
-    "win_rate_high",
-    "lc_win_rate",
-    "lc_win_rate_se",
-    "lc_form",
-)
 
 
 @dataclass(kw_only=True)
@@ -106,17 +97,16 @@ class Verifiable(Sampled):
         return {**super().summarise(rows), **self._wins(rows), "perfect": perfect}
 
     def _wins(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        from lab.benchmarks.length_control import length_controlled
-        from lab.benchmarks.statistics import win_rate
+        from lab.benchmarks.length_control import LengthControlled, length_controlled
+        from lab.benchmarks.statistics import Interval, win_rate
 
         if any("preference" not in row for row in rows):
-            return dict.fromkeys(WINS)
+            return {**Interval(None, None, None, None).fields("win_rate"), **LengthControlled().fields()}
         won_B, ours_B, theirs_B = (
             [row[key] for row in rows] for key in ("preference", "characters", "baseline_characters")
         )
         rate, lc = win_rate(won_B), length_controlled(won_B, ours_B, theirs_B)
-        values = (rate.value, rate.error, rate.low, rate.high, lc.value, lc.error, lc.form)
-        return dict(zip(WINS, values, strict=True))
+        return {**rate.fields("win_rate"), **lc.fields()}
 
 
 def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -24,17 +24,15 @@ def show(benchmark: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     metrics = dict(benchmark.get("metrics") or {"score_mean": "score"})
     if any("tasks" in result for result in results.values()):
         results = {run: _by_task(result) for run, result in results.items()}
-        metrics = dict.fromkeys(key for result in results.values() for key in result) | {}
-        metrics = {key: key for key in metrics}
+        metrics = {key: key for result in results.values() for key in result}
     headings = {**metrics, **{key: text for key, text in COUNTS.items() if key not in metrics}}
     shown = [key for key in headings if any(result.get(key) is not None for result in results.values())]
     rows: list[list[Entry | str]] = [
         [Path(run).name, *[_entry(result, key) for key in shown]] for run, result in results.items()
     ]
     facts = [f"{Path(run).name}: {note}" for run, result in results.items() for note in _notes(result)]
-    return Table(
-        benchmark, "", ["run", *[headings[key] for key in shown]], rows, 1, list(dict.fromkeys(facts))
-    )
+    header = ["run", *[headings[key] for key in shown]]
+    return Table("evaluation", "", header, rows, 1, list(dict.fromkeys(facts)))
 
 
 def score_files(
@@ -55,8 +53,8 @@ def score_files(
     results = {}
     for file in files:
         rows = benchmark.published(_there(file), model)
-        by = {str(row["judge"]): None for row in rows if row.get("judge")}
-        judged_by = {"judge": ", ".join(by) or None, "model": rows[0].get("model")}
+        judges = dict.fromkeys(str(row["judge"]) for row in rows if row.get("judge"))
+        judged_by = {"judge": ", ".join(judges) or None, "model": rows[0].get("model")}
         results[str(file)] = {**benchmark.summarise(rows), **judged_by}
     return config.benchmark, results
 

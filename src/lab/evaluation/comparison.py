@@ -68,14 +68,11 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
     scores = {str(view.folder): prompt_scores(view.folder / "eval" / evaluation) for view in views}
     for view in views[1:]:
         refuse_other_identity(views[0], view, evaluation)
-    names = _short(list(scores))
-    pairs = list(combinations(scores, 2))
+    names, pairs = _short(list(scores)), list(combinations(scores, 2))
     compared = [compare(*_paired(a, b, scores[a], scores[b]), seed=seed) for a, b in pairs]
     adjusted = holm([comparison.p_value for comparison in compared])
-    return [
-        Verdict(names[a], names[b], comparison, p)
-        for (a, b), comparison, p in zip(pairs, compared, adjusted, strict=True)
-    ]
+    found = zip(pairs, compared, adjusted, strict=True)
+    return [Verdict(names[a], names[b], comparison, p) for (a, b), comparison, p in found]
 
 
 def refuse_other_identity(first: RunView, second: RunView, evaluation: str) -> None:

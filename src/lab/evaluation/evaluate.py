@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Evaluation:
     ) -> tuple[Path, dict[str, Any]]:
         run_config = read_config(run)
         benchmark = build_benchmark(config, self._subject(run, run_config))
-        before = {name: bill() for name, bill in self._bills().items()}
+        before = self._bills()
         prompts = benchmark.prompts()
         identity = self._identity(config, benchmark, prompts, generator)
         judged_by = benchmark.decides or self.judge.label
@@ -108,21 +109,15 @@ class Evaluation:
         benchmark.write(folder, samples, judgments)
         result = {**benchmark.summarise(rows), **lengths(samples), "identity": identity}
         result |= {"sampling": asdict(benchmark.sampling()), "judge": judged_by}
-        result["samples"] = str(Path("eval") / key / "samples.jsonl")
-        result |= {
-            name: {k: v - before[name].get(k, 0) for k, v in bill().items() if isinstance(v, int | float)}
-            for name, bill in self._bills().items()
-            if bill()
-        }
+        result |= {"samples": f"eval/{key}/samples.jsonl", **self._paid_since(before)}
         write_json(folder / "result.json", result)
         amend_record(run, eval={key: result})
         add_evaluation(run, run_config.tracking, key, result, shown)
         return folder, result
 
     def _subject(self, run: Path, run_config: RunConfig) -> Subject:
-        return Subject(
-            run.name, run, run_config, self.config.device, lambda: self._start(run), self._evaluate_another
-        )
+        start = partial(self._start, run)
+        return Subject(run.name, run, run_config, self.config.device, start, self._evaluate_another)
 
     def _start(self, run: Path) -> Path | None:
         start = view_run(run)["start"]
@@ -152,10 +147,8 @@ class Evaluation:
                 f"{run} was trained with code that its model brings; if you trust it, say trust_remote_code=true"
             )
         # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
-        model = replace(
-            run_config.model, name=run.name, path=str(run / "model"), revision=None, chat_template=None
-        )
-        return generator.of(model, self.config.device)
+        own = {"name": run.name, "path": str(run / "model"), "revision": None, "chat_template": None}
+        return generator.of(replace(run_config.model, **own), self.config.device)
 
     def _identity(
         self, config: EvaluateConfig, benchmark: Benchmark, prompts: Sequence[Prompt], generator: Generator
@@ -169,8 +162,15 @@ class Evaluation:
             "judge": benchmark.decides or self.judge.identity(),
         }
 
-    def _bills(self) -> dict[str, Any]:
-        return {"cost": self.judge.cost, "generation_cost": self.generator.cost}
+    def _bills(self) -> dict[str, dict[str, Any]]:
+        return {"cost": self.judge.cost(), "generation_cost": self.generator.cost()}
+
+    def _paid_since(self, before: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            name: {k: v - before[name].get(k, 0) for k, v in bill.items() if isinstance(v, int | float)}
+            for name, bill in self._bills().items()
+            if bill
+        }
 
 
 def key_of(run: Path, config: EvaluateConfig, judge: str, identity: Mapping[str, Any]) -> str:
@@ -182,21 +182,18 @@ def key_of(run: Path, config: EvaluateConfig, judge: str, identity: Mapping[str,
 
 def answer(generator: Generator, prompts: Sequence[Prompt], sampling: Sampling, cache: Path) -> list[Sample]:
     """Answer all prompts, in their order: those that follow another one after it, each with its temperature."""
-    conversations: dict[str, tuple[Mapping[str, str], ...]] = {}
+    conversations: dict[str | None, tuple[Mapping[str, str], ...]] = {None: ()}
     samples: dict[str, Sample] = {}
     left = list(prompts)
     while left:
-        ready = [p for p in left if p.follows is None or p.follows in samples]
+        ready = [prompt for prompt in left if prompt.follows in conversations]
         if not ready:
             raise ValueError(f"prompt {left[0].prompt_id!r} follows {left[0].follows!r}, which is not asked")
-        asked = [
-            replace(p, messages=(*conversations.get(p.follows or "", ()), *p.messages), follows=None)
-            for p in ready
-        ]
+        asked = [replace(p, messages=(*conversations[p.follows], *p.messages), follows=None) for p in ready]
         for heat in sorted({_heat(p, sampling) for p in asked}):
             group = [p for p in asked if _heat(p, sampling) == heat]
-            for sample in generate(generator, group, replace(sampling, temperature=heat), cache):
-                samples[sample.prompt_id] = sample
+            answers = generate(generator, group, replace(sampling, temperature=heat), cache)
+            samples |= {sample.prompt_id: sample for sample in answers}
         for p in asked:
             said = {"role": "assistant", "content": samples[p.prompt_id].text}
             conversations[p.prompt_id] = (*p.messages, said)
@@ -215,11 +212,8 @@ def judge_samples(
     requests = benchmark.questions(samples, repeat)
     if judge.judgments is not None and not benchmark.decides:
         published = benchmark.published(judge.judgments, getattr(judge, "model", None))
-        rows = match_published(published, requests, judge.judgments)
-        return [
-            Judgment(request, None, benchmark.score_of(row))
-            for request, row in zip(requests, rows, strict=True)
-        ]
+        matched = zip(requests, match_published(published, requests, judge.judgments), strict=True)
+        return [Judgment(request, None, benchmark.score_of(row)) for request, row in matched]
     asked = [request for request in requests if request.decided is None]
     replies = iter(ask_all(judge, asked) if asked else ())
     judgments = []
@@ -257,16 +251,11 @@ def match_published(
 def sample_rows(
     prompts: Sequence[Prompt], samples: Sequence[Sample], judgments: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    judged = {row["prompt_id"]: row for row in judgments}
-    rows = []
+    judged, rows = {row["prompt_id"]: row for row in judgments}, []
     for prompt, sample in zip(prompts, samples, strict=False):
-        own = {key: value for key, value in asdict(sample).items() if key != "text"}
-        about = {
-            "prompt_id": sample.prompt_id,
-            "prompt": prompt.messages[-1]["content"],
-            "response": sample.text,
-        }
-        rows.append({**judged.get(sample.prompt_id, {}), **own, **about, "characters": len(sample.text)})
+        row = {**judged.get(sample.prompt_id, {}), **asdict(sample), "prompt": prompt.messages[-1]["content"]}
+        row["response"] = row.pop("text")
+        rows.append({**row, "characters": len(sample.text)})
     return rows
 
 

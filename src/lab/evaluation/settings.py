@@ -56,10 +56,9 @@ def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
     given = [word.partition("=") for word in words if word.startswith(CONFIG_DIR)]
     folders = ",".join(_quoted(f"file://{Path(folder).resolve()}") for _, _, folder in given)
     overrides = [word for word in words if not word.startswith(CONFIG_DIR)]
+    overrides += [f"hydra.searchpath=[{folders}]"] if folders else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_evaluate_config(
-            compose("evaluate", [*overrides, *([f"hydra.searchpath=[{folders}]"] if folders else [])])
-        )
+        return to_evaluate_config(compose("evaluate", overrides))
 
 
 def runs_first(arguments: Sequence[str]) -> list[str]:

@@ -52,9 +52,7 @@ def spread(scores_RB: Sequence[Sequence[float | None]], middle: float | None) ->
 
     An answer that any repeat left unparsable is left out and counted; more than 5 % are refused.
     """
-    table = np.array(
-        [[np.nan if value is None else value for value in row] for row in scores_RB], dtype=float
-    )
+    table = np.array(scores_RB, dtype=float)  # None becomes NaN
     if table.ndim != 2 or min(table.shape) < 2:
         raise ValueError(f"judge variance needs at least 2 judgments of 2 answers, got {table.shape}")
     known_B = np.isfinite(table).all(0)
@@ -91,9 +89,9 @@ def measure_all(
     """
     spreads: dict[str, Spread] = {}
     for name, *paths in files:
-        benchmark = build_benchmark(compose_evaluation([f"benchmark={name}"]))
-        spreads[f"{name}-files"] = read_spread(benchmark, paths)
-        keep(output, f"{name}-files", spreads[f"{name}-files"], scale=benchmark.scale, files=list(paths))
+        benchmark, key = build_benchmark(compose_evaluation([f"benchmark={name}"])), f"{name}-files"
+        spreads[key] = read_spread(benchmark, paths)
+        keep(output, key, spreads[key], scale=benchmark.scale, files=list(paths))
     if not files:
         _require(words, repeats)
         for config in [compose_evaluation(runs_first([f"benchmark={name}", *words])) for name in benchmarks]:
@@ -125,14 +123,10 @@ def measure(config: EvaluateConfig, repeats: int) -> tuple[str, Spread, dict[str
             for repeat, column in enumerate(columns):
                 judged = judge_samples(benchmark, samples, judge, repeat)
                 column += [judgment.score for judgment in judged]
-        key = f"{config.benchmark['name']}-{benchmark.decides or judge.label}"
-        about = {
-            "scale": benchmark.scale,
-            "judge": benchmark.decides or judge.label,
-            "judged_by": benchmark.decides or judge.identity(),
-            "runs": [_origin(Path(run)) for run in config.runs],
-        }
-    return key, spread(columns, benchmark.middle), about
+        judged_by = benchmark.decides or judge.identity()
+        about = {"scale": benchmark.scale, "judge": benchmark.decides or judge.label, "judged_by": judged_by}
+        about["runs"] = [_origin(Path(run)) for run in config.runs]
+    return f"{config.benchmark['name']}-{about['judge']}", spread(columns, benchmark.middle), about
 
 
 def _origin(run: Path) -> dict[str, Any]:
@@ -172,18 +166,16 @@ def keep(path: Path, key: str, found: Spread, **about: Any) -> None:
 
 def show(spreads: Mapping[str, Spread]) -> Table:
     header = ["judged twice", "n", "deviation", "same, %", "correlation", "flipped, %", "95 % interval alone"]
-    rows = [
-        [
-            key,
-            str(found.n),
+    rows = []
+    for key, found in spreads.items():
+        flips = number(None if found.flips is None else 100 * found.flips, 1)
+        shares = [
             number(found.deviation, 3),
             number(100 * found.same, 0),
             number(found.correlation, 3),
-            number(None if found.flips is None else 100 * found.flips, 1),
-            f"± {found.interval:.3f}",
+            flips,
         ]
-        for key, found in spreads.items()
-    ]
+        rows.append([key, str(found.n), *shares, f"± {found.interval:.3f}"])
     return Table("judge_variance", "", header, rows)
 
 
