@@ -66,6 +66,16 @@ class Options:
     def judging(self) -> list[str]:
         return [argument for argument in self.arguments if argument.startswith(JUDGING)]
 
+    @property
+    def places(self) -> list[str]:
+        return [f"outputs={self.outputs}", f"cache={self.outputs}/cache"]
+
+    def experiment(self, exhibit: Exhibit) -> str:
+        return f"{exhibit.experiment}{self.suffix}"
+
+    def folder(self, exhibit: Exhibit) -> str:
+        return f"{self.outputs}/{exhibit.name}{self.suffix}"
+
 
 @cache
 def load_scales() -> dict[str, Any]:
@@ -84,19 +94,17 @@ def option_errors(options: Options) -> list[str]:
     if errors or options.target == EVERYTHING:
         return errors
     exhibit = find_exhibit(options.target)
-    pairs = [
-        (name, options.judge or options.of_scale["judge"]) for name in twice_judged(options) if exhibit.twice
-    ]
-    pairs += [judged_by(exhibit, options)] if exhibit.judged else []
+    pairs = [judged_by(exhibit, options)] if exhibit.judged else []
+    if exhibit.twice:
+        judge = options.judge or options.of_scale["judge"]
+        pairs += [(name, judge) for name in twice_judged(options)]
     return [error for benchmark, judge in pairs for error in _judging_errors(benchmark, judge, options)]
 
 
 def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
-    more = [*options.judging, f"outputs={options.outputs}"]
+    words = [f"benchmark={benchmark}", f"judge={judge}", *options.judging, f"outputs={options.outputs}"]
     try:
-        return evaluation_errors(
-            compose_evaluation([f"benchmark={benchmark}", f"judge={judge}", *more]), runs=False
-        )
+        return evaluation_errors(compose_evaluation(words), runs=False)
     except Exception as error:  # Hydra's own errors: an unknown benchmark, judge or key
         return [f"benchmark={benchmark} judge={judge}: {str(error).splitlines()[0]}"]
 
@@ -109,20 +117,22 @@ def train_command(exhibit: Exhibit, options: Options) -> Command | None:
     return [
         "src/train.py",
         f"sweep={exhibit.sweep}",
-        f"experiment={exhibit.experiment}{options.suffix}",
+        f"experiment={options.experiment(exhibit)}",
         f"model={','.join(models)}",
         f"seed={','.join(str(FIRST_SEED + k) for k in range(options.seeds))}",
         f"n_jobs={exhibit.n_jobs or options.n_jobs}",
         f"outputs={options.outputs}",
-        *_data(options.of_scale["settings"], options),
+        *_data(options),
         *(argument for argument in options.arguments if argument not in options.judging),
         *(["dry_run=true"] if options.dry_run else []),
     ]
 
 
-def _data(settings: Sequence[str], options: Options) -> list[str]:
+def _data(options: Options) -> list[str]:
+    """Give the scale's settings, its data replaced by rows of the user's."""
+    settings = options.of_scale["settings"]
     if not options.train_rows:
-        return list(settings)
+        return settings
     rows = ["data=local", f"data.train={options.train_rows}"]
     rows += [f"data.test={options.test_rows}"] if options.test_rows else []
     return rows + [setting for setting in settings if not setting.startswith("data=")]
@@ -138,15 +148,8 @@ def judged_by(exhibit: Exhibit, options: Options) -> tuple[str, str]:
 
 def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Command:
     benchmark, judge = judged_by(exhibit, options)
-    where = [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
-    return [
-        "scripts/evaluate.py",
-        *runs,
-        f"benchmark={benchmark}",
-        f"judge={judge}",
-        *options.judging,
-        *where,
-    ]
+    words = [f"benchmark={benchmark}", f"judge={judge}", *options.judging, *options.places]
+    return ["scripts/evaluate.py", *runs, *words]
 
 
 def twice_judged(options: Options) -> list[str]:
@@ -155,22 +158,19 @@ def twice_judged(options: Options) -> list[str]:
 
 def variance_command(exhibit: Exhibit, options: Options, run: str) -> Command:
     command = ["scripts/judge_variance.py", run, f"judge={options.judge or options.of_scale['judge']}"]
-    command += [f"outputs={options.outputs}", f"cache={options.outputs}/cache"]
-    command += [*options.of_scale.get("variance_settings", []), *options.judging]
+    command += [*options.places, *options.of_scale.get("variance_settings", []), *options.judging]
     return [*command, "--benchmarks", *twice_judged(options), "--output", variance_file(exhibit, options)]
 
 
 def variance_file(exhibit: Exhibit, options: Options) -> str:
-    """Say where an exhibit's judgments are kept, those of another scale in a folder of their own."""
-    return f"{options.outputs}/{exhibit.name}{options.suffix}/judge_variance.json"
+    return f"{options.folder(exhibit)}/judge_variance.json"
 
 
 def finished_runs(exhibit: Exhibit, options: Options) -> list[RunView]:
     """List the finished runs of the exhibit's experiment, SFT runs first: the others are compared with them."""
-    runs = read_runs(Path(options.outputs), f"{exhibit.experiment}{options.suffix}")
-    return sorted(
-        (r for r in runs if r.status == "finished"), key=lambda run: (run["phase"] != "sft", run.name)
-    )
+    runs = read_runs(Path(options.outputs), options.experiment(exhibit))
+    finished = [run for run in runs if run.status == "finished"]
+    return sorted(finished, key=lambda run: (run["phase"] != "sft", run.name))
 
 
 def run_to_judge_twice(exhibit: Exhibit, options: Options) -> str:
@@ -180,9 +180,7 @@ def run_to_judge_twice(exhibit: Exhibit, options: Options) -> str:
     """
     found = [run for run in finished_runs(exhibit, options) if run["ratio"]]
     if not found:
-        raise ValueError(
-            f"{exhibit.name} needs a finished run with ratios of {exhibit.experiment}{options.suffix}"
-        )
+        raise ValueError(f"{exhibit.name} needs a finished run with ratios of {options.experiment(exhibit)}")
     return str(min(found, key=lambda run: (run["model"], run["seed"])).folder)
 
 
@@ -202,14 +200,11 @@ def make_commands(exhibit: Exhibit, options: Options) -> list[Command]:
     commands = []
     for made in (exhibit, *map(find_exhibit, exhibit.beside)):
         command = ["scripts/exhibit.py", made.name, "--outputs", options.outputs]
-        command += ["--into", f"{options.outputs}/{made.name}{options.suffix}"]
-        command += ["--experiment", f"{made.experiment}{options.suffix}"] if made.experiment else []
+        command += ["--into", options.folder(made)]
+        command += ["--experiment", options.experiment(made)] if made.experiment else []
         command += [f"data={variance_file(made, options)}"] if made.twice else []
-        command += (
-            [f"evaluation={options.evaluation}"]
-            if options.evaluation and "evaluation" in made.settings
-            else []
-        )
+        if options.evaluation and "evaluation" in made.settings:
+            command.append(f"evaluation={options.evaluation}")
         commands.append(command)
     return commands
 
