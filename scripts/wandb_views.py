@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--push", action="store_true", help="send them to W&B (needs a key and a network)")
     parser.add_outputs()
     options = parser.parse_args(arguments)
-    from lab.report.wandb_views import push, themes, validated
+    from lab.report.wandb_views import push, validated, views
 
     if options.push:
         print("\n".join(push(options.entity, options.project)))
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, view in zip(("workspace", "report"), validated(options.entity, options.project), strict=True):
         write_json(folder / f"{name}.json", view)
-    print("\n".join(f"{theme.title}: {len(theme.panels)} panels" for theme in themes()))
+    print("\n".join(f"{theme['title']}: {len(theme['panels'])} panels" for theme in views()["themes"]))
     print(f"valid; written to {folder}; --push sends them to W&B")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.report.wandb_views import push, themes, validated
+from lab.report.wandb_views import push, validated, views
 from sgdpo.runs.tracking import wandb_row
 
 LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "pairs_per_second", "tokens_per_second")
@@ -39,7 +39,7 @@ def test_both_views_are_valid_and_hold_the_panels_of_figures_2_and_3(offline):
         assert "train/pairs_per_second" in text
         assert "memory" in text
     names = [section["name"] for section in workspace["spec"]["section"]["panelBankConfig"]["sections"]]
-    assert names == [theme.title for theme in themes()]
+    assert names == [theme["title"] for theme in views()["themes"]]
 
 
 def test_the_panels_name_metrics_that_runs_log(offline):
