@@ -34,24 +34,15 @@ def demonstrate(overrides: list[str]) -> str:
     _evaluate(config, [start, *folders])
     runs = [view_run(folder) for folder in (start, *folders)]
     table, picture = demo_table(runs), demo_picture(runs[1:])
-    where = [
-        *table.write(Path(config.outputs) / "demo")[:1],
-        *picture.write(Path(config.outputs) / "demo")[:1],
-    ]
-    return "\n".join([table.console(), *(f"{path.suffix[1:]:9} {path}" for path in where),
-                      *(f"run       {run.folder}" for run in runs)])  # fmt: skip
+    written = [work.write(Path(config.outputs) / "demo")[0] for work in (table, picture)]
+    where = [f"{path.suffix[1:]:9} {path}" for path in written] + [f"run       {run.folder}" for run in runs]
+    return "\n".join([table.console(), *where])
 
 
 def _evaluate(config: RunConfig, folders: Sequence[Path]) -> None:
     """Evaluate as scripts/evaluate.py does; answers that there are already come from the cache."""
-    evaluation = compose_evaluation(
-        [
-            "benchmark=verifiable",
-            f"outputs={config.outputs}",
-            f"cache={config.cache}",
-            f"device={config.device}",
-        ]
-    )
+    places = [f"{key}={getattr(config, key)}" for key in ("outputs", "cache", "device")]
+    evaluation = compose_evaluation(["benchmark=verifiable", *places])
     evaluation.runs = [str(folder) for folder in folders]
     evaluate(evaluation)
 

@@ -114,12 +114,8 @@ class Endpoint:
         self.identity = dict(identity or {"base_url": settings.base_url.rstrip("/"), "model": settings.model})
         self._key = _read_key(settings)
         name = re.sub(r"[^\w.-]+", "-", settings.model)[:60]
-        budget = Budget(
-            settings.price_prompt or 0.0,
-            settings.price_completion or 0.0,
-            settings.budget_tokens,
-            settings.budget_dollars,
-        )
+        prices = (settings.price_prompt or 0.0, settings.price_completion or 0.0)
+        budget = Budget(*prices, settings.budget_tokens, settings.budget_dollars)
         self.ledger = Ledger(cache / "served" / f"{name}-{hash_json(self.identity)}.jsonl", budget)
         self._wire = _Wire({"Authorization": f"Bearer {self._key}"})
         self._lock, self._next = threading.Lock(), 0.0
@@ -206,9 +202,8 @@ class Endpoint:
     def _say_model(self, model: str) -> None:
         if model not in self._models:
             self._models.add(model)
-            log.info(
-                "%s was asked for %s and answers as %s", self.settings.base_url, self.settings.model, model
-            )
+            where, asked = self.settings.base_url, self.settings.model
+            log.info("%s was asked for %s and answers as %s", where, asked, model)
 
     def _wait_for_turn(self) -> None:
         if not self.settings.requests_per_minute:
@@ -236,20 +231,16 @@ class _Wire:
     def __init__(self, headers: Mapping[str, str]):
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="endpoint").start()
-        self._client = httpx.AsyncClient(
-            headers=headers, timeout=None, follow_redirects=False, limits=httpx.Limits(max_connections=None)
-        )
+        unlimited = {"timeout": None, "limits": httpx.Limits(max_connections=None)}
+        self._client = httpx.AsyncClient(headers=headers, follow_redirects=False, **unlimited)
 
     def post(self, url: str, body: Any, key: str, seconds: float) -> tuple[int, httpx.Headers, str]:
         """Return status, headers and text. Raise TimeoutError, or what httpx raises."""
         return asyncio.run_coroutine_threadsafe(self._post(url, body, key, seconds), self._loop).result()
 
     async def _post(self, url: str, body: Any, key: str, seconds: float) -> tuple[int, httpx.Headers, str]:
-        same = {"Idempotency-Key": key}
-        async with (
-            asyncio.timeout(seconds),
-            self._client.stream("POST", url, json=body, headers=same) as response,
-        ):
+        asking = self._client.stream("POST", url, json=body, headers={"Idempotency-Key": key})
+        async with asyncio.timeout(seconds), asking as response:
             received = bytearray()
             async for part in response.aiter_bytes():
                 received += part

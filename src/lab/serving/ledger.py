@@ -111,13 +111,8 @@ class Ledger:
         """Write down why a request has no answer; one that may have been billed counts its worst case."""
         cost = sent.bound if billed else Tokens(0, 0)
         with self._current():
-            self._write(
-                "lost" if billed else "free",
-                sent,
-                cost - sent.bound,
-                why=why,
-                text=answer,
-            )
+            event = "lost" if billed else "free"
+            self._write(event, sent, cost - sent.bound, why=why, text=answer)
             self.failed += 1
             self.possibly_billed += billed
             self.used += cost

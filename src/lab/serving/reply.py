@@ -65,9 +65,8 @@ def read_reply(text: str, top_logprobs: int) -> Reply:
 
 def _top_logprobs(choice: Mapping[str, Any], model: Any) -> tuple[tuple[tuple[str, float], ...] | None, str]:
     try:
-        entries = [
-            (entry["token"], entry["logprob"]) for entry in choice["logprobs"]["content"][0]["top_logprobs"]
-        ]
+        top = choice["logprobs"]["content"][0]["top_logprobs"]
+        entries = [(entry["token"], entry["logprob"]) for entry in top]
     except (KeyError, IndexError, TypeError):
         entries = []
     for token, value in entries:
@@ -85,9 +84,8 @@ def _top_logprobs(choice: Mapping[str, Any], model: Any) -> tuple[tuple[tuple[st
 def read_usage(answer: Mapping[str, Any]) -> Tokens | None:
     """Return the server's own count of prompt and answer tokens; None if there is none that is a count."""
     usage = answer.get("usage")
-    counts = (
-        [usage.get(key) for key in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
-    )
+    given = usage if isinstance(usage, dict) else {}
+    counts = [given.get(key) for key in ("prompt_tokens", "completion_tokens")]
     whole = [isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts]
     return Tokens(*counts) if whole == [True, True] else None
 

@@ -281,12 +281,6 @@ def find_runs(outputs: Path, experiment: str | None, names: str, key: str, value
     return sorted((run for run in found if run[key] == value), key=lambda run: run.status != "finished")
 
 
-def find_result(outputs: Path, result_hash: str) -> RunView | None:
-    """Return a finished run of any experiment whose record has this result, or None."""
-    found = find_runs(outputs, None, "*", "result_hash", result_hash)
-    return found[0] if found and found[0].status == "finished" else None
-
-
 def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
     """Add to the mapping fields of a closed record (`eval`, `shared`); several may do so at once."""
     folder = Path(folder)
