@@ -34,9 +34,10 @@ lock: setup ## Lock the newest allowed versions with their hashes: requirements.
 
 # ---- test ---------------------------------------------------------------------------------------
 .PHONY: test quick proofs lint
-lint: setup ## Lint and check the format
+lint: setup ## Lint, check the format, and the types of the ground floors
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 # Two processes with one thread each: threads of several torch processes get in each other's way.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile

@@ -48,6 +48,7 @@ NOTIONS = {
             "src/lab/report/page.py": "data inside a page of HTML",
             "src/lab/serving/ledger.py": "reads on from where it stood, under its own lock",
             "src/lab/sweeps/screen.py": "the last row of a file that grows, several times a second",
+            "src/sgdpo/constraints/shapes.py": "whether a model's answer is JSON",
             "src/sgdpo/data/files.py": "a user's rows by the million, one at a time, with advice for their data",
             "src/sgdpo/training/trainer.py": "sums of a checkpoint keep NaN, which the store's JSON does not",
         },

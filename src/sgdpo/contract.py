@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sgdpo.places import CONF
 from sgdpo.source import Definition, find, load_dotted
-from sgdpo.values import FINITE, NAME, Range, value_error
+from sgdpo.values import NAME, value_error
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Kind:
     required, reserved: the YAML's other keys that are not settings; the required ones must be there.
     given: keyword parameters that the caller passes. positional: a function's positional parameters.
     parts: what a class must define; a kind without parts is a function.
-    ranges: of parameters whose annotation carries none.
     """
 
     group: str
@@ -41,7 +40,6 @@ class Kind:
     given: tuple[str, ...] = ()
     positional: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
-    ranges: Mapping[str, Range] = field(default_factory=dict)
 
 
 def binding_errors(
@@ -105,7 +103,7 @@ def _setting_errors(kind: Kind, config: Mapping[str, Any], target: Definition) -
     for key, value in settings.items():
         if key not in parameters:
             yield f"{kind.group}.{key} is not a setting of {name!r}; it has {sorted(parameters)}"
-        elif problem := value_error(value, parameters[key][0], kind.ranges.get(key, FINITE)):
+        elif problem := value_error(value, parameters[key][0]):
             yield f"{kind.group}.{key}{problem}"
     if absent := [key for key, (_, needed) in parameters.items() if needed and key not in settings]:
         yield f"{kind.group} {name!r} lacks {absent} in its YAML"

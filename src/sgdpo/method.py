@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from sgdpo.contract import Kind, binding_errors, settings_of
 from sgdpo.places import CONF
 from sgdpo.source import find, load_dotted
-from sgdpo.values import Range, value_error
+from sgdpo.values import AtLeast0, Range, value_error
 
 if TYPE_CHECKING:
     from sgdpo.pairs import DrawKey, Pair, PairLoss, Part, Ratios
@@ -36,24 +36,14 @@ METHOD = Kind(
     reserved=("title", "colour", "parts"),
     given=GIVEN,
     positional=("pair",),
-    ranges={"beta": Range("(0, 1e6]")},
 )
 RATIO = Range("[0, 1]")
-WEIGHT = Range("[0, 1e6]")
 # How a method is shown, and what it would compose beside itself: none of it goes into a mixture.
 NOT_IN_PART = ("defaults", "title", "colour")
-PILOT = Kind(
-    "pilot",
-    reserved=("whole", "features", "size", "coupling", "refresh", "draws", "through"),
-    positional=("place",),
-)
-PILOT_WORDS = {
-    "coupling": ("independent", "shared", "complement", "antithetic"),
-    "refresh": ("step", "epoch", "never"),
-    "through": ("value", "gradient"),
-}
+# Keys of a pilot's YAML beside its select's own, and those of its size: fields of `Pilot`, which says what they may be.
+DRAWING, SIZE = ("coupling", "refresh", "draws", "through"), ("of", "rounding")
+PILOT = Kind("pilot", reserved=("whole", "features", "size", *DRAWING), positional=("place",))
 PART_FORM = "{method: NAME, weight: NUMBER}"
-SIZE_WORDS = {"of": ("shorter", "own", "found"), "rounding": ("floor", "stochastic", "none")}
 
 
 @dataclass(frozen=True)
@@ -224,7 +214,7 @@ def _own_errors(
         sound &= readable
         where = f"method.parts[{place}]"
         errors += [f"{where}: {error}" for error in inner]
-        if problem := value_error(part["weight"], float, WEIGHT):
+        if problem := value_error(part["weight"], AtLeast0):
             errors.append(f"{where}.weight{problem}")
         if part["method"].get("phase") != config["phase"]:
             errors.append(
@@ -349,36 +339,32 @@ def _pilot_errors(
         return
     yield from binding_errors(PILOT, pilot, extra, folders)
     size = pilot.get("size")
-    if not isinstance(size, Mapping) or set(size) != set(SIZE_WORDS):
-        yield f"pilot.size must be a mapping with the keys {list(SIZE_WORDS)}, not {size!r}"
+    if not isinstance(size, Mapping) or set(size) != set(SIZE):
+        yield f"pilot.size must be a mapping with the keys {list(SIZE)}, not {size!r}"
         return
-    said = {**{key: pilot.get(key) for key in PILOT_WORDS}, **{f"size.{key}": size[key] for key in size}}
-    words = {**PILOT_WORDS, **{f"size.{key}": options for key, options in SIZE_WORDS.items()}}
-    yield from (
-        f"pilot.{key} must be one of {', '.join(words[key])}, not {value!r}"
-        for key, value in said.items()
-        if value not in words[key]
-    )
-    both = [ratio.get("chosen"), ratio.get("rejected")]
-    if size["of"] == "found" and None not in both and both != [1, 1]:
+    given = {key: pilot.get(key) for key in DRAWING} | {f"size.{key}": size[key] for key in SIZE}
+    hints = find("sgdpo.pilot.Pilot").parameters
+    for key, value in given.items():
+        if problem := value_error(value, hints[key.removeprefix("size.")][0]):
+            yield f"pilot.{key}{problem}"
+    both = [float(ratio[side]) for side in ("chosen", "rejected") if ratio.get(side) is not None]
+    if size["of"] == "found" and len(both) == 2 and both != [1, 1]:
         yield (
             f"pilot={pilot.get('name')} takes as many tokens as it finds, so the ratios must both be 1, not {both[0]} "
             f"and {both[1]}; say ratio=full"
         )
     if pilot.get("whole") and size["rounding"] == "none":
         yield f"pilot.size.rounding=none gives fractions, {pilot.get('name')} takes whole tokens: floor or stochastic"
-    if problem := value_error(pilot.get("draws"), int, Range("[1, 1000]")):
-        yield f"pilot.draws{problem}"
     if set(pilot.get("features") or []) - set(FEATURES):
         yield f"pilot.features must be a list of {list(FEATURES)}, not {pilot['features']!r}"
-    if pilot.get("coupling") == "complement" and None not in both and abs(sum(both) - 1) > 1e-9:
+    if pilot.get("coupling") == "complement" and len(both) == 2 and abs(sum(both) - 1) > 1e-9:
         yield f"pilot.coupling=complement needs ratios that add up to 1, not {both[0]} and {both[1]}"
 
 
 def _bind_pilot(config: Mapping[str, Any], extra: Sequence[str]) -> Pilot:
     from sgdpo.pilot import Pilot
 
-    words = {key: config[key] for key in (*PILOT_WORDS, "draws")}
+    words = {key: config[key] for key in DRAWING}
     return Pilot(
         load_dotted(config["function"], extra), settings_of(PILOT, config), **config["size"], **words
     )

@@ -18,13 +18,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from sgdpo import keyed
 from sgdpo.pairs import DrawKey, Pair, Ratios, Side
+from sgdpo.values import OneOf, Range
 
 Draw = Literal["shared", "independent"]
 CHOSEN, REJECTED = 0, 1
@@ -105,12 +106,12 @@ class Pilot:
 
     select: Callable[..., Tensor]
     settings: Mapping[str, Any]
-    of: str = "shorter"
-    rounding: str = "floor"
-    coupling: str = "independent"
-    refresh: str = "epoch"
-    draws: int = 1
-    through: str = "value"
+    of: Annotated[str, OneOf("shorter", "own", "found")] = "shorter"
+    rounding: Annotated[str, OneOf("floor", "stochastic", "none")] = "floor"
+    coupling: Annotated[str, OneOf("independent", "shared", "complement", "antithetic")] = "independent"
+    refresh: Annotated[str, OneOf("step", "epoch", "never")] = "epoch"
+    draws: Annotated[int, Range("[1, 1000]")] = 1
+    through: Annotated[str, OneOf("value", "gradient")] = "value"
 
     def values(self, pair: Pair, ratios: Ratios, draws: DrawKey, draw: Draw) -> tuple[Piece, Piece]:
         """Return the pilots of the chosen and of the rejected side."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sgdpo import keyed
-from sgdpo.methods.ranges import HalfOpenShare
 from sgdpo.pilot import CHOSEN, Place
+from sgdpo.values import HalfOpenShare
 
 
 def none(place: Place) -> Tensor:

@@ -97,6 +97,13 @@ class Place:
 
 
 FINITE = Range("(-inf, inf)")
+# Ranges with a name: hyper-parameters and settings alike.
+Above0 = Annotated[float, Range("(0, 1e6]")]
+AtLeast0 = Annotated[float, Range("[0, 1e6]")]
+Share = Annotated[float, Range("[0, 1]")]
+HalfOpenShare = Annotated[float, Range("(0, 1]")]
+BelowHalf = Annotated[float, Range("[0, 0.5)")]
+OpenHalf = Annotated[float, Range("(0, 0.5)")]
 NAME = Name()
 PLACE = Place()
 
@@ -115,14 +122,14 @@ class Unreadable(metaclass=Opaque):
     """Stands for an annotation that no YAML can hold."""
 
 
-def value_error(value: Any, hint: Any, default: Range = FINITE) -> str | None:
+def value_error(value: Any, hint: Any) -> str | None:
     """Say what a value should be and is not ("=2 does not fit bool", " must lie in (0, 1], not 2"), or None.
 
-    default: the range of a number whose annotation carries none.
+    A number whose annotation carries no range must be finite.
     """
     if not fits(value, hint):
         return f"={value!r} does not fit {words(hint)}"
-    return next(filter(None, (mark.problem(value) for mark in [*marks_of(hint), default])), None)
+    return next(filter(None, (mark.problem(value) for mark in [*marks_of(hint), FINITE])), None)
 
 
 def schema_errors(settings: Any, prefix: str = "") -> Iterator[str]:

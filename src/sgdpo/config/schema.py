@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from sgdpo.values import NAME, PLACE, Name, OneOf, Range
+from sgdpo.values import NAME, PLACE, HalfOpenShare, Name, OneOf, Range, Share
 
-Share = Annotated[float, Range("[0, 1]")]
-Part = Annotated[float, Range("(0, 1]")]
 Decay = Annotated[float, Range("[0, 1)")]
 Size = Annotated[float, Range("(0, 1000000]")]
 Count = Annotated[int, Range("[1, 1000000000]")]
@@ -61,7 +59,7 @@ class OptimizerConfig(PhaseConfig):
     weight_decay: Annotated[float, Range("[0, 1000]")] = 0.0
     beta1: Decay = 0.9
     beta2: Decay = 0.999
-    eps: Part = 1e-8
+    eps: HalfOpenShare = 1e-8
     max_grad_norm: Annotated[float, Range("[0, 1000000]")] = 1.0
     sft: PhaseConfig = field(default_factory=PhaseConfig)
     preference: PhaseConfig = field(default_factory=PhaseConfig)
@@ -130,7 +128,7 @@ class EngineConfig:
     gpu_memory_gb: Size = 80.0
     gpu_tflops: Size = 312.0
     gpu_tflops_float32: Size = 19.5
-    utilisation: Part = 0.4
+    utilisation: HalfOpenShare = 0.4
 
 
 @dataclass

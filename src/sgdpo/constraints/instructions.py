@@ -6,7 +6,6 @@ topic that it met in training, under this seed or another. Every kind of constra
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any
 
 from sgdpo.constraints.kinds import Constraint, ConstraintKind
 from sgdpo.constraints.text import words
-from sgdpo.store import hash_json
+from sgdpo.store import hash_json, hash_text
 
 TOPICS = Path(__file__).with_name("topics.txt")
 TASKS = (
@@ -89,7 +88,7 @@ def topics(*, held_out: bool) -> tuple[str, ...]:
 
 
 def _is_held_out(topic: str) -> bool:
-    return hashlib.sha256(topic.encode()).digest()[0] % HELD_OUT_FIFTH == 0
+    return int(hash_text(topic, 2), 16) % HELD_OUT_FIFTH == 0
 
 
 def draw_instructions(

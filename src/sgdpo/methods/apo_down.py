@@ -5,8 +5,8 @@ loss of a pair = sigma(beta R_w) + 1 - sigma(beta h): both sides go down, the re
 
 from __future__ import annotations
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 def apo_down(pair: Pair, *, beta: Above0) -> PairLoss:

@@ -6,8 +6,8 @@ At step 0: 1.
 
 from __future__ import annotations
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 def apo_zero(pair: Pair, *, beta: Above0) -> PairLoss:

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 class RunningDelta:
@@ -40,7 +41,7 @@ class RunningDelta:
         self.delta, self.steps = float(state["delta"]), int(state["steps"])
 
 
-def bco(pair: Pair, *, beta: float, delta: Literal["running", "none"], state: RunningDelta) -> PairLoss:
+def bco(pair: Pair, *, beta: Above0, delta: Literal["running", "none"], state: RunningDelta) -> PairLoss:
     """Return BCO's two cross-entropies; the shift is a plain number, so no gradient flows through it."""
     shift = state.delta if delta == "running" else 0.0
     chosen_B = beta * pair.chosen.ratio_B - shift

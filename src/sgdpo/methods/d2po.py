@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, HalfOpenShare
 from sgdpo.pairs import Pair, PairLoss, Side, rewards
+from sgdpo.values import Above0, HalfOpenShare
 
 
 def d2po(pair: Pair, *, beta: Above0, gamma: HalfOpenShare) -> PairLoss:

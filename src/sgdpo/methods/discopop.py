@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 def discopop(pair: Pair, *, beta: Above0, tau: Above0) -> PairLoss:

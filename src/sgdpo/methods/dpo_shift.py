@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, HalfOpenShare
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0, HalfOpenShare
 
 
 def dpo_shift(pair: Pair, *, beta: Above0, lam: HalfOpenShare) -> PairLoss:

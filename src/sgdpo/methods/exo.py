@@ -11,8 +11,8 @@ import math
 
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, OpenHalf
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0, OpenHalf
 
 
 def exo(pair: Pair, *, beta: Above0, smoothing: OpenHalf) -> PairLoss:

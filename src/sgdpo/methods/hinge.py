@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 def hinge(pair: Pair, *, beta: Above0, margin: Above0) -> PairLoss:

@@ -10,9 +10,10 @@ log-ratios.
 from __future__ import annotations
 
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
-def ipo(pair: Pair, *, beta: float, length_average: bool) -> PairLoss:
+def ipo(pair: Pair, *, beta: Above0, length_average: bool) -> PairLoss:
     """Return IPO's squared distance of the (mean) log-ratio margin from 1/(2 beta)."""
     chosen_B, rejected_B = pair.chosen.ratio_B, pair.rejected.ratio_B
     if length_average:

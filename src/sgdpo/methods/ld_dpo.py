@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, Share
 from sgdpo.pairs import Pair, PairLoss, Side, rewards
+from sgdpo.values import Above0, Share
 
 
 def ld_dpo(pair: Pair, *, beta: Above0, beyond: Share) -> PairLoss:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 def minor_dpo(pair: Pair, *, beta: Above0) -> PairLoss:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import add
 
+from torch import Tensor
+
 from sgdpo.pairs import Pair, PairLoss, Part
 
 
@@ -16,7 +18,8 @@ def mix(pair: Pair, *, parts: Sequence[Part]) -> PairLoss:
     """Add the parts' losses. metrics: each part's own, and its loss before the weight, `mix/NAME`."""
     results = [part.method(pair) for part in parts]
     loss_B = reduce(add, [part.weight * result.loss_B for part, result in zip(parts, results, strict=True)])
-    metrics, sums = {}, {}
+    metrics: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for place, (part, result) in enumerate(zip(parts, results, strict=True)):
         named = {f"mix/{part.name}": result.loss_B.detach(), **result.metrics}
         # Two parts of one method are told apart by their places.

@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch.nn.functional import logsigmoid
 
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
-def nca(pair: Pair, *, beta: float) -> PairLoss:
+def nca(pair: Pair, *, beta: Above0) -> PairLoss:
     """Return NCA's loss; gradient flows through all tokens of both sides."""
     chosen_B, rejected_B = beta * pair.chosen.ratio_B, beta * pair.rejected.ratio_B
     noise_B = logsigmoid(-chosen_B) + logsigmoid(-rejected_B)

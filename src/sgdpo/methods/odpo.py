@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, AtLeast0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0, AtLeast0
 
 
 def odpo(pair: Pair, *, beta: Above0, alpha: AtLeast0) -> PairLoss:

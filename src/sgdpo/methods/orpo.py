@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss
+from sgdpo.values import Above0
 
 
 def orpo(pair: Pair, *, lam: Above0) -> PairLoss:

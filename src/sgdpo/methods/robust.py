@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, BelowHalf
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0, BelowHalf
 
 
 def robust(pair: Pair, *, beta: Above0, flips: BelowHalf) -> PairLoss:

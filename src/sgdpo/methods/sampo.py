@@ -15,9 +15,10 @@ from torch.nn.functional import logsigmoid
 
 from sgdpo.pairs import DrawKey, Pair, PairLoss, rewards
 from sgdpo.pilot import CHOSEN, REJECTED, Draw, subset_ratio
+from sgdpo.values import Above0
 
 
-def sampo(pair: Pair, *, beta: float, draw: Draw, draws: DrawKey) -> PairLoss:
+def sampo(pair: Pair, *, beta: Above0, draw: Draw, draws: DrawKey) -> PairLoss:
     """Return SamPO's loss; gradient flows through the drawn tokens alone."""
     size_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
     chosen_B = subset_ratio(pair.chosen, size_B, pair.example_id_B, CHOSEN, draws, draw)

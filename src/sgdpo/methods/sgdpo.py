@@ -19,9 +19,10 @@ from torch.nn.functional import logsigmoid
 from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios, rewards
 from sgdpo.pilot import Draw, Pilot
 from sgdpo.theory import log_balance
+from sgdpo.values import Above0
 
 
-def sgdpo(pair: Pair, *, beta: float, draw: Draw, ratios: Ratios, draws: DrawKey, pilot: Pilot) -> PairLoss:
+def sgdpo(pair: Pair, *, beta: Above0, draw: Draw, ratios: Ratios, draws: DrawKey, pilot: Pilot) -> PairLoss:
     """Return SGDPO's loss; gradient flows through R_w and R_l, none through the pilots (`pilot.through: value`).
 
     metrics: `pilot/chosen`, `pilot/rejected` (beta P), `pilot/log_balance` (log f of Theorem 3; 0 is DPO's

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0, AtLeast0
 from sgdpo.pairs import Pair, PairLoss
+from sgdpo.values import Above0, AtLeast0
 
 
 def simpo(pair: Pair, *, beta: Above0, gamma: AtLeast0) -> PairLoss:

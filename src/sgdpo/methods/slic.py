@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from sgdpo.methods.ranges import Above0, AtLeast0
 from sgdpo.pairs import Pair, PairLoss
+from sgdpo.values import Above0, AtLeast0
 
 
 def slic(pair: Pair, *, delta: Above0, lam: AtLeast0) -> PairLoss:

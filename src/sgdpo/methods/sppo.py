@@ -8,8 +8,8 @@ the preferred answer of a pair wins always.
 
 from __future__ import annotations
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, rewards
+from sgdpo.values import Above0
 
 
 def sppo(pair: Pair, *, beta: Above0) -> PairLoss:

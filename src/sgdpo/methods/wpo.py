@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sgdpo.methods.ranges import Above0
 from sgdpo.pairs import Pair, PairLoss, Side, rewards
+from sgdpo.values import Above0
 
 
 def wpo(pair: Pair, *, beta: Above0) -> PairLoss:
