@@ -164,7 +164,7 @@ class Plan:
 def plan(config: RunConfig) -> Plan:
     """Return the plan of a run and, if it needs one, of its SFT start; loads no weights."""
     shape, work = model_shape(config.model), workload(config)
-    bf16, budget = config.precision.name == "bf16", config.trainer.head_budget_mb
+    bf16, budget = config.precision.bf16, config.trainer.head_budget_mb
     method = bind_method(config.method, vars(config.ratio), config.extra, pilot=config.pilot)
     cached = method.reference and config.reference == "cached"
     forward = 2 * (work.tokens * shape.body + work.predicted * shape.head)
@@ -199,7 +199,7 @@ def gpu_hours(config: RunConfig, flops: float) -> float:
 def peak_tflops(config: RunConfig) -> float:
     """Return the GPU's peak in the run's precision; on an A100 float32 is 16 times slower than bf16."""
     engine = config.engine
-    return engine.gpu_tflops if config.precision.name == "bf16" else engine.gpu_tflops_float32
+    return engine.gpu_tflops if config.precision.bf16 else engine.gpu_tflops_float32
 
 
 def render(plan: Plan) -> str:

@@ -105,6 +105,10 @@ class TrainerConfig:
 class PrecisionConfig:
     name: Annotated[str, OneOf("float32", "bf16")] = "float32"
 
+    @property
+    def bf16(self) -> bool:
+        return self.name == "bf16"
+
 
 @dataclass
 class TrackingConfig:

@@ -229,7 +229,7 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
         layout=config.trainer.layout,
         max_tokens=config.trainer.max_tokens_per_row,
         device=str(state.device),
-        autocast=torch.bfloat16 if config.precision.name == "bf16" else None,
+        autocast=torch.bfloat16 if config.precision.bf16 else None,
         rank=state.process_index,
         world=state.num_processes,
     )

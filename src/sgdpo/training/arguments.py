@@ -43,7 +43,7 @@ def training_arguments(
         adam_epsilon=optimizer.eps,
         max_grad_norm=optimizer.max_grad_norm,
         optim="adamw_torch_fused" if not config.engine.deepspeed else "adamw_torch",
-        bf16=config.precision.name == "bf16" and not config.engine.deepspeed,
+        bf16=config.precision.bf16 and not config.engine.deepspeed,
         use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
         deepspeed=_deepspeed(config),
         ddp_timeout=int(config.engine.timeout_minutes * 60),
@@ -73,5 +73,5 @@ def _deepspeed(config: RunConfig) -> dict[str, Any] | None:
     """
     if not config.engine.deepspeed:
         return None
-    autocast = {"enabled": config.precision.name == "bf16", "dtype": "bfloat16"}
+    autocast = {"enabled": config.precision.bf16, "dtype": "bfloat16"}
     return {**deepcopy(config.engine.deepspeed), "torch_autocast": autocast}

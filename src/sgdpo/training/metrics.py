@@ -30,13 +30,11 @@ def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
         values["rewards/chosen"], values["rewards/rejected"] = chosen_B, rejected_B
         values["rewards/margins"] = chosen_B - rejected_B
         values["rewards/accuracies"] = chosen_B > rejected_B
-        sums_of_incentives = incentive_sums(pair, result)
-    else:
-        sums_of_incentives = {}
     values.update(result.metrics)
     sums = {key: (value_B.detach().double().sum(), pairs) for key, value_B in values.items()}
+    incentives = incentive_sums(pair, result) if result.chosen_reward_B is not None else {}
     loss_B = pair.weighted(result.loss_B.detach().double())
-    return {"loss": (loss_B.sum(), loss_count), **sums, **sums_of_incentives}
+    return {"loss": (loss_B.sum(), loss_count), **sums, **incentives}
 
 
 class MetricSums:
