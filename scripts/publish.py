@@ -15,8 +15,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose blocks take the tables")
     parser.add_outputs()
     options = parser.parse_args(arguments)
-    from lab.report.exhibit import PUBLISHED
-    from lab.report.publish import publish, refresh
+    from lab.report.exhibit import PUBLISHED, publish, refresh
 
     suffix = "" if options.scale == "tiny" else f"-{options.scale}"
     print("\n".join(map(str, publish(options.outputs, suffix, mixed=options.mixed))))

@@ -7,8 +7,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from lab.judging.judges import OpenAIJudge, ask_all
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest, OpenAIJudge, ask_all
 
 
 def main(base_url: str, cache: str, count: str, *settings: str) -> None:

@@ -22,7 +22,7 @@ from lab.answers.prompts import Sample
 from lab.benchmarks.alpaca_eval import TEMPLATE, AlpacaEval, read_difficulties, switched
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from lab.serving.endpoint import EndpointError
 from lab.serving.reply import Reply
 from sgdpo.store import hash_text, read_jsonl

@@ -12,8 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 import recipes
-from lab.report.exhibit import exhibit_names
-from lab.report.publish import BLOCK
+from lab.report.exhibit import BLOCK, exhibit_names
 from sgdpo.config.compose import CONF, register_schema, to_run_config
 
 ROOT = Path(__file__).resolve().parents[1]

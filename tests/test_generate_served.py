@@ -20,8 +20,7 @@ from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
 from lab.benchmarks import alpaca_eval, mt_bench
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
-from lab.judging.judges import ask_all, open_judge
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest, ask_all, open_judge
 from sgdpo.config.schema import ModelConfig
 
 

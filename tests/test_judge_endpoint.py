@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation_fixtures import KEY, Cut, chat, chat_server, endpoint_settings, http_judge_at, slow
-from lab.judging.judges import ask_all
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest, ask_all
 from lab.serving.endpoint import Endpoint, EndpointError, EndpointSettings
 from lab.serving.ledger import BudgetError
 

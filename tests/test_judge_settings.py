@@ -48,7 +48,7 @@ def test_every_number_of_a_judge_or_generator_has_a_range_and_every_setting_a_ty
         ({"base_url": "https://[::1/v1"}, "base_url must look like"),
         ({"unusable": "maybe"}, "judge.unusable='maybe' does not fit one of count, again, error"),
         ({"class": "lab.judging.judges.NoJudge"}, "defines no function or class 'NoJudge'"),
-        ({"class": "lab.judging.requests.JudgeRequest"}, "lacks ['ask']; a judge has ['ask']"),
+        ({"class": "lab.judging.judges.JudgeRequest"}, "lacks ['ask']; a judge has ['ask']"),
         ({"class": "os.system"}, "os is neither of sgdpo and lab nor a file named on this command"),
     ],
 )

@@ -15,7 +15,7 @@ from lab.benchmarks.benchmark import Judgment
 from lab.benchmarks.mt_bench import TEMPERATURES, MTBench, Question, default_folder
 from lab.evaluation.evaluate import answer, evaluate
 from lab.evaluation.settings import compose_evaluation
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
 from sgdpo.store import read_jsonl, write_jsonl
 

@@ -27,8 +27,7 @@ from evaluation_fixtures import (
 )
 from lab.answers.generate import generate
 from lab.answers.prompts import Prompt, Sampling
-from lab.judging.judges import ask_all
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest, ask_all
 from lab.serving.endpoint import EndpointError
 from lab.serving.ledger import BudgetError
 

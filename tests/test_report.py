@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.report.exhibit import exhibit_names, find_exhibit, make
-from lab.report.publish import publish, refresh
+from lab.report.exhibit import exhibit_names, find_exhibit, make, publish, refresh
 from lab.reproduce import (
     Options,
     judge_command,

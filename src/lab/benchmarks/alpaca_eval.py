@@ -25,7 +25,7 @@ from lab.answers.formats import locate, of_one_model, read_outputs, read_rows, r
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Judgment, Sampled, Seed, markers_met
 from lab.judging.guard import fill, guard, markers_of
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
 from sgdpo.store import hash_file, hash_json, hash_text
 

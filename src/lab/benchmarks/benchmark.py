@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from lab.answers.prompts import Prompt, Sample, Sampling
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from lab.serving.endpoint import MOST_UNUSABLE
 from lab.serving.reply import Reply
 from sgdpo.config.schema import RunConfig

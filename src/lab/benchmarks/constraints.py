@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Sampled
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from sgdpo.values import Range
 
 Few = Annotated[int, Range("[1, 10]")]

@@ -23,7 +23,7 @@ from lab.answers.formats import of_one_model, read_answers
 from lab.answers.prompts import Prompt, Sample, Sampling
 from lab.benchmarks.benchmark import Benchmark, Count, Judgment, Share, markers_met
 from lab.judging.guard import fill, guard, markers_of
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
 from sgdpo.store import hash_text, read_jsonl, write_jsonl
 

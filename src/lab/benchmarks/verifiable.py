@@ -14,7 +14,7 @@ from typing import Any
 
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Sampled
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import JudgeRequest
 from sgdpo.store import read_jsonl
 
 BEST = 10

@@ -29,8 +29,7 @@ from lab.evaluation.settings import (
     is_usual,
     usual_generator,
 )
-from lab.judging.judges import Judge, ask_all, open_judge
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import Judge, JudgeRequest, ask_all, open_judge
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.places import CONF

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from tqdm import tqdm
 
-from lab.judging.requests import JudgeRequest
 from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.local_server import default_model, local_server, server_errors
 from lab.serving.reply import Reply
@@ -26,6 +25,34 @@ from sgdpo.values import Range
 
 JUDGE = Kind("judge", key="class", required=("label",), parts=("ask",))
 SEEDS = 2**31  # what servers take
+# What changes no reply: it is no part of a request's key.
+NOT_KEYED = ("prompt_id", "facts", "decided")
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """Hold one question to a judge.
+
+    repeat: tells apart askings of the same question (judge variance). grammar: the form of a reply in GBNF, for
+    judges that can be held to one. The last three change no reply and are not part of its key: prompt_id names
+    what is judged, facts go into the judgment's row beside its score, decided is the score of what needs no judge
+    (a checker's, a tie).
+    """
+
+    messages: tuple[Mapping[str, str], ...] = ()
+    max_tokens: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_logprobs: int = 0
+    repeat: int = 0
+    grammar: str = ""
+    prompt_id: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    decided: float | None = None
+
+    def keyed(self) -> dict[str, Any]:
+        """Return all that a reply depends on."""
+        return {key: value for key, value in asdict(self).items() if key not in NOT_KEYED}
 
 
 class Judge(Service):

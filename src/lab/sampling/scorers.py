@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from lab.benchmarks.mt_bench import GRAMMAR
 from lab.judging.guard import guard, markers_of
-from lab.judging.judges import Judge, ask_all, judge_errors, open_judge
-from lab.judging.requests import JudgeRequest
+from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_judge
 from sgdpo.contract import Kind, binding_errors, build, settings_of
 from sgdpo.models.load import HUB_ID
 from sgdpo.source import load_dotted
