@@ -5,14 +5,10 @@ python scripts/evaluate.py RUN... benchmark=alpaca_eval judge=openai judge.budge
 python scripts/evaluate.py RUN... benchmark=mt_bench judge=local
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
-from sgdpo.config.compose import list_errors
-from sgdpo.config.help import help_asked, help_page
-from sgdpo.console import expected_failures, fail, run_command, set_up_process
+from sgdpo.console import expected_failures, fail, hydra_command, run_command, set_up_process
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
@@ -31,19 +27,15 @@ def main(config: DictConfig) -> None:
         print(show(evaluation.benchmark, evaluate(evaluation)).console())
 
 
-def command(arguments: list[str]) -> None:
-    """Answer --help, or let Hydra compose what the command line asks for."""
-    if help_asked(arguments):
-        print(help_page("evaluate", __doc__, arguments))
-        return
+def prepare(arguments: list[str]) -> list[str]:
     from lab.evaluation.settings import register_schema, runs_first
 
     register_schema()
-    sys.argv[1:] = runs_first(arguments)
-    if errors := list_errors(sys.argv[1:]):
-        fail(errors)
-    main()
+    return runs_first(arguments)
 
 
 if __name__ == "__main__":
-    run_command(command, stopped="the same command continues: what was judged is kept")
+    run_command(
+        hydra_command("evaluate", __doc__, main, prepare),
+        stopped="the same command continues: what was judged is kept",
+    )

@@ -8,9 +8,7 @@ python scripts/sample.py generator=openai generator.base_url=... generator.model
 import hydra
 from omegaconf import DictConfig
 
-from sgdpo.config.compose import list_errors
-from sgdpo.config.help import help_asked, help_page
-from sgdpo.console import expected_failures, fail, run_command, set_up_process
+from sgdpo.console import expected_failures, fail, hydra_command, run_command, set_up_process
 
 
 @hydra.main(config_path="../conf", config_name="sample", version_base="1.3")
@@ -31,18 +29,15 @@ def main(config: DictConfig) -> None:
         print(f"pairs     {folder}\ntrain     python src/train.py data=sampled data.folder={folder}")
 
 
-def command(arguments: list[str]) -> None:
-    """Answer --help, or let Hydra compose what the command line asks for."""
-    if help_asked(arguments):
-        print(help_page("sample", __doc__, arguments))
-        return
+def prepare(arguments: list[str]) -> list[str]:
     from lab.sampling.settings import register_schema
 
     register_schema()
-    if errors := list_errors(arguments):
-        fail(errors)
-    main()
+    return arguments
 
 
 if __name__ == "__main__":
-    run_command(command, stopped="the same command continues: what was answered and scored is kept")
+    run_command(
+        hydra_command("sample", __doc__, main, prepare),
+        stopped="the same command continues: what was answered and scored is kept",
+    )

@@ -10,9 +10,8 @@ python src/train.py dry_run=true                                print the plan, 
 import hydra
 from omegaconf import DictConfig
 
-from sgdpo.config.compose import list_errors, register_schema, to_run_config
-from sgdpo.config.help import help_asked, help_page
-from sgdpo.console import expected_failures, fail, greet, run_command, set_up_process
+from sgdpo.config.compose import register_schema, to_run_config
+from sgdpo.console import expected_failures, fail, greet, hydra_command, run_command, set_up_process
 
 register_schema()
 
@@ -40,15 +39,8 @@ def main(config: DictConfig) -> None:
         print(summarise(execute(run)))
 
 
-def command(arguments: list[str]) -> None:
-    """Answer --help, or let Hydra compose what the command line asks for."""
-    if help_asked(arguments):
-        print(help_page("config", __doc__, arguments))
-        return
-    if errors := list_errors(arguments):
-        fail(errors)
-    main()
-
-
 if __name__ == "__main__":
-    run_command(command, stopped="the same command continues from the newest checkpoint")
+    run_command(
+        hydra_command("config", __doc__, main),
+        stopped="the same command continues from the newest checkpoint",
+    )

@@ -136,6 +136,29 @@ def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> N
     _leave(code)
 
 
+def hydra_command(
+    name: str, page: str, main: Callable[[], Any], prepare: Callable[[list[str]], list[str]] = list
+) -> Callable[[list[str]], None]:
+    """Return the command around a Hydra main: it answers --help, names bad words, then lets Hydra compose conf/<name>.
+
+    page: the script's docstring. prepare: makes the command line what Hydra reads.
+    """
+
+    def command(arguments: list[str]) -> None:
+        from sgdpo.config.compose import list_errors
+        from sgdpo.config.help import help_asked, help_page
+
+        if help_asked(arguments):
+            print(help_page(name, page, arguments))
+            return
+        sys.argv[1:] = prepare(arguments)
+        if errors := list_errors(sys.argv[1:]):
+            fail(errors)
+        main()
+
+    return command
+
+
 def _leave(code: int) -> NoReturn:
     """End the process; what cannot be written any more is dropped, or Python would complain while it ends."""
     for stream in (sys.stdout, sys.stderr):

@@ -81,9 +81,7 @@ class Constraints(Sampled):
         }
         found = super().summarise(rows)
         for name, values in shares.items():
-            share = bootstrap([100.0 * value for value in values], seed=self.seed)
-            found |= {name: share.value, f"{name}_se": share.error, f"{name}_low": share.low}
-            found |= {f"{name}_high": share.high}
+            found |= bootstrap([100.0 * value for value in values], seed=self.seed).fields(name)
         return {**found, "by_kind": self._by_kind(rows)}
 
     def _by_kind(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
