@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sgdpo.config.schema import RatioConfig, RunConfig
+from sgdpo.config.schema import AdapterConfig, RatioConfig, RunConfig
 from sgdpo.store import hash_json
 
 # Where a run is written, watched and continued, and how it is called, does not change its numbers.
@@ -58,6 +58,8 @@ def identify(config: RunConfig, contents: Mapping[str, str], start: Identity | N
     read = {key: value for key, value in contents.items() if not key.endswith(NOT_WEIGHTS_CONTENT)}
     run_hash = _hash([_hashed(settings), contents])
     parts = [config.method["name"], config.model.name, config.data.name]
+    if config.adapter.rank is not None:
+        parts.append(config.adapter.name)
     if config.ratio.chosen is not None:
         parts.append(f"r{config.ratio.chosen}-{config.ratio.rejected}")
     parts += [*([config.label] if config.label else []), f"s{config.seed}", run_hash[:8]]
@@ -88,6 +90,7 @@ def start_config(config: RunConfig) -> RunConfig:
         method=deepcopy(config.start),
         ratio=RatioConfig(),
         pilot={},
+        adapter=AdapterConfig() if config.adapter.start == "full" else replace(config.adapter, merge=True),
         optimizer=optimizer,
         init="sft",
         reference="cached",
@@ -103,6 +106,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     settings["ratio"] = {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected}
     settings["engine"] = {k: settings["engine"][k] for k in ("name", "num_processes", "num_nodes")}
     settings["precision"] = config.precision.name
+    if config.adapter.rank is None:
+        del settings["adapter"]
     if config.method["phase"] == "sft":
         del settings["init"], settings["reference"]
     return settings

@@ -35,6 +35,21 @@ class ModelConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """rank: None for no adapter."""
+
+    name: Called = "none"
+    rank: Annotated[int, Range("[1, 65536]")] | None = None
+    alpha: Annotated[float, Range("(0, 1000000]")] = 32.0
+    dropout: Decay = 0.0
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    dora: bool = False
+    quantise: bool = False
+    start: Annotated[str, OneOf("full", "adapter")] = "full"
+    merge: bool = False
+
+
+@dataclass
 class RatioConfig:
     name: Called = "none"
     chosen: Share | None = None
@@ -145,6 +160,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -25,9 +25,14 @@ def engine_errors(config: RunConfig) -> list[str]:
             f"trainer.on_nonfinite=skip does not work with engine={engine.name}: DeepSpeed updates the weights "
             "before anyone sees the gradient's norm; use on_nonfinite=stop, or engine=ddp"
         )
+    if config.adapter.quantise and engine.deepspeed:
+        errors.append(
+            f"adapter={config.adapter.name} does not work with engine={engine.name}: DeepSpeed cannot cut weights of 4"
+            " bits into shares; use engine=ddp, or adapter=lora"
+        )
     found = [_batch_errors(config)]
     if not config.dry_run:  # a plan may be for another machine
-        found += [_device_errors(config), _package_errors(engine), _port_errors(engine)]
+        found += [_device_errors(config), _package_errors(config), _port_errors(engine)]
     return errors + [error for errors_of_a_kind in found for error in errors_of_a_kind]
 
 
@@ -65,7 +70,15 @@ def _batch_errors(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _package_errors(engine: EngineConfig) -> Iterator[str]:
+def _package_errors(config: RunConfig) -> Iterator[str]:
+    engine = config.engine
+    if config.adapter.quantise and (config.device == "cpu" or visible_gpus() == 0):
+        yield (
+            f"adapter={config.adapter.name} holds the weights in 4 bits, which needs a GPU, and none is visible; use"
+            " adapter=lora here (dry_run=true plans it for another machine)"
+        )
+    elif config.adapter.quantise and importlib.util.find_spec("bitsandbytes") is None:
+        yield f"adapter={config.adapter.name} needs the package bitsandbytes: pip install bitsandbytes"
     if engine.deepspeed and importlib.util.find_spec("deepspeed") is None:
         yield (
             f"engine={engine.name} needs the package deepspeed, which is not installed; run `make setup`, or "

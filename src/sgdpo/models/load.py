@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,11 +26,16 @@ from transformers import (
 )
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from sgdpo.config.schema import ModelConfig
+from sgdpo.config.schema import AdapterConfig, ModelConfig
+from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
 from sgdpo.models.architectures import architecture_errors, supports_sdpa
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
+MERGE_IT = (
+    "merge the two, PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder) with peft, and"
+    " give that folder (a run of ours does it by adapter.merge=true)"
+)
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
 # What a model's config says that changes none of its outputs.
 NO_OUTPUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
@@ -51,10 +57,13 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_config(model: ModelConfig, weights: Path | None = None) -> PreTrainedConfig:
     """Return the architecture's config, with every dropout at 0; loads no weights."""
-    if weights is None and model.path is None:
+    folder = weights or model.path
+    if folder is None:
         config = tiny_config(model.tiny)
+    elif is_adapter(Path(folder)):
+        return load_config(model, base_of(Path(folder)))
     else:
-        config = AutoConfig.from_pretrained(weights or model.path, **_hub_arguments(model, weights))
+        config = AutoConfig.from_pretrained(folder, **_hub_arguments(model, weights))
     for key, value in config.to_dict().items():
         if key.endswith(("dropout", "pdrop")) and value:
             setattr(config, key, 0.0)
@@ -62,13 +71,18 @@ def load_config(model: ModelConfig, weights: Path | None = None) -> PreTrainedCo
 
 
 def load_model(
-    model: ModelConfig, *, weights: Path | None = None, seed: int, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+    model: ModelConfig, *, weights: Path | None = None, seed: int, dtype: torch.dtype = torch.float32,
+    quantise: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """Return the causal language model, in training mode, on the CPU.
 
     weights: folder of a start run's model, else `model.path`, else random weights of `model.tiny` drawn from
-    `seed`, which leaves the global random state alone.
+    `seed`, which leaves the global random state alone. Of a folder that holds an adapter: its base with the adapter
+    merged. quantise: hold the linear layers' weights in 4 bits.
     """
+    if is_adapter(folder := Path(weights or model.path or "")):
+        base = load_model(model, weights=base_of(folder), seed=seed, dtype=dtype)
+        return merged(base, folder).train()
     config = load_config(model, weights)
     attention = model.attention if supports_sdpa(config) or model.attention != "sdpa" else "eager"
     if weights is None and model.path is None:
@@ -82,9 +96,50 @@ def load_model(
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
+            quantization_config=_four_bits() if quantise else None,
             **_hub_arguments(model, weights),
         )
     return built.train()
+
+
+def base_of(folder: Path) -> Path:
+    """Return the folder of the weights that an adapter was trained on. Raise ValueError if they are not to be found."""
+    if not (folder / BASE).is_file():
+        named = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        raise ValueError(f"{folder} holds an adapter and says only that it belongs to {named}; {MERGE_IT}")
+    entry = read_json(folder / BASE)
+    place = Path(entry["path"]).expanduser()
+    if not place.is_dir() and entry["beside"] is not None:
+        place = folder / entry["beside"]
+        if not place.is_dir():
+            raise ValueError(
+                f"the base of the adapter {folder} is gone: {entry['path']}; put it there again, or train again"
+            )
+    elif not place.is_dir():
+        place = weights_folder(ModelConfig(name="base", path=entry["path"], revision=entry["revision"]))
+    if hash_folder(place, ("*.safetensors",)) != entry["weights"]:
+        raise ValueError(
+            f"{folder} is an adapter of other weights than {place} holds: it would change what it was not trained on."
+            " Bring its base back, or train again"
+        )
+    return place
+
+
+def merge_in_place(folder: Path, model: ModelConfig) -> None:
+    """Turn a folder that holds an adapter into one that holds the model; the adapter goes into its `adapter/`."""
+    with _whole():
+        whole = load_model(model, weights=folder, seed=0)
+    (folder / "adapter").mkdir(exist_ok=True)
+    for file in [*folder.glob("adapter_*"), *folder.glob("README.md")]:
+        file.rename(folder / "adapter" / file.name)
+    whole.save_pretrained(folder)
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -100,7 +155,7 @@ def _whole() -> Iterator[None]:
             hf_deepspeed.set_hf_deepspeed_config(held)
 
 
-def model_errors(model: ModelConfig) -> list[str]:
+def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> list[str]:
     """List what is wrong with the model's settings and files, as sentences with advice; loads no weights."""
     errors = []
     if model.attention not in ATTENTIONS:
@@ -110,13 +165,18 @@ def model_errors(model: ModelConfig) -> list[str]:
     folder = None if model.path is None else Path(model.path).expanduser()
     if folder is None or folder.is_dir():
         errors += _tiny_errors(model) if folder is None else _folder_errors(model, folder)
-        return errors or architecture_errors(load_config(model))
+        return errors or config_errors(load_config(model), adapter)
     if HUB_ID.fullmatch(model.path) is None:
         advice = (
             model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
         )
         errors.append(f"model.path={model.path} does not exist; {advice}")
     return errors
+
+
+def config_errors(config: PreTrainedConfig, adapter: AdapterConfig | None = None) -> list[str]:
+    """List what a model's config alone says against training it, with an adapter if there is one."""
+    return architecture_errors(config) or (adapter_errors(adapter, config) if adapter is not None else [])
 
 
 def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> list[str]:
@@ -223,6 +283,8 @@ def _tiny_errors(model: ModelConfig) -> list[str]:
 
 
 def _folder_errors(model: ModelConfig, folder: Path) -> list[str]:
+    if is_adapter(folder):
+        return [f"model.path={folder} holds an adapter and no model; {MERGE_IT}"]
     if not (folder / "config.json").is_file():
         return [f"model.path={folder} holds no config.json; give the folder that save_pretrained wrote"]
     errors = []

@@ -52,6 +52,7 @@ def _taught_forward(plain_forward, facts: Facts | None, features: tuple[str, ...
                 span_S3: Tensor | None = None, **kwargs):  # fmt: skip
         if target_L is None:
             return plain_forward(self, *args, **kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}  # a PEFT model passes all
         window = window_of(self.config)
         if facts is None or (window is not None and longest_sequence(span_S3) > window):
             return separate_logprobs(self, plain_forward, features, target_L, source_L, span_S3, **kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,9 +27,18 @@ from sgdpo.data.overlap import OverlapCollator
 from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import Prepared, describe, prepare
 from sgdpo.method import Method, bind_method
+from sgdpo.models.adapters import WithoutAdapter, fit_adapter, write_base
 from sgdpo.models.allocator import keep_freed_memory
-from sgdpo.models.architectures import architecture_errors, path_words
-from sgdpo.models.load import fit_errors, load_config, load_model, load_tokenizer
+from sgdpo.models.architectures import path_words
+from sgdpo.models.load import (
+    config_errors,
+    content_hashes,
+    fit_errors,
+    load_config,
+    load_model,
+    load_tokenizer,
+    merge_in_place,
+)
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.models.threads import threads_for
 from sgdpo.processes import rank_0_decides
@@ -100,9 +110,7 @@ def train(run: Run) -> None:
         set_seed(config.seed)
         method = bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot)
         tokenizer = load_tokenizer(config.model)
-        if errors := architecture_errors(
-            load_config(config.model)
-        ):  # of a model of the hub, whose config is here now
+        if errors := config_errors(load_config(config.model), config.adapter):  # of a hub's model, here now
             raise ValueError("\n".join(errors))
         prepared = prepare(
             config.data, method.phase, tokenizer, Path(config.cache), config.extra, scores=method.scores
@@ -119,7 +127,7 @@ def train(run: Run) -> None:
         with threads_for(trainer.model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.check_weights()
-        trainer.save_model(str(run.folder / MODEL))
+        save_model(parts, trainer)
         attempt.close(
             lambda path: write_pairs(path, parts, trainer),
             keep_checkpoints=config.trainer.keep_finished,
@@ -221,10 +229,10 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
         return Reference()
 
     def factory() -> PreTrainedModel:
-        return policy(config, parts.start).requires_grad_(False).eval()
+        return taught(config, parts.start).requires_grad_(False).eval()
 
     if config.reference == "live":
-        return Reference(live=factory())
+        return Reference(live=None if config.adapter.rank else factory())
     work = Work(
         layout=config.trainer.layout,
         max_tokens=config.trainer.max_tokens_per_row,
@@ -258,10 +266,18 @@ def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndar
     return [(train, np.union1d(steps, shown))]
 
 
-def policy(config: RunConfig, start: Path | None, features: tuple[str, ...] = ()) -> PreTrainedModel:
-    """Return the model that starts the run, taught to give per-token log-probs."""
-    model = load_model(config.model, weights=start, seed=config.seed)
+def taught(config: RunConfig, start: Path | None, features: tuple[str, ...] = ()) -> PreTrainedModel:
+    """Return the model that starts the run, taught to give per-token log-probs: the reference."""
+    model = load_model(config.model, weights=start, seed=config.seed, quantise=config.adapter.quantise)
     teach_logprobs(model, config.trainer.head_budget_mb, features)
+    return model
+
+
+def policy(config: RunConfig, start: Path | None, features: tuple[str, ...]) -> nn.Module:
+    """Return what the run trains: the reference, or an adapter on it."""
+    model = taught(config, start, features)
+    if config.adapter.rank is not None:
+        model = fit_adapter(model, config.adapter, config.seed)
     if config.trainer.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -298,9 +314,12 @@ def build_trainer(
     trainer, batch, folder = config.trainer, config.optimizer.batch_size, parts.run.folder
     collator = OverlapCollator if parts.method.data_features else RowCollator
     arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
+    model, live = policy(config, parts.start, parts.method.head_features), reference.live
+    if config.reference == "live" and config.adapter.rank is not None:
+        live = WithoutAdapter(model)
     return PairTrainer(
         args=arguments,
-        model=policy(config, parts.start, parts.method.head_features),
+        model=model,
         train_dataset=train,
         eval_dataset=test,
         processing_class=parts.tokenizer,
@@ -312,7 +331,7 @@ def build_trainer(
         collator=collator(
             trainer.layout, reference.table.lookup if reference.table else None, scores=parts.method.scores
         ),
-        live_reference=reference.live,
+        live_reference=live,
         log_row=attempt.log,
         mark=attempt.mark,
         draws_seed=config.seed,
@@ -323,6 +342,19 @@ def build_trainer(
         engine=config.engine,
         callbacks=[Progress(folder.name, attempt.say, attempt.note)],
     )
+
+
+def save_model(parts: Parts, trainer: PairTrainer) -> None:
+    """Write model/: the weights; or the adapter with what it belongs to, merged into it if the run says so."""
+    config, folder = parts.config, parts.run.folder / MODEL
+    trainer.save_model(str(folder))
+    if config.adapter.rank is None or not trainer.is_world_process_zero():
+        return
+    memory = Path(config.cache) / "hashes"
+    weights = content_hashes(config.model, parts.start, memory=memory)["weights"]
+    write_base(folder, parts.start or config.model.path, config.model.revision, weights)
+    if config.adapter.merge:
+        merge_in_place(folder, config.model)
 
 
 def write_pairs(path: Path, parts: Parts, trainer: PairTrainer) -> None:

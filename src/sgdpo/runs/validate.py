@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sgdpo.config.compose import config_folders, to_run_config, unknown_keys
-from sgdpo.config.schema import OptimizerConfig, RunConfig
+from sgdpo.config.identity import needs_start
+from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors, needs_of
 from sgdpo.places import CONF
 from sgdpo.runs.tracking import wanted_mode
@@ -40,7 +41,7 @@ def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str
 
     phase, scores = config.method["phase"], bool(needs_of(config.method).get("scores"))
     errors = [
-        *model_errors(config.model),
+        *model_errors(config.model, config.adapter),
         *data_errors(config.data, phase, config.extra, folders, scores=scores),
         *engine_errors(config),
     ]
@@ -59,6 +60,7 @@ def _value_errors(config: RunConfig, folders: Sequence[Path]) -> Iterator[str]:
         error for error in schema_errors(config) if not error.startswith(("ratio.chosen", "ratio.rejected"))
     )
     yield from _optimizer_errors(config.optimizer)
+    yield from _adapter_errors(config)
     try:
         wanted_mode("auto")
     except ValueError as error:
@@ -81,6 +83,30 @@ def _optimizer_errors(optimizer: OptimizerConfig) -> Iterator[str]:
             yield f"optimizer.{phase}max_steps must be -1 (as the epochs say) or positive, not 0"
         if settings.max_steps == -1 and settings.epochs == 0:
             yield f"optimizer.{phase}epochs must be a positive number, not 0, where max_steps is -1"
+
+
+def _adapter_errors(config: RunConfig) -> Iterator[str]:
+    adapter = config.adapter
+    if (adapter.rank is None) != (adapter.name == AdapterConfig.name):
+        yield (
+            f"adapter.rank={adapter.rank} and adapter={adapter.name} contradict each other; adapter=lora has a rank"
+            " (adapter.rank=16), adapter=none has none"
+        )
+    if adapter.rank is None:
+        return
+    if not adapter.targets:
+        yield "adapter.targets is empty: no layer would be trained; [all-linear] takes every layer but the lm-head"
+    starts_random = not needs_start(config) or adapter.start == "adapter"
+    if config.model.path is None and starts_random:
+        yield (
+            f"adapter={adapter.name} on the random weights of model={config.model.name}: an adapter changes what has"
+            " been learned; use adapter=none for its SFT, init=sft for a method's start, or a model with a path"
+        )
+    if adapter.quantise and adapter.merge:
+        yield (
+            "adapter.merge=true cannot merge into weights of 4 bits: what was learned would be rounded away; set"
+            " adapter.merge=false (evaluation merges the adapter into the unquantised base as it loads)"
+        )
 
 
 def _place_errors(config: RunConfig) -> Iterator[str]:

@@ -1,0 +1,120 @@
+"""Adapters (LoRA, DoRA, QLoRA) through peft: fit them to a model, keep them, find their base again and merge them.
+
+The base is the run's start: the weights that the reference's log-probs were computed with, never the model that the
+start came from. Its path and the hash of its weights stand beside the adapter, so that no other base is taken for it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from sgdpo.config.schema import AdapterConfig
+from sgdpo.store import write_json
+
+ADAPTER, BASE, ALL = "adapter_config.json", "adapter_base.json", "all-linear"
+SHOWN = 12
+
+
+def adapter_errors(adapter: AdapterConfig, config: PreTrainedConfig) -> list[str]:
+    """List what of an adapter does not fit a model: targets that match nothing or the head; loads no weights."""
+    if adapter.rank is None:
+        return []
+    model = _skeleton(config)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    linear = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)
+    }
+    errors = []
+    for target in adapter.targets if adapter.targets != [ALL] else []:
+        matched = [module for name, module in linear.items() if f".{name}".endswith(f".{target}")]
+        if any(module is head for module in matched):
+            errors.append(
+                f"adapter.targets: {target} is the lm-head, which the log-probs go through and which stays as it is;"
+                " leave it out"
+            )
+        elif any(module is embedding for module in matched) and head.weight is embedding.weight:
+            errors.append(
+                f"adapter.targets: {target} is tied to the lm-head, which stays as it is; leave it out"
+            )
+        elif not matched:
+            names = sorted({name.rpartition(".")[2] for name, module in linear.items() if module is not head})
+            errors.append(
+                f"adapter.targets: no layer of this model ({config.model_type}) is called {target}; there are"
+                f" {', '.join(names[:SHOWN])}, or [{ALL}] for all of them"
+            )
+    return errors
+
+
+def trained_parameters(adapter: AdapterConfig, config: PreTrainedConfig) -> int:
+    """Return how many parameters an adapter trains, counted on a model without memory."""
+    from peft import get_peft_model
+
+    fitted = get_peft_model(_skeleton(config), _peft_config(adapter))
+    return sum(p.numel() for p in fitted.parameters() if p.requires_grad)
+
+
+def fit_adapter(model: PreTrainedModel, adapter: AdapterConfig, seed: int) -> Any:
+    """Return the model as peft's: its weights frozen, an adapter that changes nothing yet, drawn from `seed`."""
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, _peft_config(adapter))
+
+
+class WithoutAdapter:
+    """The model with its adapter switched off: a live reference that needs no second model."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def to(self, device: torch.device) -> WithoutAdapter:
+        """Stay where the model is."""
+        return self
+
+    def __call__(self, **row: Tensor) -> Tensor:
+        with self._model.disable_adapter():
+            output = self._model(**row)
+        return output[0] if isinstance(output, tuple) else output
+
+
+# ---- on the disk ------------------------------------------------------------------------------------------------
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter and no model."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
+def write_base(folder: Path, base: Path | str, revision: str | None, weights: str) -> None:
+    """Note beside an adapter what it was trained on. base: a folder or a hub id. weights: their hash."""
+    beside = os.path.relpath(base, folder) if Path(base).is_dir() else None
+    write_json(folder / BASE, {"path": str(base), "revision": revision, "beside": beside, "weights": weights})
+
+
+def merged(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return a base with an adapter merged into its weights."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+
+
+def _peft_config(adapter: AdapterConfig) -> Any:
+    from peft import LoraConfig  # a second of imports, for those who use it
+
+    targets = ALL if adapter.targets == [ALL] else list(adapter.targets)
+    return LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,
+        use_dora=adapter.dora, bias="none", task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
