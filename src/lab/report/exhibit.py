@@ -41,7 +41,8 @@ class Exhibit:
     """Hold what conf/report/<name>.yaml says beside the function and its settings.
 
     sweep: the file of conf/sweep that trains its runs; None: nothing is trained. experiment: whose runs it shows;
-    None: all there are. models: all of the scale's, or the first. judged: by the scale's benchmark (true), or the
+    None: all there are. models: all of the scale's, the first, or the sweep's own. seeds: how many, unless more are
+    asked for. judged: by the scale's benchmark (true), or the
     one named. twice: the answers of one run are judged twice. n_jobs: forced. beside: exhibits of the same runs
     that are made with it. order: its place in `make paper`; None: made only by name.
     """
@@ -51,7 +52,8 @@ class Exhibit:
     caption: str = ""
     sweep: str | None = None
     experiment: str | None = None
-    models: Literal["all", "first"] = "all"
+    models: Literal["all", "first", "own"] = "all"
+    seeds: int = 1
     judged: bool | str = False
     twice: bool = False
     n_jobs: int | None = None
@@ -99,8 +101,8 @@ def find_exhibit(name: str, changes: Sequence[str] = ()) -> Exhibit:
 
 def _own_errors(name: str, own: Mapping[str, Any]) -> list[str]:
     errors, where = [], f"conf/report/{name}.yaml"
-    if own.get("models", "all") not in ("all", "first"):
-        errors.append(f"{where}: models is all or first, not {own['models']!r}")
+    if own.get("models", "all") not in ("all", "first", "own"):
+        errors.append(f"{where}: models is all, first or own, not {own['models']!r}")
     if own.get("sweep") and not (CONF / "sweep" / f"{own['sweep']}.yaml").is_file():
         errors.append(f"{where}: there is no conf/sweep/{own['sweep']}.yaml")
     if own.get("sweep") and not own.get("experiment"):

@@ -1,0 +1,74 @@
+"""What explains quality over many methods: rank correlations of a score with columns that are known without a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from lab.report.cells import Repeats, seeds_of
+from lab.report.studies import Cells, conditions, reader, study, title
+from sgdpo.drawing.table import Table, number
+from sgdpo.runs.records import RunView
+
+RESAMPLES = 2000
+
+
+def explained(
+    runs: Sequence[RunView],
+    *,
+    arms: dict[str, Any],
+    measures: dict[str, str],
+    tested: tuple[str, ...],
+    predictors: tuple[str, ...],
+    question: str,
+    expected: str,
+    contrasts: dict[str, Any],
+    each: tuple[str, ...] = ("data.name",),
+    bound: float | None = None,
+) -> list[Table]:
+    """Show a study, and the rank correlation of its first tested measure with each predictor."""
+    cells = conditions(runs, arms, each)
+    works = study(runs, question=question, expected=expected, arms=arms, contrasts=contrasts, measures=measures,
+                  tested=tested, each=each, bound=bound)  # fmt: skip
+    return [_correlations(cells, measures, tested[0], predictors, len(seeds_of(runs))), *works]
+
+
+def _correlations(
+    cells: Cells, measures: Mapping[str, str], score: str, predictors: Sequence[str], seeds: int
+) -> Table:
+    rows = []
+    for condition, own in cells.items():
+        for predictor in predictors:
+            pairs = [
+                found
+                for repeats in own.values()
+                if (found := _means(repeats, measures[predictor], measures[score]))
+            ]
+            if len(pairs) > 3:
+                value, low, high = _spearman(np.array(pairs))
+                numbers = [number(each, 2, sign="+") for each in (value, low, high)]
+                rows.append([title(condition), predictor, *numbers, str(len(pairs))])
+    found = "; ".join(f"{row[0]}, {row[1]} {row[2].text} [{row[3].text}, {row[4].text}]" for row in rows)
+    facts = [f"Found: rank correlation of the {score} with {found or 'nothing yet'}.",
+             f"Spearman's, over arms, each the mean of {seeds} seeds; 95 % interval: bootstrap over arms."]  # fmt: skip
+    header = ["Condition", "explained by", "rank correlation", "from", "to", "arms"]
+    return Table("correlations", f"What the {score} goes with", header, rows, 2, facts)
+
+
+def _means(repeats: Repeats, *metrics: str) -> tuple[float, ...] | None:
+    found = [repeats.estimate(reader(metric)) for metric in metrics]
+    return None if None in found else tuple(each.value for each in found if each)
+
+
+def _spearman(pair_A2: NDArray[np.float64]) -> tuple[float, float, float]:
+    draws, found = np.random.default_rng(0), []
+    while len(found) < RESAMPLES:
+        drawn_A2 = pair_A2[draws.integers(0, len(pair_A2), len(pair_A2))]
+        if (np.ptp(drawn_A2, axis=0) > 0).all():
+            found.append(spearmanr(drawn_A2).statistic)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(spearmanr(pair_A2).statistic), float(low), float(high)

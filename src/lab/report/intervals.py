@@ -1,0 +1,67 @@
+"""Intervals beside each other: a row a contrast, a panel a condition; or a walk from one end to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lab.benchmarks.statistics import Interval
+from sgdpo.drawing.style import CHOSEN, GRID, QUIET, Picture, styled
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold an interval, the panel that it stands in and the label that it has there."""
+
+    panel: str
+    label: str
+    interval: Interval
+
+
+def interval_chart(rows: Sequence[Row], axis: str, bound: float | None, walk: bool) -> Picture:
+    """Draw the rows; within the bound, which is shaded, nothing differs. walk: upright, and joined by a line."""
+    panels = list(dict.fromkeys(row.panel for row in rows))
+    labels = list(dict.fromkeys(row.label for row in rows))
+    size = (5.2 * len(panels), 3.9) if walk else (3.6 * len(panels) + 2.4, 0.34 * len(labels) + 1.5)
+    with styled():
+        figure = Figure(figsize=size, layout="constrained")
+        axes_P = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, panel in zip(axes_P, panels, strict=True):
+            axes.set_title(panel)
+            own = {row.label: row.interval for row in rows if row.panel == panel}
+            (_upright if walk else _lying)(axes, [own.get(label) for label in labels], labels, bound)
+        (axes_P[0].set_ylabel if walk else figure.supxlabel)(axis, fontsize=10)
+    return Picture(figure, "intervals")
+
+
+def _lying(
+    axes: Axes, intervals: Sequence[Interval | None], labels: Sequence[str], bound: float | None
+) -> None:
+    axes.axvline(0, color=QUIET, linewidth=1)
+    if bound is not None:
+        axes.axvspan(-bound, bound, color=GRID, zorder=0)
+    for at, found in enumerate(intervals):
+        if found:
+            axes.plot([found.low, found.high], [at, at], color=CHOSEN, linewidth=2, solid_capstyle="butt")
+            axes.plot(found.value, at, "o", color=CHOSEN, markersize=5)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
+def _upright(
+    axes: Axes, intervals: Sequence[Interval | None], labels: Sequence[str], bound: float | None
+) -> None:
+    axes.axhline(0, color=QUIET, linewidth=1)
+    if bound is not None:
+        axes.axhspan(-bound, bound, color=GRID, zorder=0)
+    shown = [(at, found) for at, found in enumerate(intervals) if found]
+    places, values = [at for at, _ in shown], [found.value for _, found in shown]
+    axes.plot(places, values, "o-", color=CHOSEN, linewidth=1.6, markersize=5)
+    axes.vlines(places, [f.low for _, f in shown], [f.high for _, f in shown], color=CHOSEN, linewidth=2)
+    slanted = {"rotation": 35, "ha": "right"} if max(map(len, labels)) > 5 else {}
+    axes.set_xticks(range(len(labels)), labels, **slanted)
+    axes.grid(axis="x", visible=False)

@@ -1,0 +1,276 @@
+"""A study: arms, linear contrasts over them, and what they say of an expectation that was written down before.
+
+An arm is a name and the settings that its runs have. A contrast is a weighted sum of arms (a difference, a slope, a
+curvature, an interaction), taken for each training seed, so that every comparison is paired; a judged score is paired
+over prompts too, and the wider interval and the larger p of the two count. Holm's correction is over all contrasts of a
+study. With a `bound`, an interval inside it says "no difference".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test
+from lab.report.cells import JUDGMENTS, Read, Repeats, group, read_metric, refuse_mixtures, seeds_of
+from lab.report.claim import final_reward
+from lab.report.entries import facts, number_entry
+from lab.report.intervals import Row, interval_chart
+from lab.report.names import load_paper
+from sgdpo.drawing.style import Picture
+from sgdpo.drawing.table import Entry, Table, number
+from sgdpo.runs.records import RunView, flatten
+from sgdpo.store import read_jsonl
+
+LEVEL = 0.05
+END = "end/"  # a training metric, averaged over the last tenth of the steps
+PROMPTS = ":score_mean"  # a judged score, which every prompt has
+Condition = tuple[Any, ...]
+Cells = Mapping[Condition, Mapping[str, Repeats]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold one contrast of one measure under one condition: its interval, and p after Holm's correction."""
+
+    condition: Condition
+    contrast: str
+    measure: str
+    difference: Interval
+    p_value: float
+    seeds: int
+
+    def verdict(self, bound: float | None) -> str:
+        """Say what can be said."""
+        within = bound is not None and -bound < self.difference.low and self.difference.high < bound
+        if self.p_value < LEVEL:
+            return f"{'above' if self.difference.value > 0 else 'below'} 0{', within the bound' if within else ''}"
+        return "no difference" if within else "cannot be said"
+
+
+def study(
+    runs: Sequence[RunView],
+    *,
+    question: str,
+    expected: str,
+    arms: dict[str, Any],
+    contrasts: dict[str, Any],
+    measures: dict[str, str],
+    tested: tuple[str, ...],
+    each: tuple[str, ...] = ("data.name",),
+    bound: float | None = None,
+    figure: str = "",
+) -> list[Table | Picture]:
+    """Show the arms, test the contrasts, draw them.
+
+    contrasts: {name: {arm: weight}}. measures: {column: metric}, "<benchmark>-<judge>:<field>", "eval/<metric>" or
+    "end/<metric>". tested: those of them that are tested. each: the settings that make a condition. figure: none,
+    "contrasts" or "conditions" (what has a row; the other has the panels), or "walk": each arm less the last, in order.
+    """
+    cells = conditions(runs, arms, each)
+    findings = test(cells, contrasts, {name: measures[name] for name in tested})
+    below = [
+        f"Question: {question}",
+        f"Expected, before the runs: {expected}",
+        f"Found: {sentence(findings, bound)}",
+    ]
+    works: list[Table | Picture] = [
+        findings_table(findings, bound, [*below, *_how(bound, seeds_of(runs)), *facts(runs)]),
+        _arms_table(cells, arms, measures, seeds_of(runs), facts(runs)),
+    ]
+    if figure and findings:
+        works.append(
+            replace(
+                _picture(cells, findings, arms, measures, tested, bound, figure), title=question, facts=below
+            )
+        )
+    return works
+
+
+def _picture(
+    cells: Cells, findings: Sequence[Finding], arms: Mapping[str, Any], measures: Mapping[str, str],
+    tested: Sequence[str], bound: float | None, figure: str,
+) -> Picture:  # fmt: skip
+    axis = ", ".join(tested)
+    if figure == "walk":
+        last = list(arms)[-1]
+        steps = {arm: {arm: 1, last: -1} for arm in arms if arm != last}
+        findings, axis = (
+            test(cells, steps, {tested[0]: measures[tested[0]]}),
+            f"{tested[0]}, less that of {last}",
+        )
+    rows = []
+    for found in findings:
+        label = (
+            found.contrast if len(tested) == 1 or figure == "walk" else f"{found.contrast}: {found.measure}"
+        )
+        pair = (title(found.condition), label)
+        rows.append(Row(*(pair[::-1] if figure == "conditions" else pair), found.difference))
+    return interval_chart(rows, axis, bound, walk=figure == "walk")
+
+
+def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[str]) -> Cells:
+    """Group the runs by condition and arm. Raise ValueError for a run of two arms, or cells of unlike runs."""
+    found: dict[tuple[Condition, str], list[RunView]] = {}
+    for run in runs:
+        if run.status == "broken" or run["phase"] == "sft":
+            continue
+        settings = flatten(run["settings"] or {})
+        mine = [arm for arm, asked in arms.items() if all(settings.get(k) == v for k, v in asked.items())]
+        if len(mine) > 1:
+            raise ValueError(
+                f"{run.experiment}/{run.name} belongs to the arms {' and '.join(mine)}; tell them apart"
+            )
+        for arm in mine:
+            found.setdefault((tuple(settings.get(key) for key in each), arm), []).append(run)
+    cells: dict[Condition, dict[str, Repeats]] = {}
+    for (condition, arm), own in found.items():
+        refuse_mixtures(own)
+        cells.setdefault(condition, {}).update(group(own, partial(lambda name, _: name, arm)))
+    return dict(sorted(cells.items(), key=lambda cell: str(cell[0])))
+
+
+def test(
+    cells: Cells, contrasts: Mapping[str, Mapping[str, float]], tested: Mapping[str, str]
+) -> list[Finding]:
+    """Take every contrast that the finished runs allow, and correct their p-values together."""
+    found = [
+        finding
+        for condition, own in cells.items()
+        for name, weights in contrasts.items()
+        for measure, metric in tested.items()
+        if (finding := _contrast(condition, name, own, weights, measure, metric))
+    ]
+    corrected = holm([finding.p_value for finding in found]) if found else []
+    return [replace(finding, p_value=p) for finding, p in zip(found, corrected, strict=True)]
+
+
+def _contrast(
+    condition: Condition,
+    name: str,
+    own: Mapping[str, Repeats],
+    weights: Mapping[str, float],
+    measure: str,
+    metric: str,
+) -> Finding | None:
+    if any(arm not in own for arm in weights):
+        return None
+    values = [{run["seed"]: _scores(run, metric) for run in own[arm].finished} for arm in weights]
+    seeds = sorted(
+        seed for seed in set.intersection(*map(set, values)) if all(value[seed] for value in values)
+    )
+    if not seeds:
+        return None
+    prompts = sorted(set.intersection(*(set(value[seed]) for value in values for seed in seeds)))
+    total_SP = sum(
+        weight * np.array([[value[seed][prompt] for prompt in prompts] for seed in seeds])
+        for weight, value in zip(weights.values(), values, strict=True)
+    )
+    if len(prompts) > 1:
+        compared = compare_over_seeds(total_SP, np.zeros_like(total_SP))
+        return Finding(condition, name, measure, compared.difference, compared.p_value, len(seeds))
+    if len(seeds) < 2:
+        return None
+    return Finding(condition, name, measure, *t_test(total_SP[:, 0]), len(seeds))
+
+
+def _scores(run: RunView, metric: str) -> dict[str, float]:
+    """Return a run's numbers by prompt, or its one number; none if it has none."""
+    if metric.endswith(PROMPTS):
+        path = run.folder / "eval" / metric.removesuffix(PROMPTS) / JUDGMENTS
+        rows = read_jsonl(path) if path.is_file() else []
+        return {str(row["prompt_id"]): row["score"] for row in rows if row.get("score") is not None}
+    value, _ = reader(metric)(run)
+    return {} if value is None else {"": value}
+
+
+def reader(metric: str) -> Read:
+    """Return a reader of a metric, of the end of a training metric, or of a sum of these, each perhaps |absolute|."""
+    terms = [(term.strip("|"), term != term.strip("|")) for term in metric.split(" + ")]
+    if terms == [(metric, False)]:
+        name = metric.removeprefix(END)
+        return read_metric(metric) if name == metric else lambda run: (final_reward(run, name), None)
+    reads = [(reader(term), absolute) for term, absolute in terms]
+
+    def total(run: RunView) -> tuple[float | None, None]:
+        values = [(read(run)[0], absolute) for read, absolute in reads]
+        if any(value is None for value, _ in values):
+            return None, None
+        return sum(abs(value) if absolute else value for value, absolute in values), None
+
+    return total
+
+
+def title(condition: Condition) -> str:
+    """Name a condition for people."""
+    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in condition]
+    return ", ".join(load_paper().title(word) for word in words)
+
+
+def sentence(findings: Iterable[Finding], bound: float | None) -> str:
+    """Say what the first contrast came to, under every condition; that there is nothing yet, if there is nothing."""
+    findings = list(findings)
+    told = [f for f in findings if f.contrast == findings[0].contrast]
+    parts = [
+        f"{title(f.condition)} {f.measure} {_signed(f.difference)} ({f.verdict(bound)}; {f.seeds} seeds)"
+        for f in told
+    ]
+    return f"{told[0].contrast}: {'; '.join(parts)}." if told else "nothing yet."
+
+
+def _signed(found: Interval) -> str:
+    value, low, high = (number(value, 3, sign="+").text for value in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def findings_table(findings: Sequence[Finding], bound: float | None, below: Sequence[str]) -> Table:
+    """Show every contrast with its interval, its p and what can be said."""
+    rows = [
+        [title(f.condition), f.contrast, f.measure,
+         *(number(value, 3, sign="+") for value in (f.difference.value, f.difference.low, f.difference.high)),
+         number(f.p_value, 3), str(f.seeds), f.verdict(bound)]
+        for f in findings
+    ]  # fmt: skip
+    header = ["Condition", "contrast", "of", "difference", "from", "to", "p", "seeds", "verdict"]
+    return Table("", "", header, rows, 3, below)
+
+
+def _arms_table(
+    cells: Cells,
+    arms: Mapping[str, Any],
+    measures: Mapping[str, str],
+    seeds: Sequence[int],
+    below: Sequence[str],
+) -> Table:
+    rows: list[list[Entry | str]] = [
+        [title(condition), arm,
+         *(number_entry(own.get(arm), reader(m), 3, seeds, m.partition(":")[0]) for m in measures.values())]
+        for condition, own in cells.items()
+        for arm in arms
+    ]  # fmt: skip
+    return Table(
+        "arms",
+        "The arms",
+        ["Condition", "arm", *measures],
+        rows,
+        2,
+        ["± is one standard error over seeds.", *below],
+    )
+
+
+def _how(bound: float | None, seeds: Sequence[int]) -> list[str]:
+    said = [
+        "Differences with 95 % intervals, paired over training seeds (t) and, for scores, over prompts (bootstrap): "
+        "the wider counts. p: the larger of both tests, Holm-corrected over all rows."
+    ]
+    if bound is not None:
+        said.append(f"No difference: the interval lies within ±{bound:g}.")
+    return (
+        said
+        if len(seeds) > 1
+        else [*said, "One seed speaks of two models, not of the methods that trained them."]
+    )
