@@ -72,7 +72,7 @@ def study(
     "contrasts" or "conditions" (what has a row; the other has the panels), or "walk": each arm less the last, in order.
     """
     cells = conditions(runs, arms, each)
-    findings = test(cells, contrasts, {name: measures[name] for name in tested})
+    findings = findings_of(cells, contrasts, {name: measures[name] for name in tested})
     below = [
         f"Question: {question}",
         f"Expected, before the runs: {expected}",
@@ -82,26 +82,22 @@ def study(
         findings_table(findings, bound, [*below, *_how(bound, seeds_of(runs)), *facts(runs)]),
         _arms_table(cells, arms, measures, seeds_of(runs), facts(runs)),
     ]
-    if figure and findings:
+    if figure and (rows := _drawn(cells, findings, arms, measures, tested, figure)):
+        axis = ", ".join(tested) + (f", less that of {list(arms)[-1]}" if figure == "walk" else "")
         works.append(
-            replace(
-                _picture(cells, findings, arms, measures, tested, bound, figure), title=question, facts=below
-            )
+            replace(interval_chart(rows, axis, bound, figure == "walk"), title=question, facts=below)
         )
     return works
 
 
-def _picture(
+def _drawn(
     cells: Cells, findings: Sequence[Finding], arms: Mapping[str, Any], measures: Mapping[str, str],
-    tested: Sequence[str], bound: float | None, figure: str,
-) -> Picture:  # fmt: skip
-    axis = ", ".join(tested)
+    tested: Sequence[str], figure: str,
+) -> list[Row]:  # fmt: skip
     if figure == "walk":
-        last = list(arms)[-1]
-        steps = {arm: {arm: 1, last: -1} for arm in arms if arm != last}
-        findings, axis = (
-            test(cells, steps, {tested[0]: measures[tested[0]]}),
-            f"{tested[0]}, less that of {last}",
+        *steps, last = arms
+        findings = findings_of(
+            cells, {arm: {arm: 1, last: -1} for arm in steps}, {tested[0]: measures[tested[0]]}
         )
     rows = []
     for found in findings:
@@ -110,7 +106,7 @@ def _picture(
         )
         pair = (title(found.condition), label)
         rows.append(Row(*(pair[::-1] if figure == "conditions" else pair), found.difference))
-    return interval_chart(rows, axis, bound, walk=figure == "walk")
+    return rows
 
 
 def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[str]) -> Cells:
@@ -119,8 +115,8 @@ def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[
     for run in runs:
         if run.status == "broken" or run["phase"] == "sft":
             continue
-        settings = flatten(run["settings"] or {})
-        mine = [arm for arm, asked in arms.items() if all(settings.get(k) == v for k, v in asked.items())]
+        settings = as_typed(run["settings"] or {})
+        mine = arms_of(settings, arms)
         if len(mine) > 1:
             raise ValueError(
                 f"{run.experiment}/{run.name} belongs to the arms {' and '.join(mine)}; tell them apart"
@@ -134,7 +130,17 @@ def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[
     return dict(sorted(cells.items(), key=lambda cell: str(cell[0])))
 
 
-def test(
+def as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings by the keys of the command line: data.world.length_bias."""
+    return {key.replace("data.settings.", "data."): value for key, value in flatten(settings).items()}
+
+
+def arms_of(settings: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the arms whose settings these are."""
+    return [arm for arm, asked in arms.items() if all(settings.get(k) == v for k, v in asked.items())]
+
+
+def findings_of(
     cells: Cells, contrasts: Mapping[str, Mapping[str, float]], tested: Mapping[str, str]
 ) -> list[Finding]:
     """Take every contrast that the finished runs allow, and correct their p-values together."""

@@ -1,0 +1,158 @@
+"""The studies: each composes and binds; contrasts, correction, verdicts and sentences against numbers made by hand."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from lab.benchmarks.statistics import Interval
+from lab.report.exhibit import exhibit_names, find_exhibit
+from lab.report.explained import explained
+from lab.report.studies import Finding, arms_of, as_typed, conditions, findings_of, reader, sentence, study
+from lab.reproduce import Options, train_command
+from sgdpo.runs.records import read_runs
+from sweep_fixtures import cells_of
+
+STUDIES = sorted(name for name in exhibit_names() if name.startswith("study"))
+SCORES = "verifiable-checker:score_mean"
+
+
+def composed(name: str, *words: str) -> dict[tuple, list[str]]:
+    """Return the arms of the cells of a study's sweep, of one seed, by condition."""
+    settings, found = find_exhibit(name).settings, {}
+    for cell in cells_of(f"sweep={name}", "seed=42", *words):
+        typed = as_typed(cell.run.identity.settings)
+        mine = arms_of(typed, settings["arms"])
+        assert len(mine) == 1, f"{cell.name} belongs to {mine}"
+        found.setdefault(tuple(typed[key] for key in settings.get("each", ["data.name"])), []).append(mine[0])
+    return found
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_cell_of_a_study_is_one_arm_and_every_arm_has_cells(name: str) -> None:
+    """Both worlds: what the sweep trains is what the report shows, in every condition."""
+    found, arms = composed(name), find_exhibit(name).settings["arms"]
+    assert {condition[0] for condition in found} == {"verifiable", "verifiable_long"}
+    assert all(sorted(own) == sorted(arms) for own in found.values())
+
+
+@pytest.mark.parametrize(("name", "arms"), [("study1", 6), ("study2", 7), ("study4", 4), ("study5", 9)])
+def test_a_miniature_of_a_study_composes(name: str, arms: int) -> None:
+    assert {condition: len(own) for condition, own in composed(name, "data=verifiable_long").items()} == {
+        ("verifiable_long",): arms
+    }
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_says_what_is_expected_and_tests_what_it_has(name: str) -> None:
+    settings = find_exhibit(name).settings
+    assert len(settings["expected"]) > 60
+    assert settings["question"].endswith(("?", "."))
+    assert {arm for weights in settings["contrasts"].values() for arm in weights} <= set(settings["arms"])
+    assert set(settings["tested"]) <= set(settings["measures"])
+    for contrast, weights in settings["contrasts"].items():
+        assert sum(weights.values()) == pytest.approx(0, abs=2e-3), f"{name}: {contrast} moves with the level"
+
+
+def test_a_study_trains_five_seeds_and_its_own_models_unless_more_are_asked_for() -> None:
+    command = train_command(find_exhibit("study2"), Options("study2"))
+    assert "seed=42,43,44,45,46" in command
+    assert not any(word.startswith("model=") for word in command)
+    assert f"seed={','.join(map(str, range(42, 49)))}" in train_command(
+        find_exhibit("study2"), Options("study2", seeds=7)
+    )
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------
+
+
+def write_run(outputs: Path, seed: int, ratio: float, scores: list[float], world: str = "verifiable") -> None:
+    """Write a finished run with one score a prompt; its rewards end at plus and minus ten times the ratio."""
+    folder = outputs / "study" / f"sgdpo-{world}-r{ratio}-s{seed}"
+    (folder / "eval" / "verifiable-checker").mkdir(parents=True)
+    rows = [{"prompt_id": str(n), "score": score} for n, score in enumerate(scores)]
+    (folder / "eval" / "verifiable-checker" / "judgments.jsonl").write_text(
+        "\n".join(map(json.dumps, rows)) + "\n"
+    )
+    last = {"step": 1, "split": "train", "rewards/chosen": 10 * ratio, "rewards/rejected": -10 * ratio}
+    (folder / "metrics.jsonl").write_text(json.dumps(last) + "\n")
+    record = {
+        "format": 1, "status": "finished", "phase": "preference", "seed": seed, "model": "m", "dataset": world,
+        "method": "sgdpo",
+        "settings": {"method": {"name": "sgdpo"}, "data": {"name": world}, "ratio": {"chosen": ratio}},
+        "eval": {"verifiable-checker": {"score_mean": sum(scores) / len(scores)}}, "final": {"train": last},
+    }  # fmt: skip
+    (folder / "record.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def runs(tmp_path: Path):
+    """Three seeds, two worlds: low scores 2 + wiggle more than high; in the long world as much as it."""
+    for seed, world in product((1, 2, 3), ("verifiable", "verifiable_long")):
+        wiggle = [0.01 * ((seed + n) % 3 - 1) for n in range(40)]
+        gain = 2 if world == "verifiable" else 0
+        write_run(tmp_path, seed, 0.2, [5 + seed + gain + w for w in wiggle], world)
+        write_run(tmp_path, seed, 1.0, [5.0 + seed] * 40, world)
+    return read_runs(tmp_path, "study")
+
+
+ARMS = {"low": {"ratio.chosen": 0.2}, "high": {"ratio.chosen": 1.0}}
+
+
+def test_contrasts_are_paired_corrected_and_told(runs) -> None:
+    cells = conditions(runs, ARMS, ["data.name"])
+    short, long = findings_of(cells, {"low less high": {"low": 1, "high": -1}}, {"score": SCORES})
+    assert short.difference.value == pytest.approx(2, abs=0.02)
+    assert long.difference.value == pytest.approx(0, abs=0.02)
+    assert (short.verdict(0.1), long.verdict(0.1), long.verdict(None)) == (
+        "above 0",
+        "no difference",
+        "cannot be said",
+    )
+    told = sentence([short, long], 0.1)
+    assert told.startswith("low less high: verifiable score +2.0")
+    assert "(no difference; 3 seeds)" in told
+
+
+def test_the_end_of_training_and_sums_of_magnitudes_are_measures(runs) -> None:
+    run = next(run for run in runs if run["settings"]["ratio"]["chosen"] == 0.2)
+    assert reader("end/rewards/chosen")(run)[0] == pytest.approx(2)
+    assert reader("end/rewards/chosen + end/rewards/rejected")(run)[0] == pytest.approx(0)
+    assert reader("|end/rewards/chosen| + |end/rewards/rejected|")(run)[0] == pytest.approx(4)
+    assert reader("eval/loss + eval/loss")(run) == (None, None)
+
+
+def test_a_study_makes_two_tables_and_a_picture_and_says_what_is_missing(runs, tmp_path: Path) -> None:
+    said = {"question": "Which?", "expected": "High.", "arms": {**ARMS, "none": {"ratio.chosen": 0.0}}, "bound": 0.1,
+            "contrasts": {"low less high": {"low": 1, "high": -1}, "none less low": {"none": 1, "low": -1}},
+            "measures": {"score": SCORES, "end": "end/rewards/chosen"}, "tested": ("score",)}  # fmt: skip
+    for figure in ("contrasts", "conditions", "walk"):
+        order = dict(reversed(said["arms"].items())) if figure == "walk" else said["arms"]
+        findings, arms, picture = study(runs, **{**said, "arms": order}, figure=figure)
+        assert picture.write(tmp_path / figure)[0].stat().st_size > 5000
+    assert len(findings.rows) == 2
+    assert "Expected, before the runs: High." in findings.facts
+    missing = [row for row in arms.rows if row[1].text == "none"]
+    assert [entry.text for entry in missing[0][2:]] == ["–", "–"] if missing else False
+    tables = explained(runs, **said, predictors=("end",))
+    assert tables[0].rows == []
+    assert "nothing yet" in tables[0].facts[0]
+
+
+def test_a_run_of_two_arms_is_one_error(runs) -> None:
+    with pytest.raises(ValueError, match="belongs to the arms low and any; tell them apart"):
+        conditions(runs, {"low": ARMS["low"], "any": {}}, ["data.name"])
+
+
+def test_verdicts() -> None:
+    def finding(low: float, high: float, p_value: float) -> Finding:
+        return Finding((), "a", "score", Interval((low + high) / 2, 0.1, low, high), p_value, 5)
+
+    assert finding(0.1, 0.3, 0.01).verdict(0.2) == "above 0"
+    assert finding(0.01, 0.1, 0.01).verdict(0.2) == "above 0, within the bound"
+    assert finding(-0.1, 0.1, 0.9).verdict(0.2) == "no difference"
+    assert finding(-0.3, 0.1, 0.9).verdict(0.2) == "cannot be said"
