@@ -38,7 +38,7 @@ class Verifiable(Sampled):
 
         assert self.subject is not None, "a benchmark that only shows its settings has no tasks"
         data = self.subject.config.data if self.subject.config else None
-        if data is None or "world" not in data.settings:
+        if data is None or not data.settings.get("world"):
             name = data.name if data else "not known"
             raise ValueError(
                 f"benchmark=verifiable needs the world of data=verifiable; the run's data is {name!r}"

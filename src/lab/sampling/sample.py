@@ -23,6 +23,7 @@ from lab.sampling.pairs import REASONS, Candidate, make_pair
 from lab.sampling.scorers import Answered, Scorer, open_scorer, score
 from lab.sampling.settings import SampleConfig, model_of, sample_errors
 from lab.serving.endpoint import MOST_UNUSABLE
+from sgdpo.config.schema import ModelConfig
 from sgdpo.data.instructions import PAIRS
 from sgdpo.data.rows import RefusedError, prompt_row
 from sgdpo.data.sources import load_rows
@@ -45,8 +46,11 @@ class Asked:
         return hash_json([dict(turn) for turn in self.messages], 16)
 
 
-def sample(config: SampleConfig) -> Path:
-    """Return the folder of the pairs, made now unless they are there. Raise ValueError with all that is wrong."""
+def sample(config: SampleConfig, model: ModelConfig | None = None) -> Path:
+    """Return the folder of the pairs, made now unless they are there. Raise ValueError with all that is wrong.
+
+    model: whose answers, where more than a name is to be said; None: `config.policy`.
+    """
     if errors := sample_errors(config):
         raise ValueError("\n".join(errors))
     cache = Path(config.cache)
@@ -56,8 +60,10 @@ def sample(config: SampleConfig) -> Path:
             open_scorer(config.scorer, config.judge, cache, config.device, config.extra)
         )
         if generator.of_run:
-            generator = generator.of(model_of(config.policy, config.cache), config.device)
+            generator = generator.of(model or model_of(config.policy, config.cache), config.device)
         asked = {split: found for split in ("train", "test") if (found := _prompts(config, split))}
+        for prompt in (prompt for found in asked.values() for prompt in found):
+            scorer.fits(Answered(prompt.row, prompt.messages, ""))
         identity = _identity(config, generator, scorer, asked)
         folder = _folder(config, identity)
         with held(folder, "these pairs"):

@@ -63,6 +63,9 @@ class Scorer:
         """List what is wrong with the settings together, as sentences with advice."""
         return []
 
+    def fits(self, prompt: Answered) -> None:
+        """Raise ValueError if answers to this prompt cannot be scored; asked before anything is answered."""
+
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         """Yield a score for each answer, in order; None or NaN where there is none."""
         raise AssertionError(f"{type(self).__name__} scores no answer")
@@ -78,6 +81,11 @@ class Scorer:
 
 class ConstraintScorer(Scorer):
     """Check the constraints of instructions: share met, less loops and empty talk, 0 to 1."""
+
+    def fits(self, prompt: Answered) -> None:
+        from sgdpo.constraints.instructions import instruction_of
+
+        instruction_of(prompt.row, self.kinds)
 
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         from sgdpo.constraints.checker import check
@@ -103,6 +111,11 @@ class ConstraintScorer(Scorer):
 
 class WorldScorer(Scorer):
     """Check answers to the tasks of the generated world, 0 to 10."""
+
+    def fits(self, prompt: Answered) -> None:
+        from sgdpo.world.tasks import task_of
+
+        task_of(prompt.messages[-1]["content"])
 
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         from sgdpo.world.checker import check

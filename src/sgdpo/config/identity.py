@@ -94,6 +94,7 @@ def start_config(config: RunConfig) -> RunConfig:
         optimizer=optimizer,
         init="sft",
         reference="cached",
+        reference_weights=None,
         force=False,
         label="",
     )
@@ -110,6 +111,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         del settings["adapter"]
     if config.method["phase"] == "sft":
         del settings["init"], settings["reference"]
+    if config.reference_weights is None:
+        del settings["reference_weights"]
     return settings
 
 

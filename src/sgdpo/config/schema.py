@@ -168,6 +168,7 @@ class RunConfig:
     seed: Annotated[int, Range("[0, 4294967296)")] = 42
     init: Start = "sft"
     reference: Annotated[str, OneOf("cached", "live")] = "cached"
+    reference_weights: Annotated[str, PLACE] | None = None
     resume: Annotated[str, OneOf("auto", "never", "anyway")] = "auto"
     force: bool = False
     dry_run: bool = False

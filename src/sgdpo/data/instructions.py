@@ -18,8 +18,13 @@ Count = Annotated[int, Range("[0, 1000000]")]
 PAIRS = "pairs.json"  # what a folder of sampled pairs says of them
 
 
-def sampled(phase: str, split: str, *, folder: str | None = None) -> Rows | None:
-    """Return the pairs of one split that scripts/sample.py wrote into a folder; None if it made none of it."""
+def sampled(
+    phase: str, split: str, *, folder: str | None = None, world: dict[str, Any] | None = None
+) -> Rows | None:
+    """Return the pairs of one split that scripts/sample.py wrote into a folder; None if it made none of it.
+
+    world: nothing is read from it; it says to whoever evaluates the run which generated world the prompts are of.
+    """
     if folder is None or not (Path(folder).expanduser() / PAIRS).is_file():
         there = "is not set" if folder is None else f"{folder} holds no {PAIRS}"
         raise ValueError(

@@ -37,7 +37,17 @@ def read_contents(config: RunConfig) -> dict[str, str]:
     except OSError as error:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
     rows = {f"data.{split}": value for split, value in data.items()}
+    if (reference := reference_folder(config)) is not None:
+        model["reference"] = hash_folder(reference, WEIGHTS, memory)
     return {**rows, **{f"model.{part}": value for part, value in model.items()}, "method.code": code}
+
+
+def reference_folder(config: RunConfig) -> Path | None:
+    """Return the folder of the reference's weights, a run's or one of its own; None: the policy's start."""
+    if config.reference_weights is None:
+        return None
+    place = Path(config.reference_weights).expanduser()
+    return place / "model" if (place / "model" / "config.json").is_file() else place
 
 
 def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:

@@ -44,7 +44,7 @@ from sgdpo.models.threads import threads_for
 from sgdpo.processes import rank_0_decides
 from sgdpo.reference import ReferenceTable, Work, reference_key, reference_table
 from sgdpo.runs.attempt import SilentAttempt, open_attempt
-from sgdpo.runs.contents import changes
+from sgdpo.runs.contents import changes, reference_folder
 from sgdpo.runs.records import CHECKPOINTS, MODEL, made_by, why_foreign
 from sgdpo.runs.run import Run, stale
 from sgdpo.training.arguments import total_steps, training_arguments
@@ -228,11 +228,13 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
     if not parts.method.reference:
         return Reference()
 
+    weights = reference_folder(config) or parts.start
+
     def factory() -> PreTrainedModel:
-        return taught(config, parts.start).requires_grad_(False).eval()
+        return taught(config, weights).requires_grad_(False).eval()
 
     if config.reference == "live":
-        return Reference(live=None if config.adapter.rank else factory())
+        return Reference(live=None if config.adapter.rank and weights == parts.start else factory())
     work = Work(
         layout=config.trainer.layout,
         max_tokens=config.trainer.max_tokens_per_row,
@@ -244,7 +246,7 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
     cache = Path(config.cache)
     key = rank_0_decides(
         lambda: reference_key(
-            config.model, parts.start, config.seed, parts.tokenizer, config.precision.name,
+            config.model, weights, config.seed, parts.tokenizer, config.precision.name,
             config.data.max_length, config.data.max_prompt_length, cache / "hashes",
         )
     )  # fmt: skip
@@ -336,7 +338,8 @@ def build_trainer(
         mark=attempt.mark,
         draws_seed=config.seed,
         precision=config.precision.name,
-        step0_check=trainer.step0_check,
+        # With another model for a reference the first ratios are not 1.
+        step0_check=trainer.step0_check and config.reference_weights is None,
         on_nonfinite=trainer.on_nonfinite,
         keep_checkpoints=trainer.keep_checkpoints,
         engine=config.engine,

@@ -14,6 +14,7 @@ from sgdpo.config.identity import needs_start
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors, needs_of
 from sgdpo.places import CONF
+from sgdpo.runs.contents import reference_folder
 from sgdpo.runs.tracking import wanted_mode
 from sgdpo.values import schema_errors
 
@@ -33,7 +34,7 @@ def config_errors(config: DictConfig) -> list[str]:
 
 def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str]:
     """List every error of a typed run. What needs a library or a file comes only once the values are sound."""
-    if errors := list(_value_errors(config, folders)):
+    if errors := list(value_errors(config, folders)):
         return errors
     from sgdpo.data.sources import data_errors
     from sgdpo.engine.checks import engine_errors
@@ -48,7 +49,8 @@ def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str
     return errors + list(_place_errors(config))
 
 
-def _value_errors(config: RunConfig, folders: Sequence[Path]) -> Iterator[str]:
+def value_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> Iterator[str]:
+    """Yield what is wrong with the values alone: no data set, model or engine is looked at."""
     ratio = asdict(config.ratio)
     given = {} if config.ratio.chosen is None and config.ratio.rejected is None else ratio
     yield from method_errors(config.method, given, config.extra, folders, pilot=config.pilot)
@@ -61,6 +63,7 @@ def _value_errors(config: RunConfig, folders: Sequence[Path]) -> Iterator[str]:
     )
     yield from _optimizer_errors(config.optimizer)
     yield from _adapter_errors(config)
+    yield from _reference_errors(config)
     try:
         wanted_mode("auto")
     except ValueError as error:
@@ -75,6 +78,16 @@ def _value_errors(config: RunConfig, folders: Sequence[Path]) -> Iterator[str]:
     for file in config.extra:
         if not file.endswith(".py") or not Path(file).is_file():
             yield f"extra: {file} is no Python file"
+
+
+def _reference_errors(config: RunConfig) -> Iterator[str]:
+    place, folder = config.reference_weights, reference_folder(config)
+    if place is None or folder is None:
+        return
+    if not needs_of(config.method).get("reference"):
+        yield f"reference_weights={place}: method={config.method.get('name')} takes no reference; leave it out"
+    elif not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        yield f"reference_weights={place} holds no weights; give a finished run's folder, or one with safetensors"
 
 
 def _optimizer_errors(optimizer: OptimizerConfig) -> Iterator[str]:

@@ -1,0 +1,27 @@
+"""Make a run of a model as it is, nothing trained, so that it can be evaluated and stand in tables beside others.
+
+python scripts/start.py model=smollm2_135m data=sampled data.folder=outputs/sampled/... experiment=constraints
+"""
+
+from sgdpo.console import Parser, fail, run_command, set_up_process
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="the settings of a run: model, data"
+    )
+    overrides = parser.parse_args(arguments).overrides
+    set_up_process()
+    from sgdpo.config.compose import compose_run, to_run_config
+    from sgdpo.runs.untrained import untrained
+    from sgdpo.runs.validate import config_errors
+
+    config = compose_run(overrides)
+    if errors := config_errors(config):
+        fail(errors)
+    print(untrained(to_run_config(config)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,156 @@
+"""Rounds of preference training on a policy's own answers: sample, pair, train, evaluate, and again from there.
+
+Every step is one that its own command could do (scripts/sample.py, src/train.py, scripts/evaluate.py) and finds what
+is finished by its content: the same command continues a killed chain where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from lab.evaluation.evaluate import evaluate
+from lab.evaluation.settings import EvaluateConfig, compose_evaluation, evaluation_errors
+from lab.sampling.sample import sample
+from lab.sampling.settings import SampleConfig, compose_sample, sample_errors
+from sgdpo.config.compose import compose_run, to_run_config, to_typed
+from sgdpo.config.identity import needs_start, start_config
+from sgdpo.config.schema import ModelConfig, RunConfig
+from sgdpo.data.sources import data_errors
+from sgdpo.method import needs_of
+from sgdpo.models.load import model_errors
+from sgdpo.places import CONF
+from sgdpo.runs.records import MODEL
+from sgdpo.runs.run import execute
+from sgdpo.runs.untrained import untrained
+from sgdpo.runs.validate import value_errors
+from sgdpo.source import load_dotted
+from sgdpo.values import OneOf, Range, schema_errors
+
+log = logging.getLogger("sgdpo")
+# Settings that the sampling and the evaluation share with the training.
+SHARED = ("outputs", "cache", "device", "extra")
+
+
+@dataclass
+class RoundsConfig:
+    """Hold what is said of the rounds; the comments are in conf/rounds.yaml."""
+
+    rounds: Annotated[int, Range("[1, 1000]")] = 3
+    begin_from: Annotated[str, OneOf("previous", "first")] = "previous"
+    refer_to: Annotated[str, OneOf("previous", "first")] = "previous"
+    prompts: Annotated[str, OneOf("same", "parts")] = "same"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Hold a chain of rounds: what is said of it, of each round's run, of its sampling, of its evaluation."""
+
+    settings: RoundsConfig
+    run: RunConfig
+    sampling: SampleConfig
+    evaluation: EvaluateConfig
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Chain:
+        """Compose a chain from overrides: of conf/rounds.yaml, `sample.` and `evaluate.` ones, all others of the run.
+
+        The prompts come from the run's data; folders, device and extra files are the same for all.
+        """
+        ours = tuple(f"{field.name}=" for field in fields(RoundsConfig))
+        own, asked, judged = (
+            [word.removeprefix(prefix) for word in words if word.startswith(prefix or ours)]
+            for prefix in ("", "sample.", "evaluate.")
+        )
+        run = [word for word in words if not word.startswith((*ours, "sample.", "evaluate."))]
+        shared = [word for word in run if word.split("=")[0] in SHARED]
+        data = [word for word in run if word.startswith(("data=", "data.", "+data."))]
+        ConfigStore.instance().store(name="rounds_schema", node=RoundsConfig)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            settings = to_typed(compose("rounds", own), RoundsConfig)
+        return cls(
+            settings,
+            to_run_config(compose_run(run)),
+            compose_sample([*shared, *data, *asked]),
+            compose_evaluation([*shared, *judged]),
+        )
+
+    def errors(self) -> list[str]:
+        """List everything wrong with the chain, before its first round, as sentences with advice."""
+        if errors := [*schema_errors(self.settings), *value_errors(self.run)]:
+            return errors
+        first = replace(self.sampling, policy=str(self.run.model.path))
+        errors = model_errors(self.run.model)
+        if needs_start(self.run):  # the policy is trained before it answers
+            errors += data_errors(self.run.data, "sft", self.run.extra)
+            first = replace(first, policy=str(CONF))
+        errors += [e for e in sample_errors(first) if not e.startswith("model.path=")]
+        errors += evaluation_errors(self.evaluation, runs=False)
+        if not errors and not load_dotted(self.sampling.generator["class"], self.run.extra).of_run:
+            errors.append(
+                f"sample.generator={self.sampling.generator['name']} answers for another model than the rounds train; "
+                "leave it out, or sample once with scripts/sample.py"
+            )
+        differ = self.settings.begin_from != self.settings.refer_to and self.settings.rounds > 1
+        if differ and not needs_of(self.run.method).get("reference"):
+            errors.append(
+                f"refer_to differs from begin_from, but method={self.run.method['name']} has no reference"
+            )
+        return errors
+
+    def go(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Do the rounds; yield (run folder, evaluation) of the start and of each round. Raise ValueError at once."""
+        if errors := self.errors():
+            raise ValueError("\n".join(errors))
+        first = self.run.model
+        if needs_start(self.run):
+            start = execute(start_config(self.run))
+            first = _model_in(first, start)
+            yield self._evaluated(start)
+        policy = first
+        for number in range(self.settings.rounds):
+            log.info("round %d of %d: answers of %s", number + 1, self.settings.rounds, policy.path)
+            run = self._round(number, sample(self._sampling(number, policy), policy), first, policy)
+            if number == 0 and not needs_start(self.run):
+                yield self._evaluated(untrained(run))
+            folder = execute(run)
+            yield self._evaluated(folder)
+            policy = _model_in(first, folder)
+
+    def _sampling(self, number: int, policy: ModelConfig) -> SampleConfig:
+        """Return a round's sampling: draws of its own, and of the prompts all or the round's part."""
+        path = Path(str(policy.path))
+        named = str(path.parent if path.name == MODEL else path)
+        parts = (number, self.settings.rounds) if self.settings.prompts == "parts" else (0, 1)
+        seed = self.sampling.seed + number
+        return replace(self.sampling, policy=named, seed=seed, part=parts[0], parts=parts[1], into=None)
+
+    def _round(self, number: int, pairs: Path, first: ModelConfig, previous: ModelConfig) -> RunConfig:
+        start, reference = (
+            first if word == "first" else previous
+            for word in (self.settings.begin_from, self.settings.refer_to)
+        )
+        read = to_run_config(compose_run(["data=sampled"])).data
+        data = replace(
+            self.run.data, name=read.name, function=read.function, columns=read.columns, limit=None, test_limit=None,
+            facts=None, settings={"folder": str(pairs), "world": self.run.data.settings.get("world")},
+        )  # fmt: skip
+        other = None if reference.path == start.path else str(reference.path)
+        label = "-".join(word for word in (self.run.label, f"round{number + 1}") if word)
+        return replace(
+            self.run, data=data, model=start, init="pretrained", reference_weights=other, label=label
+        )
+
+    def _evaluated(self, folder: Path) -> tuple[str, dict[str, Any]]:
+        return str(folder), evaluate(replace(self.evaluation, runs=[str(folder)]))[str(folder)]
+
+
+def _model_in(model: ModelConfig, run: Path) -> ModelConfig:
+    """Return a model as a run left it, under its own name; the saved folder has its tokenizer and template."""
+    return replace(model, path=str(run / MODEL), revision=None, chat_template=None)

@@ -1,0 +1,40 @@
+"""A run that trains nothing: a model as it is, which evaluation and tables take as they take any other run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sgdpo.config.schema import RatioConfig, RunConfig
+from sgdpo.runs.records import MODEL, RECORD, Record, view_run
+from sgdpo.runs.run import Run
+from sgdpo.store import held
+
+log = logging.getLogger("sgdpo")
+
+
+def untrained(config: RunConfig) -> Path:
+    """Return the folder of the run, its weights a link to the model's own. Raise ValueError for a random model."""
+    from sgdpo.models.load import weights_folder  # torch and all that
+
+    if config.model.path is None:
+        raise ValueError(
+            f"model={config.model.name} is random before it is trained: there is nothing to evaluate"
+        )
+    method = {**config.start, "name": "start", "title": "Start"}
+    run = Run.of(replace(config, method=method, ratio=RatioConfig(), pilot={}, init="pretrained", label=""))
+    with held(run.folder, "this run"):
+        if (run.folder / RECORD).is_file() and view_run(run.folder).status == "finished":
+            log.info("%s is there already", run.folder)
+            return run.folder
+        weights = weights_folder(config.model)
+        assert weights is not None, "it has a path"
+        record = Record.open(run.folder, run.identity, phase=method["phase"])
+        (run.folder / MODEL).symlink_to(weights.resolve())
+        OmegaConf.save(OmegaConf.create(asdict(run.config)), run.folder / "config.yaml")
+        record.note(steps=0)
+        record.finish()
+    return run.folder

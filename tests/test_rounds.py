@@ -1,0 +1,157 @@
+"""Rounds on a policy's own answers: each a run of its own, from where and against what was asked; a chain goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evaluation_fixtures import finished_run
+from lab.sampling.rounds import Chain
+from sgdpo.runs.records import view_run
+from sgdpo.runs.validate import config_errors, run_errors
+from sgdpo.store import read_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("first") / "exp" / "start") / "model"
+
+
+def words(start: Path, outputs: Path, *more: str) -> list[str]:
+    """Two rounds of two steps of DPO for a model that is there already."""
+    return [
+        "rounds=2", "method=dpo", "model=local", f"model.path='{start}'", "data=verifiable", "tracking=off",
+        "device=cpu", "optimizer.lr=1e-3", "optimizer.batch_size=3", "optimizer.max_steps=2",
+        f"outputs='{outputs}'", "sample.data.limit=12", "sample.splits=train",
+        "sample.scorer=verifiable", "sample.temperature=1.0", "sample.max_new_tokens=12",
+        "evaluate.benchmark=verifiable", "evaluate.benchmark.baseline=null", "evaluate.benchmark.max_new_tokens=8",
+        "evaluate.benchmark.limit=5",
+        *more,
+    ]  # fmt: skip
+
+
+def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_was(start, tmp_path) -> None:
+    """The second start of the chain, after one round, trains one run more; the third none."""
+    chain = Chain.of(words(start, tmp_path / "o", "refer_to=first"))
+    steps = chain.go()
+    begun, first = next(steps), next(steps)
+    steps.close()  # the chain ends after its first round
+    before = Path(first[0], "record.json").read_bytes()
+    results = dict(Chain.of(words(start, tmp_path / "o", "refer_to=first")).go())
+    assert list(results)[:2] == [begun[0], first[0]]
+    assert Path(first[0], "record.json").read_bytes() == before
+    assert len(results) == 3
+    assert all(0 <= result["score_mean"] <= 10 for result in results.values())
+    views = [view_run(Path(folder)) for folder in results]
+    assert [view["steps"] for view in views] == [0, 2, 2]
+    assert (Path(begun[0]) / "model").resolve() == start.resolve()
+    second = views[2]["settings"]
+    assert second["model"]["path"] == str(Path(first[0]) / "model")
+    assert second["reference_weights"] == str(start)
+    assert "reference_weights" not in views[1]["settings"], "the first round's reference is its own start"
+    pairs = [
+        read_json(Path(view["settings"]["data"]["settings"]["folder"]) / "pairs.json") for view in views[1:]
+    ]
+    assert pairs[0]["identity"]["generator"]["weights"] != pairs[1]["identity"]["generator"]["weights"]
+    metrics = views[2].metrics()
+    assert metrics[0]["rewards/margins"] != 0, "against the first policy the second round begins away from 0"
+    records = {folder: Path(folder, "record.json").read_bytes() for folder in results}
+    assert list(dict(Chain.of(words(start, tmp_path / "o", "refer_to=first")).go())) == list(results)
+    assert {folder: Path(folder, "record.json").read_bytes() for folder in results} == records
+
+
+def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start, tmp_path) -> None:
+    results = dict(Chain.of(words(start, tmp_path / "o", "begin_from=first", "refer_to=first", "prompts=parts", "sample.data.limit=40",
+                                  "method=simpo")).go())  # fmt: skip
+    views = [view_run(Path(folder)) for folder in results][1:]
+    assert {view["settings"]["model"]["path"] for view in views} == {str(start)}
+    pairs = [read_json(Path(view["settings"]["data"]["settings"]["folder"]) / "pairs.json") for view in views]
+    assert [each["splits"]["train"]["prompts"] for each in pairs] == [20, 20]
+    assert pairs[0]["identity"]["prompts"] != pairs[1]["identity"]["prompts"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["rounds=0"], "rounds must be at least 1, not 0"),
+        (["begin_from=last"], "begin_from must be one of previous, first, not 'last'"),
+        (["sample.scorer=constraints"], "is no instruction"),
+        (["data=local", "data.train={file}"], "has no prompts: it needs the column prompt"),
+        (["sample.answers=1"], "answers must be at least 2"),
+        (["sample.generator=openai", "sample.generator.base_url=https://a/v1", "sample.generator.model=m"],
+         "answers for another model than the rounds train"),
+        (["method=simpo", "refer_to=first"], "method=simpo has no reference"),
+        (["model.path=no/such/place"], "model.path=no/such/place does not exist"),
+        (["evaluate.benchmark=alpaca_eval"], "judge=checker judges nothing by itself"),
+    ],
+)  # fmt: skip
+def test_bad_rounds_are_refused_before_the_first(start, tmp_path, change, message) -> None:
+    """A scorer that cannot score such prompts is found before anything is answered."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "no prompt"}\n')
+    given = words(start, tmp_path / "o", *[word.format(file=f"'{file}'") for word in change])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(Chain.of(given).go())
+    assert not list((tmp_path / "o").rglob("generations/*.jsonl"))
+
+
+def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity(start, tmp_path) -> None:
+    from sgdpo.config.compose import compose_run, to_run_config
+    from sgdpo.runs.run import Run
+
+    given = [
+        "model=local",
+        f"model.path='{start}'",
+        "data=verifiable",
+        f"outputs='{tmp_path}'",
+        "tracking=off",
+    ]
+    bad = {
+        f"reference_weights='{tmp_path}'": "holds no weights",
+        f"reference_weights='{start}' method=simpo": "method=simpo takes no reference",
+    }
+    for word, message in bad.items():
+        assert any(message in error for error in config_errors(compose_run([*given, *word.split()]))), message
+    plain, other, run = (
+        to_run_config(compose_run([*given, *more]))
+        for more in ([], [f"reference_weights='{start}'"], [f"reference_weights='{start.parent}'"])
+    )
+    assert not run_errors(other)
+    assert Run.of(plain).identity.run_hash != Run.of(other).identity.run_hash
+    assert (
+        Run.of(other).identity.contents["model.reference"] == Run.of(run).identity.contents["model.reference"]
+    )
+
+
+@pytest.mark.proof
+def test_a_killed_chain_ends_as_an_undisturbed_one(start, tmp_path) -> None:
+    """SIGKILL at several moments of the chain; the table at the end is that of a chain that nobody killed."""
+
+    def go(outputs: Path) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "scripts" / "rounds.py"), *words(start, outputs)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    for seconds in (9, 12, 15, 18):
+        killed = go(tmp_path / "killed")
+        time.sleep(seconds)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    tables = []
+    for place in ("killed", "whole"):
+        ended = go(tmp_path / place)
+        said, _ = ended.communicate(timeout=300)
+        assert ended.returncode == 0
+        tables.append([line for line in said.splitlines() if line.startswith("│")])
+    assert len(tables[0]) == 3
+    assert [line.split("│")[2:] for line in tables[0]] == [line.split("│")[2:] for line in tables[1]]
