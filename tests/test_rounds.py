@@ -70,8 +70,8 @@ def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_wa
 
 
 def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start, tmp_path) -> None:
-    results = dict(Chain.of(words(start, tmp_path / "o", "begin_from=first", "refer_to=first", "prompts=parts", "sample.data.limit=40",
-                                  "method=simpo")).go())  # fmt: skip
+    more = ["begin_from=first", "refer_to=first", "prompts=parts", "sample.data.limit=40", "method=simpo"]
+    results = dict(Chain.of(words(start, tmp_path / "o", *more)).go())
     views = [view_run(Path(folder)) for folder in results][1:]
     assert {view["settings"]["model"]["path"] for view in views} == {str(start)}
     pairs = [read_json(Path(view["settings"]["data"]["settings"]["folder"]) / "pairs.json") for view in views]
