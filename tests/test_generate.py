@@ -13,8 +13,9 @@ from transformers import GenerationConfig
 from lab.answers.decode import gumbel_noise
 from lab.answers.generate import Generator, generate
 from lab.answers.generators import TransformersGenerator
-from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_key, stop_ids
+from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_key
 from sgdpo.config.schema import ModelConfig
+from sgdpo.data.conversation import stop_ids
 from sgdpo.models.load import load_model, load_tokenizer
 
 TINY = {

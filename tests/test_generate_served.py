@@ -16,12 +16,13 @@ import pytest
 from evaluation_fixtures import chat, chat_server, finished_run, http_generator_at
 from lab.answers.generate import generate, generator_errors
 from lab.answers.generators import VllmGenerator
-from lab.answers.prompts import Prompt, Sampling, prompt_ids, stop_ids
+from lab.answers.prompts import Prompt, Sampling, prompt_ids
 from lab.benchmarks import alpaca_eval, mt_bench
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import JudgeRequest, ask_all, open_judge
 from sgdpo.config.schema import ModelConfig
+from sgdpo.data.conversation import stop_ids
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from lab.answers.prompts import Sample, Sampling, prompt_key, stop_ids
+from lab.answers.prompts import Sample, Sampling, prompt_key
 from sgdpo import keyed
+from sgdpo.data.conversation import stop_ids
+from sgdpo.models.decode import pad_left, until_stop
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
     keys = [prompt_key(sampling.seed, key) for key in fitted]
     key_B = torch.tensor(keys, dtype=torch.int64, device=model.device)
     width = max(len(prompt.ids) for prompt in fitted.values())
-    token_BN, mask_BN = _pad_left([prompt.ids for prompt in fitted.values()], width, stops[0], model.device)
+    token_BN, mask_BN = pad_left([prompt.ids for prompt in fitted.values()], width, stops[0], model.device)
     place_BN, index_B = (mask_BN.cumsum(-1) - 1).clamp(min=0), torch.arange(len(rows), device=model.device)
     past = None
     for step in range(int(room_B.max())):
@@ -67,13 +69,6 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
     ]
 
 
-def _pad_left(rows: list[list[int]], width: int, pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, int64, shape (B, width); the mask, not the pad id, says what is real."""
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def _draw(scores_BV: Tensor, key_B: Tensor, step: int, sampling: Sampling) -> Tensor:
     """Return the next token of each row, int64, shape (B,): the best at temperature 0, else a keyed draw."""
     if sampling.temperature == 0:
@@ -85,9 +80,9 @@ def _draw(scores_BV: Tensor, key_B: Tensor, step: int, sampling: Sampling) -> Te
 
 
 def _sample(tokenizer: Any, key: str, prompt: Fitted, row: list[int], stops: list[int]) -> Sample:
-    end = next((position for position, token in enumerate(row) if token in stops), None)
-    text = tokenizer.decode(row[:end], skip_special_tokens=True)
-    return Sample(key, text, tokens=len(row[:end]), truncated=end is None, prompt_cut=prompt.cut)
+    ids, ended = until_stop(row, stops)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return Sample(key, text, tokens=len(ids), truncated=not ended, prompt_cut=prompt.cut)
 
 
 def gumbel_noise(key_B: Tensor, step: int, size: int) -> Tensor:

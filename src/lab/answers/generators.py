@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 from lab.answers.formats import read_answers, read_outputs
 from lab.answers.generate import Generator
-from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_seed, stop_ids
+from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_seed
 from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
 from lab.serving.reply import Reply
 from sgdpo.config.schema import ModelConfig
@@ -109,13 +109,10 @@ class TransformersGenerator(OwnModel):
     def _load(self) -> Any:
         if self.loaded is None:
             import torch
-            from transformers import GenerationConfig
 
             from sgdpo.models.load import load_model
 
             model = load_model(self.model, weights=None, seed=0, dtype=getattr(torch, self.dtype))
-            # A model's own generation settings (top-k, repetition penalty) would change the sampling unasked.
-            model.generation_config = GenerationConfig()
             automatic = "cuda" if torch.cuda.is_available() else "cpu"
             self.loaded = model.to(automatic if self.device == "auto" else self.device).eval()
         return self.loaded
@@ -146,6 +143,8 @@ class VllmGenerator(OwnModel):
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield answers in batches; the prompts' ids are ours, so no token is added to them."""
         import vllm
+
+        from sgdpo.data.conversation import stop_ids
 
         self.loaded = self.loaded or vllm.LLM(model=self.model.path, dtype=self.dtype)
         stops = stop_ids(self.tokenizer)

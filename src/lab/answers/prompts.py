@@ -109,26 +109,5 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
-def stop_ids(tokenizer: Any) -> list[int]:
-    """Return the ids that end an answer: the tokenizer's end token and the template's end-of-turn token.
-
-    The second is read off the template: the first special token that it writes after an assistant's words.
-    """
-    from sgdpo.data.conversation import render
-
-    words = "zq"
-    turns = [{"role": "user", "content": words}, {"role": "assistant", "content": words}]
-    text = render(tokenizer, turns)
-    after = tokenizer(text[text.rindex(words) + len(words) :], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    turn = next((token for token in after if token in special), None)
-    found = {token for token in (tokenizer.eos_token_id, turn) if token is not None}
-    if not found:
-        raise ValueError(
-            "the tokenizer has no end-of-text token and its template ends no turn; answers never stop"
-        )
-    return sorted(found)
-
-
 def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

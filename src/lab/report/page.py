@@ -27,6 +27,7 @@ from lab.report.names import headline, method_title
 from sgdpo.drawing.curves import series
 from sgdpo.drawing.table import Table
 from sgdpo.runs.provenance import git_state
+from sgdpo.runs.records import SAMPLES as RUN_SAMPLES
 from sgdpo.runs.records import RunView, flatten, read_runs
 from sgdpo.store import finite, read_json, read_jsonl, write_whole
 
@@ -34,7 +35,7 @@ ASSETS = Path(__file__).parent / "page_assets"
 POINTS = 120  # points of a curve: what a chart of the page can show
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 CURVES = (*REWARDS, "loss", "pilot/log_balance")
-PAIRS, SAMPLES = 3, 4  # of each run
+PAIRS, SAMPLES, STAGES = 3, 4, 4  # of each run; stages of an answer
 TEXT_BUDGET = 6_000_000  # characters of pairs and samples on the page; beyond it, links alone
 STATUSES = ("finished", "running", "interrupted", "failed", "broken")
 # What a file of the wrong form raises where it is read; the page names the file and goes on.
@@ -169,7 +170,7 @@ def _texts(budget: list[int], run: RunView) -> dict[str, Any]:
 
 
 def _samples(run: RunView) -> list[dict[str, str]]:
-    found = []
+    found = _watched(run)
     for key in run["eval"] or {}:
         path = run.folder / "eval" / key / "samples.jsonl"
         for row in read_jsonl(path)[:SAMPLES] if path.is_file() else []:
@@ -179,8 +180,31 @@ def _samples(run: RunView) -> list[dict[str, str]]:
     return found
 
 
+def _watched(run: RunView) -> list[dict[str, str]]:
+    """Show how the answers to the first prompts changed while the run trained, at most STAGES of each."""
+    answers: dict[int, list[dict[str, Any]]] = {}
+    for row in read_jsonl(run.folder / RUN_SAMPLES, torn_end=True):
+        answers.setdefault(row["number"], []).append(row)
+    found = []
+    for rows in list(answers.values())[:SAMPLES]:
+        stages = rows[:: -(-len(rows) // STAGES)] + rows[-1:]
+        texts = {row["step"]: f"step {row['step']}: {row['response']}" for row in stages}
+        found.append(
+            {"head": "while it trained", "prompt": rows[0]["prompt"], "response": "\n".join(texts.values())}
+        )
+    return found
+
+
 def _files(run: RunView) -> list[dict[str, str]]:
-    names = ["record.json", "metrics.jsonl", "config.yaml", "log.txt", "reward_curves.png", "pairs.json"]
+    names = [
+        "record.json",
+        "metrics.jsonl",
+        "config.yaml",
+        "log.txt",
+        "reward_curves.png",
+        "pairs.json",
+        RUN_SAMPLES,
+    ]
     names += sorted(str(p.relative_to(run.folder)) for p in run.folder.glob("eval/*/*.jsonl"))
     base = f"../{run.experiment}/{run.name}"
     there = [name for name in names if (run.folder / name).is_file()]

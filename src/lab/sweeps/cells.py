@@ -92,7 +92,10 @@ class Composer:
         return config
 
     def cell(self, overrides: Sequence[str], config: DictConfig | None = None) -> Cell:
-        run = Run.of(to_run_config(self.compose(overrides) if config is None else config))
+        config = self.compose(overrides) if config is None else config
+        if not any(override.lstrip("+").startswith("trainer.samples=") for override in overrides):
+            config.trainer.samples = 0  # nobody reads the answers of a hundred cells
+        run = Run.of(to_run_config(config))
         return Cell(tuple(overrides), run, run.finished() is not None)
 
     def chooses_a_group(self, override: Override) -> bool:

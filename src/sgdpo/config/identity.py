@@ -18,7 +18,18 @@ NOT_SETTINGS = (
 # Nor do, in its groups: how often it saves, how many processes prepare its rows, where a model's default init points,
 # what a table calls a method.
 NOT_IN_GROUP = {
-    "trainer": ("save_steps", "keep_checkpoints", "keep_finished", "workers", "step0_check"),
+    "trainer": (
+        "save_steps",
+        "keep_checkpoints",
+        "keep_finished",
+        "workers",
+        "step0_check",
+        "samples",
+        "sample_tokens",
+        "best",
+        "better",
+        "patience",
+    ),
     "model": ("init", "setup_hint", "facts"),
     "data": ("facts",),
     "method": ("title", "colour"),
@@ -27,6 +38,8 @@ NOT_IN_GROUP = {
 # What weights do not depend on.
 NOT_WEIGHTS = ("engine", "trainer", "reference")
 NOT_WEIGHTS_CONTENT = "data.test"
+# What decides which weights a run ends with, if it does not end with the last ones; answers, if they are asked.
+CHOICE, ANSWERS = ("best", "better", "patience", "eval_steps"), ("samples", "sample_tokens")
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ def identify(config: RunConfig, contents: Mapping[str, str], start: Identity | N
         contents |= {f"start.{key}": value for key, value in own.items()}
     weights = {key: value for key, value in _hashed(settings).items() if key not in NOT_WEIGHTS}
     read = {key: value for key, value in contents.items() if not key.endswith(NOT_WEIGHTS_CONTENT)}
+    if choice := _choice(config):
+        weights, read = weights | {"choice": choice}, contents
     run_hash = _hash([_hashed(settings), contents])
     parts = [config.method["name"], config.model.name, config.data.name]
     if config.adapter.rank is not None:
@@ -92,6 +107,7 @@ def start_config(config: RunConfig) -> RunConfig:
         pilot={},
         adapter=AdapterConfig() if config.adapter.start == "full" else replace(config.adapter, merge=True),
         optimizer=optimizer,
+        trainer=replace(config.trainer, best=None, patience=None),
         init="sft",
         reference="cached",
         reference_weights=None,
@@ -104,6 +120,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(config).items() if key not in NOT_SETTINGS}
     for group in ("trainer", "model", "data", "optimizer"):
         settings[group] = {k: v for k, v in settings[group].items() if k not in NOT_IN_GROUP[group]}
+    settings["trainer"] |= _choice(config)
     settings["ratio"] = {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected}
     settings["engine"] = {k: settings["engine"][k] for k in ("name", "num_processes", "num_nodes")}
     settings["precision"] = config.precision.name
@@ -114,6 +131,13 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     if config.reference_weights is None:
         del settings["reference_weights"]
     return settings
+
+
+def _choice(config: RunConfig) -> dict[str, Any]:
+    if config.trainer.best is None:
+        return {}
+    keys = CHOICE + (ANSWERS if config.trainer.best.startswith("samples/") else ())
+    return {key: getattr(config.trainer, key) for key in keys}
 
 
 def _hashed(settings: Mapping[str, Any]) -> dict[str, Any]:

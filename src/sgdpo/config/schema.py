@@ -111,6 +111,11 @@ class TrainerConfig:
     log_steps: Count = 1
     keep_checkpoints: Count = 2
     keep_finished: bool = False
+    samples: Annotated[int, Range("[0, 10000]")] = 8
+    sample_tokens: Annotated[int, Range("[1, 1000000]")] = 64
+    best: str | None = None
+    better: Annotated[str, OneOf("auto", "higher", "lower")] = "auto"
+    patience: Count | None = None
     on_nonfinite: Annotated[str, OneOf("stop", "skip")] = "stop"
     step0_check: bool = True
     workers: Annotated[int, Range("[0, 1024]")] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -36,6 +36,9 @@ class SilentAttempt:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Write a row of metrics."""
+
+    def sample(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write answers to the fixed prompts."""
 
     def mark(self) -> dict[str, Any]:
         """Return what a checkpoint's manifest keeps of the record, whose rows are then on the disk."""
@@ -70,6 +73,9 @@ class Attempt(SilentAttempt):
     def log(self, row: Mapping[str, Any]) -> None:
         self._record.log(row)
         self.tracker.log(row)
+
+    def sample(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._tracker.table("samples", self._record.sample(rows))
 
     def mark(self) -> dict[str, Any]:
         return self._record.mark()

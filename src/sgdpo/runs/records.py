@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ from sgdpo.runs.provenance import (
 from sgdpo.store import (
     DamagedError,
     JsonLines,
+    cut_jsonl,
     hash_buffers,
     held,
     read_json,
@@ -46,8 +47,8 @@ from sgdpo.store import (
 
 FORMAT = 1
 ADVICE = "force=true trains the run again in its place"
-RECORD, METRICS, LOG, HEARTBEAT, CHECKPOINTS, MODEL = (
-    "record.json", "metrics.jsonl", "log.txt", ".heartbeat", "checkpoints", "model",
+RECORD, METRICS, SAMPLES, LOG, HEARTBEAT, CHECKPOINTS, MODEL = (
+    "record.json", "metrics.jsonl", "samples.jsonl", "log.txt", ".heartbeat", "checkpoints", "model",
 )  # fmt: skip
 
 
@@ -126,6 +127,13 @@ class Record:
         self._metrics.append(row)
         self.last[row["split"]] = dict(row)
 
+    def sample(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Append answers {"step", "number", "prompt", "response", ...}, durably; return all of this training."""
+        self._begin()
+        with JsonLines(self.folder / SAMPLES) as file:
+            file.append(*rows, durable=True)
+        return read_jsonl(self.folder / SAMPLES)
+
     def mark(self) -> dict[str, Any]:
         """Put the rows on the disk; return what a checkpoint's manifest keeps to know its rows and its training."""
         self._begin()
@@ -142,10 +150,16 @@ class Record:
         if self._begun:
             write_json(self.folder / RECORD, self.fields)
 
-    def finish(self, **fields: Any) -> None:
-        """Close the record as finished, with the last row of each split as the final metrics."""
+    def finish(self, best: Mapping[str, Any] | None = None, **fields: Any) -> None:
+        """Close the record as finished, with the last row of each split as the final metrics.
+
+        best: what says which step's weights the run ended with, if not the last one's; final are its rows then.
+        """
         self._begin()
-        self._close(status="finished", **fields)
+        if best is not None:
+            rows = read_jsonl(self.folder / METRICS)
+            self.last = {row["split"]: row for row in rows if row["step"] <= best["step"]}
+        self._close(status="finished", best=best, **fields)
 
     def fail(self, error: str) -> None:
         """Close the record as failed, with the reason; the metrics so far stay, and so does a finished record that
@@ -171,9 +185,12 @@ class Record:
         if self._rows is None:
             for folder in (CHECKPOINTS, MODEL):
                 shutil.rmtree(self.folder / folder, ignore_errors=True)
+            (self.folder / SAMPLES).unlink(missing_ok=True)
             write_whole(self.folder / METRICS, "")
         else:
             os.truncate(self.folder / METRICS, self._rows)
+            step = self.fields["attempts"][-1]["from_step"]
+            cut_jsonl(self.folder / SAMPLES, lambda row: row["step"] <= step)
         self.last = {row["split"]: row for row in read_jsonl(self.folder / METRICS)}
         self._metrics = JsonLines(self.folder / METRICS)
 

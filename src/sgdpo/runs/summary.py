@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdpo.drawing.table import Table, number
-from sgdpo.runs.records import MODEL, RunView, view_run
+from sgdpo.runs.records import MODEL, SAMPLES, RunView, view_run
 from sgdpo.runs.tracking import browse_hint
 
 ROWS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm")
@@ -29,10 +29,12 @@ def summarise(folder: Path) -> str:
     start = f", started from {run['start']}" if run["start"] else ""
     lines = [
         f"{cost}, peak memory {run['peak_memory_mb']:.0f} MiB{start}",
+        *_best(run),
         *_unseen(run),
         *(f"not       {name}: {', '.join(what)}" for name, what in (run["differs_from"] or {}).items()),
         f"model     {folder / MODEL}",
         f"metrics   {folder / 'metrics.jsonl'}",
+        *([f"samples   {folder / SAMPLES}"] if (folder / SAMPLES).exists() else []),
         f"picture   {folder / 'reward_curves.png'}",
         browse_hint(run),
     ]
@@ -51,3 +53,15 @@ def _unseen(run: RunView) -> list[str]:
             f"left out  {left_out} of {kept} examples in each epoch, others each time: a step takes exactly {batch}"
         ]
     return []
+
+
+def _best(run: RunView) -> list[str]:
+    """Say which step's weights the run ended with, if not the last one's, and whether it stopped early."""
+    if (best := run["best"]) is None:
+        return []
+    early = (
+        f"; stopped after step {best['stopped_early']} of {run['steps']}" if "stopped_early" in best else ""
+    )
+    return [
+        f"best      {best['metric']} {best['value']:.4f} at step {best['step']}: these are model's weights{early}"
+    ]

@@ -53,6 +53,9 @@ class NoTracker:
     def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
         """Set the summary and close; a failed run is marked as one. Once closed it does nothing."""
 
+    def table(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put rows in the place of the table that was there, at the last logged step."""
+
 
 class WandbThread:
     """Do W&B's work in order in a thread of its own: it may die or hang, and who asked goes on without it.
@@ -127,6 +130,10 @@ class WandbTracker(NoTracker):
         step = self._step
         self._thread.do(lambda: self._run.log({key: wandb.Image(str(path))}, step=step))
 
+    def table(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        step = self._step
+        self._thread.do(lambda: self._run.log({key: wandb_table(rows)}, step=step))
+
     def finish(self, summary: Mapping[str, Any], failed: bool = False) -> None:
         if not self._open:
             return
@@ -140,6 +147,14 @@ def wandb_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the W&B form of a row of metrics.jsonl."""
     metrics = {f"{row['split']}/{key}": value for key, value in row.items() if key not in LABELS}
     return {key: row[key] for key in ("step", "epoch") if key in row} | metrics
+
+
+def wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return rows as W&B's table, a column for each of their keys."""
+    import wandb
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
 
 
 def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, Any]) -> NoTracker:
@@ -201,16 +216,12 @@ def add_evaluation(
         for name, value in result.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    columns = list(dict.fromkeys(name for row in samples for name in row))
-    rows = [[row.get(name) for name in columns] for row in samples[:TABLE_ROWS]]
     # Beyond the last step of training: W&B takes no step twice.
     step = max((row["step"] for row in view.metrics()), default=0) + len(view["eval"] or {})
 
     def add() -> None:
-        import wandb
-
         run = _init(tracking, mode, folder, tracker["id"])
-        run.log({f"evaluation/{key}/samples": wandb.Table(columns=columns, data=rows)}, step=step)
+        run.log({f"evaluation/{key}/samples": wandb_table(samples[:TABLE_ROWS])}, step=step)
         run.summary.update(numbers)
         _close(run)
 

@@ -50,6 +50,7 @@ from sgdpo.runs.run import Run, stale
 from sgdpo.training.arguments import total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, read_manifest
 from sgdpo.training.progress import Progress
+from sgdpo.training.samples import Samples
 from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
 from sgdpo.training.trainer import PairTrainer
 
@@ -126,12 +127,14 @@ def train(run: Run) -> None:
             trainer.resume_states(checkpoint)
         with threads_for(trainer.model):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        best = trainer.restore_best()
         trainer.check_weights()
         save_model(parts, trainer)
         attempt.close(
             lambda path: write_pairs(path, parts, trainer),
             keep_checkpoints=config.trainer.keep_finished,
             skipped_steps=trainer.skipped_steps,
+            best=best,
         )
 
 
@@ -315,6 +318,7 @@ def build_trainer(
     config, train, test = parts.config, parts.prepared.train, parts.prepared.test
     trainer, batch, folder = config.trainer, config.optimizer.batch_size, parts.run.folder
     collator = OverlapCollator if parts.method.data_features else RowCollator
+    answered = test is not None and trainer.samples > 0
     arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
     model, live = policy(config, parts.start, parts.method.head_features), reference.live
     if config.reference == "live" and config.adapter.rank is not None:
@@ -335,6 +339,12 @@ def build_trainer(
         ),
         live_reference=live,
         log_row=attempt.log,
+        samples=Samples.of(test, parts.tokenizer, trainer.samples, trainer.sample_tokens)
+        if answered
+        else None,
+        log_samples=attempt.sample,
+        best=trainer.best,
+        patience=trainer.patience,
         mark=attempt.mark,
         draws_seed=config.seed,
         precision=config.precision.name,

@@ -45,8 +45,9 @@ def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str
         *model_errors(config.model, config.adapter),
         *data_errors(config.data, phase, config.extra, folders, scores=scores),
         *engine_errors(config),
+        *_place_errors(config),
     ]
-    return errors + list(_place_errors(config))
+    return errors or list(_choice_errors(config))
 
 
 def value_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> Iterator[str]:
@@ -120,6 +121,34 @@ def _adapter_errors(config: RunConfig) -> Iterator[str]:
             "adapter.merge=true cannot merge into weights of 4 bits: what was learned would be rounded away; set"
             " adapter.merge=false (evaluation merges the adapter into the unquantised base as it loads)"
         )
+
+
+def logged_metrics(config: RunConfig) -> list[str]:
+    """List the metrics that a run will log and that its weights can be chosen by, as "split/name"."""
+    from sgdpo.data.sources import load_rows
+    from sgdpo.method import bind_method
+    from sgdpo.training.metrics import metric_names
+    from sgdpo.training.samples import MEANS
+
+    method = bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot)
+    names = metric_names(method)
+    if load_rows(config.data, method.phase, "test", config.extra) is None:
+        return [f"train/{name}" for name in names]
+    answers = [f"samples/{name}" for name in MEANS] if config.trainer.samples else []
+    return [*(f"{split}/{name}" for split in ("eval", "train") for name in names), *answers]
+
+
+def _choice_errors(config: RunConfig) -> Iterator[str]:
+    best = config.trainer.best
+    if best is None:
+        if config.trainer.patience is not None:
+            yield "trainer.patience counts evaluations that are not better; say by which metric with trainer.best"
+        return
+    known = logged_metrics(config)
+    if not known[0].startswith("eval/"):
+        yield f"trainer.best={best} chooses at evaluations, and data {config.data.name!r} has no held-out rows"
+    elif best not in known:
+        yield f"trainer.best={best} is no metric of this run; there are: {', '.join(known)}"
 
 
 def _place_errors(config: RunConfig) -> Iterator[str]:

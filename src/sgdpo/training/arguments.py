@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from sgdpo.config.schema import RunConfig
+from sgdpo.config.schema import RunConfig, TrainerConfig
 
 # Evaluations and checkpoints of a run when the config leaves their interval at 0.
 EVALS_A_RUN, SAVES_A_RUN = 10, 5
@@ -21,6 +21,13 @@ def total_steps(config: RunConfig, examples: int) -> int:
     if config.optimizer.max_steps > 0:
         return config.optimizer.max_steps
     return math.ceil(config.optimizer.epochs * (examples // config.optimizer.batch_size))
+
+
+def higher_is_better(trainer: TrainerConfig) -> bool:
+    """Tell whether the larger value of `trainer.best` is the better one."""
+    if trainer.better == "auto":
+        return not (trainer.best or "").endswith("loss")
+    return trainer.better == "higher"
 
 
 def training_arguments(
@@ -60,6 +67,9 @@ def training_arguments(
         eval_steps=trainer.eval_steps or max(steps // EVALS_A_RUN, 1),
         save_strategy="steps",
         save_steps=trainer.save_steps or max(steps // SAVES_A_RUN, 1),
+        # The name under which the trainer gives it, whichever it is.
+        metric_for_best_model=trainer.best and "best",
+        greater_is_better=higher_is_better(trainer),
         report_to="none",
         disable_tqdm=True,
         log_level="error",

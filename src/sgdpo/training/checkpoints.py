@@ -105,13 +105,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Keep the `keep` newest complete checkpoints; remove everything older than the oldest of them; 0: all."""
+    """Keep the `keep` newest complete checkpoints, and the best that each of them knows; remove everything older than
+    the oldest of them; 0: all."""
     found = _newest_first(checkpoints)
     marked = [folder for folder in found if (folder / MANIFEST).is_file()]
     if len(marked) < keep:
         return
+    best = {(read_manifest(folder) or {}).get("best_step") for folder in marked[:keep]}
     for folder in found[found.index(marked[keep - 1]) + 1 :] if keep else found:
-        remove_checkpoint(folder)
+        if checkpoint_step(folder) not in best:
+            remove_checkpoint(folder)
     if not keep:
         shutil.rmtree(checkpoints, ignore_errors=True)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sgdpo.pairs import Pair, PairLoss
+from sgdpo.method import Method
+from sgdpo.pairs import DrawKey, Pair, PairLoss, Side
 from sgdpo.training.incentives import Sums, incentive_sums
 
 
@@ -35,6 +36,21 @@ def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
     incentives = incentive_sums(pair, result) if result.chosen_reward_B is not None else {}
     loss_B = pair.weighted(result.loss_B.detach().double())
     return {"loss": (loss_B.sum(), loss_count), **sums, **incentives}
+
+
+def metric_names(method: Method) -> list[str]:
+    """List the metrics that a method's pairs have, read off a pair of two tokens."""
+
+    def side() -> Side:
+        logp_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+        values_BT = logp_BT.detach()
+        reference_BT = values_BT - 0.1 if method.reference else None
+        return Side(logp_BT, reference_BT, values_BT < 0, dict.fromkeys(method.features, values_BT))
+
+    score_B = torch.ones(1) if method.scores else None
+    pair = Pair(side(), side() if method.phase != "sft" else None, torch.tensor([0]), score_B, score_B)
+    result = method(pair, DrawKey(0), method.new_state())
+    return sorted(pair_metrics(pair, result, torch.tensor(1.0)))
 
 
 class MetricSums:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -27,14 +26,15 @@ from sgdpo.config.schema import EngineConfig
 from sgdpo.data.packing import model_inputs, pair_of
 from sgdpo.method import Method
 from sgdpo.pairs import DrawKey, Pair, PairLoss
-from sgdpo.store import beat
+from sgdpo.store import beat, what_is_wrong
 from sgdpo.training import checkpoints
 from sgdpo.training.metrics import MetricSums, pair_metrics
+from sgdpo.training.samples import Samples, sample_means
 from sgdpo.training.selfcheck import check_step0
+from sgdpo.training.step_notes import StepNotes
 
 METHOD_STATE = "method_state.json"
 LOG_SUMS = "log_sums_{rank}.json"  # of the rows of metrics that log_steps > 1 has not written yet
-MAX_IDS_SHOWN = 8
 
 
 class NonFiniteError(ValueError):
@@ -45,7 +45,8 @@ class PairTrainer(Trainer):
     """Train a model on packed rows of pairs.
 
     method: the bound method. train_rows, eval_rows: batch samplers of row indices. collator: examples to row.
-    log_row: receives each row of metrics (rank 0). mark: gives what a checkpoint's manifest keeps beside its files
+    log_row: receives each row of metrics (rank 0). samples: answered at every evaluation; log_samples: receives the
+    answers (rank 0). best, patience: see conf/trainer. mark: gives what a checkpoint's manifest keeps beside its files
     (rank 0). draws_seed keys the draws.
     """
 
@@ -61,6 +62,10 @@ class PairTrainer(Trainer):
         collator: Callable[[list[Any]], dict[str, Tensor]],
         live_reference: torch.nn.Module | None,
         log_row: Callable[[dict[str, Any]], None],
+        samples: Samples | None = None,
+        log_samples: Callable[[list[dict[str, Any]]], None] = list,
+        best: str | None = None,
+        patience: int | None = None,
         mark: Callable[[], Mapping[str, Any]] = dict,
         draws_seed: int,
         precision: str,
@@ -75,6 +80,9 @@ class PairTrainer(Trainer):
         self._train_rows, self._eval_rows = train_rows, eval_rows
         self.live_reference = live_reference.to(self.args.device) if live_reference is not None else None
         self._log_row, self._mark = log_row, mark
+        self._samples, self._log_samples = samples, log_samples
+        self._best, self._patience = best, patience
+        self._latest: dict[str, float] = {}
         self._draws_seed, self._precision = draws_seed, precision
         self._step0_check, self._on_nonfinite = step0_check, on_nonfinite
         self._keep, self._engine = keep_checkpoints, engine
@@ -237,6 +245,7 @@ class PairTrainer(Trainer):
         return {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds}
 
     def _write(self, split: str, row: dict[str, Any]) -> None:
+        self._latest |= {f"{split}/{key}": value for key, value in row.items()}
         if self.is_world_process_zero():
             self._log_row(
                 {"step": self.state.global_step, "epoch": self.state.epoch or 0.0, "split": split, **row}
@@ -254,19 +263,70 @@ class PairTrainer(Trainer):
                     pair, result = self.pair_loss(model, row)
                 sums.add(pair_metrics(pair, result, self._loss_count(row)))
                 notes.add(row["example_id_B"], result)
-        model.train()
         metrics = sums.take(self._reduce)
         self._write("eval", metrics)
+        if self._samples is not None:
+            self._answer()
+        model.train()
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"step {self.state.global_step}: the loss of the held-out pairs is not finite; pairs "
                 f"{notes.suspects()}. Look at these pairs (make pair ID=...), or lower optimizer.lr."
             )
         self._clock += time.perf_counter() - paused  # speed is of training alone
-        metrics = {f"eval_{key}": value for key, value in metrics.items()}
+        metrics = {f"eval_{key}": value for key, value in metrics.items()} | self._judged()
         # This is what marks the evaluation as done; without it the last step is evaluated a second time.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _answer(self) -> None:
+        """Answer the fixed prompts; a collective."""
+        with self.compute_loss_context_manager():
+            rows = self._samples.answer(self.model)
+        self._write("samples", sample_means(rows))
+        if self.is_world_process_zero():
+            self._log_samples([{"step": self.state.global_step, **row} for row in rows])
+
+    # ---- the best weights ------------------------------------------------------------------------
+
+    def _judged(self) -> dict[str, float]:
+        """Return the metric that decides under the name that the base class looks for."""
+        if self._best is None:
+            return {}
+        if self._best not in self._latest:
+            raise ValueError(
+                f"trainer.best={self._best} is no metric of this run; there are: {', '.join(sorted(self._latest))}"
+            )
+        return {f"eval_{self.args.metric_for_best_model}": self._latest[self._best]}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Note an evaluation that is the best so far and save its weights, or stop when patience is at its end.
+
+        What is noted is part of the base class's state, which a checkpoint holds.
+        """
+        better = super()._determine_best_metric(metrics, trial)
+        since = self.state.global_step - (self.state.best_global_step or 0)
+        if better:
+            self.control.should_save = True
+        elif self._patience and since >= self._patience * self.args.eval_steps:
+            self.control.should_training_stop = True
+        return better
+
+    def restore_best(self) -> dict[str, Any] | None:
+        """Put the best weights in place of the last ones; return what the record says of them, None if not asked."""
+        if self._best is None or not self.state.best_global_step:
+            return None
+        step, last = self.state.best_global_step, self.state.global_step
+        # Not the path that the state holds: the run's folder may have moved since.
+        folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), step)
+        if (wrong := what_is_wrong(folder)) is not None:
+            raise ValueError(
+                f"the best weights are lost ({folder}: {wrong}); resume=never trains the run again"
+            )
+        self.state.best_model_checkpoint = str(folder)
+        self._load_best_model()
+        early = {"stopped_early": last} if last < self.state.max_steps else {}
+        return {"metric": self._best, "value": self.state.best_metric, "step": step, **early}
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
@@ -284,7 +344,10 @@ class PairTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.check_weights()  # one that holds them would end every attempt that continues it
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
-        with checkpoints.complete_checkpoint(folder, self._engine, self._keep, self._mark):
+        best = {"best_step": self.state.best_global_step}
+        with checkpoints.complete_checkpoint(
+            folder, self._engine, self._keep, lambda: {**self._mark(), **best}
+        ):
             super()._save_checkpoint(model, trial)
             if sums := self._sums.state():
                 (folder / LOG_SUMS.format(rank=self.args.process_index)).write_text(json.dumps(sums))
@@ -303,45 +366,6 @@ class PairTrainer(Trainer):
             if int(file.stem.rpartition("_")[2]) % self.args.world_size == self.args.process_index:
                 mine.append(json.loads(file.read_text()))
         self._sums.restore(mine, self.args.device)
-
-
-class StepNotes:
-    """Remember the current step's losses, pair ids and what the state asked for, on the device, until the step ends."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def add(self, example_id_B: Tensor, result: PairLoss) -> None:
-        """Remember one row."""
-        self._ids.append(example_id_B)
-        self._losses.append(result.loss_B.detach())
-        for name, values in result.sums.items():
-            self._wanted.setdefault(name, []).append(values)
-
-    def clear(self) -> None:
-        """Forget the step."""
-        self._ids: list[Tensor] = []
-        self._losses: list[Tensor] = []
-        self._wanted: dict[str, list[Tensor]] = {}
-
-    def sums(self, device: torch.device) -> tuple[list[str], Tensor]:
-        """Return the names of what the state asked for, and the sum and count of each, float64, shape (names, 2)."""
-        sums = torch.zeros(len(self._wanted), 2, dtype=torch.float64, device=device)
-        for row, values in zip(sums, self._wanted.values(), strict=True):
-            flat = torch.cat(values).double()
-            row[0], row[1] = flat.sum(), flat.numel()
-        return list(self._wanted), sums
-
-    def suspects(self) -> str:
-        """Name the pairs whose loss is not finite, over all ranks; or all of the step's if the loss does not tell.
-
-        A collective: every rank calls it, as every rank has the step's gradient norm.
-        """
-        finite = torch.isfinite(torch.cat(self._losses)).tolist()
-        pairs = gather_object(list(zip(torch.cat(self._ids).tolist(), finite, strict=True)))
-        named = [pair for pair, is_finite in pairs if not is_finite] or [pair for pair, _ in pairs]
-        more = f" and {len(named) - MAX_IDS_SHOWN} more" if len(named) > MAX_IDS_SHOWN else ""
-        return ", ".join(map(str, named[:MAX_IDS_SHOWN])) + more
 
 
 class StepEnd(TrainerCallback):

@@ -1,0 +1,53 @@
+"""Continue rows of ids with transformers' generate: left padding, no setting but those that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+
+@torch.no_grad()
+def continue_rows(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], longest: int, stops: Sequence[int], **more: Any
+) -> list[list[int]]:
+    """Return the new ids of each row, up to `longest`; the first of `stops` ends a row, and what follows is padding.
+
+    more: passed to generate. Greedy: it draws nothing.
+    """
+    width = max(map(len, rows))
+    input_ids_BN, mask_BN = pad_left(rows, width, stops[0], model.device)
+    config = GenerationConfig(
+        max_new_tokens=longest,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=list(stops),
+        pad_token_id=stops[0],
+    )
+    # A model's own generation settings (top-k, repetition penalty) would change the sampling unasked.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        out_BN = model.generate(
+            input_ids=input_ids_BN, attention_mask=mask_BN, generation_config=config, **more
+        )
+    finally:
+        model.generation_config = own
+    return out_BN[:, width:].tolist()
+
+
+def until_stop(new: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
+    """Return an answer's ids before the first stop, and whether there is one."""
+    end = next((position for position, token in enumerate(new) if token in stops), None)
+    return list(new[:end]), end is not None
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], width: int, pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, int64, shape (B, width); the mask, not the pad id, says what is real."""
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

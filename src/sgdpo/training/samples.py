@@ -1,0 +1,75 @@
+"""Watch answers change: at every evaluation the policy answers a fixed set of held-out prompts.
+
+Greedily: an answer changes because the policy did, and nothing is drawn, so that training goes on as it would without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sgdpo.data.conversation import stop_ids
+from sgdpo.data.example import Example
+from sgdpo.models.decode import continue_rows, until_stop
+
+REPEATED = 4  # tokens that count as a repetition when they come again in their order
+MEANS = {"length": "tokens", "end_rate": "ended", "repetition_rate": "repetition"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Hold the prompts, ids as training has them, and the length at which an answer is cut, tokens."""
+
+    prompts: Sequence[tuple[int, ...]]
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+
+    @classmethod
+    def of(
+        cls, held_out: Iterable[Example], tokenizer: PreTrainedTokenizerBase, count: int, longest: int
+    ) -> Samples:
+        """Take the first different prompts of the held-out set."""
+        found: dict[tuple[int, ...], None] = {}
+        for example in held_out:
+            if len(found) == count:
+                break
+            found[tuple(example.prompt_ids.tolist())] = None
+        return cls(list(found), tokenizer, longest)
+
+    def answer(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """Return each prompt's answer, its length in tokens, whether it ended and how much of it is repetition.
+
+        Every rank calls it and answers its share; one without a share answers with the others, as a model that is
+        partitioned over the ranks needs all of them in each pass.
+        """
+        state, stops = PartialState(), stop_ids(self.tokenizer)
+        share = range(state.process_index, len(self.prompts), state.num_processes) or range(1)
+        context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        longest = min(self.longest, context - max(map(len, self.prompts)))
+        new = continue_rows(model, [self.prompts[index] for index in share], max(longest, 1), stops)
+        rows = [self._row(index, *until_stop(ids, stops)) for index, ids in zip(share, new, strict=True)]
+        by_number = {row["number"]: row for row in gather_object(rows)}
+        return [by_number[number] for number in range(len(self.prompts))]
+
+    def _row(self, number: int, ids: list[int], ended: bool) -> dict[str, Any]:
+        prompt, response = (
+            self.tokenizer.decode(part, skip_special_tokens=True) for part in (self.prompts[number], ids)
+        )
+        facts = {"tokens": len(ids), "ended": ended, "repetition": repetition(ids)}
+        return {"number": number, "prompt": prompt, "response": response, **facts}
+
+
+def sample_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the metrics of a set of answers: mean tokens, share that ended, mean share of repetition."""
+    return {name: sum(row[key] for row in rows) / len(rows) for name, key in MEANS.items()}
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """Return the share of an answer's runs of REPEATED tokens that stood in it before."""
+    runs = list(zip(*(ids[start:] for start in range(REPEATED)), strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
