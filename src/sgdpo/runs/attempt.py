@@ -75,7 +75,7 @@ class Attempt(SilentAttempt):
         self.tracker.log(row)
 
     def sample(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._tracker.table("samples", self._record.sample(rows))
+        self.tracker.table("samples", self._record.sample(rows))
 
     def mark(self) -> dict[str, Any]:
         return self._record.mark()
