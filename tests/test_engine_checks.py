@@ -11,6 +11,7 @@ from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.engine import checks
 from sgdpo.engine.checks import engine_errors
 from sgdpo.engine.nodes import this_node
+from sgdpo.runs.validate import config_errors
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +89,12 @@ def test_several_machines_need_to_be_told_apart(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nonsense_counts_and_timeouts() -> None:
-    assert "engine.num_processes must be at least 1" in only(errors("engine.num_processes=0"))
-    assert "engine.timeout_minutes must be positive" in only(errors("engine.timeout_minutes=0"))
+    assert "engine.num_processes must be at least 1" in only(
+        config_errors(compose_run(["engine.num_processes=0"]))
+    )
+    assert "engine.timeout_minutes must be a positive number" in only(
+        config_errors(compose_run(["engine.timeout_minutes=0"]))
+    )
 
 
 def test_skipping_a_step_is_refused_where_deepspeed_has_taken_it_already() -> None:

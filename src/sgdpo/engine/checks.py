@@ -14,12 +14,7 @@ from sgdpo.engine.nodes import this_node
 def engine_errors(config: RunConfig) -> list[str]:
     """List everything wrong with a run's engine on this machine, each a sentence with advice."""
     engine = config.engine
-    counts = {"engine.num_processes": engine.num_processes, "engine.num_nodes": engine.num_nodes}
-    errors = [f"{key} must be at least 1, not {value}" for key, value in counts.items() if value < 1]
-    if engine.timeout_minutes <= 0:
-        errors.append(f"engine.timeout_minutes must be positive, not {engine.timeout_minutes}")
-    if errors:
-        return errors
+    errors = list(_batch_errors(config))
     if engine.deepspeed and config.trainer.on_nonfinite == "skip":
         errors.append(
             f"trainer.on_nonfinite=skip does not work with engine={engine.name}: DeepSpeed updates the weights "
@@ -30,14 +25,13 @@ def engine_errors(config: RunConfig) -> list[str]:
             f"adapter={config.adapter.name} does not work with engine={engine.name}: DeepSpeed cannot cut weights of 4"
             " bits into shares; use engine=ddp, or adapter=lora"
         )
-    found = [_batch_errors(config)]
-    if not config.dry_run:  # a plan may be for another machine
-        found += [_device_errors(config), _package_errors(config), _port_errors(engine)]
-    return errors + [error for errors_of_a_kind in found for error in errors_of_a_kind]
+    if config.dry_run:  # a plan may be for another machine
+        return errors
+    return [*errors, *_device_errors(config), *_package_errors(config), *_port_errors(engine)]
 
 
 def visible_gpus() -> int:
-    """Return how many CUDA devices this process may use."""
+    """Count the CUDA devices that this process may use."""
     import torch
 
     return torch.cuda.device_count()

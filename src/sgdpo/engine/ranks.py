@@ -6,46 +6,31 @@ log for each rank, one report for each rank that failed, and rank 0's result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
 class RankFiles:
-    """Name the files of one launch."""
+    """Name the files of one launch.
 
-    folder: Path
+    order: the run, handed over. result: what rank 0 writes once every rank is done. agent_log, agent_report: of the
+    process that starts and watches the ranks; the report lists those that failed.
+    """
 
-    @property
-    def order(self) -> Path:
-        """Return where the run is handed over."""
-        return self.folder / "order.json"
-
-    @property
-    def result(self) -> Path:
-        """Return what rank 0 writes once every rank is done."""
-        return self.folder / "result.json"
-
-    @property
-    def agent_log(self) -> Path:
-        """Return the log of the process that starts and watches the ranks."""
-        return self.folder / "agent.log"
-
-    @property
-    def agent_report(self) -> Path:
-        """Return the agent's list of ranks that failed."""
-        return self.folder / "failures.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.order, self.result = folder / "order.json", folder / "result.json"
+        self.agent_log, self.agent_report = folder / "agent.log", folder / "failures.json"
 
     def log(self, rank: int) -> Path:
-        """Return the log of a rank: its whole output, over all attempts."""
+        """Name a rank's whole output, over all attempts."""
         return self.folder / f"rank{rank}.log"
 
     def alive(self, rank: int) -> Path:
-        """Return what a rank touches as its sign of life."""
+        """Name what a rank touches as its sign of life."""
         return self.folder / f"rank{rank}.alive"
 
     def error(self, rank: int) -> Path:
-        """Return the report of a rank that raised."""
+        """Name the report of a rank that raised."""
         return self.folder / f"rank{rank}.error.json"
 
     def clear(self) -> None:
