@@ -55,6 +55,15 @@ def test_imports_never_point_up(path: Path) -> None:
     assert not upward, f"{path.relative_to(ROOT)} imports {upward} from above"
 
 
+def test_the_tree_that_contributors_read_names_every_room() -> None:
+    tree = (ROOT / ".github" / "CONTRIBUTING.md").read_text().split("\n## The house\n")[1].split("```")[1]
+    named = set(re.findall(r"(\w+)(?:/|\.py)", tree))
+    rooms = {room.split(".")[1] for room in ROOMS}
+    assert rooms <= named, f".github/CONTRIBUTING.md: name {sorted(rooms - named)} in the tree of the house"
+    assert named - rooms <= {"conf", "src", "scripts", "tests", "outputs", "published", "train", "sgdpo", "lab",
+                             "hydra_plugins"}, "a room that is gone"  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "path", python_files("src", "scripts", "tests"), ids=lambda p: str(p.relative_to(ROOT))
 )
