@@ -71,7 +71,9 @@ def test_by_hand(name: str, hyper: dict, value: float, how: str) -> None:
     assert of(name, toy_pair(), **hyper).loss_B.item() == pytest.approx(value, abs=1e-9), how
 
 
-@pytest.mark.parametrize("name", sorted(set(PREFERENCE) - {"dpo", "ipo", "nca", "bco", "sampo", "sgdpo", "mix"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(PREFERENCE) - {"dpo", "ipo", "nca", "bco", "sampo", "sgdpo", "mix"})
+)
 def test_every_preference_method_beside_the_papers_is_worked_out_by_hand(name: str) -> None:
     if name not in {worked for worked, *_ in BY_HAND}:
         pytest.skip(f"{name} is yours: BY_HAND has no number for it yet")
