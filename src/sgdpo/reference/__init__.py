@@ -2,5 +2,3 @@
 
 from sgdpo.reference.fill import Work, reference_key, reference_table
 from sgdpo.reference.table import ReferenceTable
-
-__all__ = ["ReferenceTable", "Work", "reference_key", "reference_table"]

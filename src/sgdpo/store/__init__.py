@@ -26,34 +26,3 @@ from sgdpo.store.hashes import (
 from sgdpo.store.life import beat
 from sgdpo.store.once import Lock, build_once, held, remove
 from sgdpo.store.sealed import MANIFEST, read_seal, seal, what_is_wrong
-
-__all__ = [
-    "MANIFEST",
-    "DamagedError",
-    "JsonLines",
-    "Lock",
-    "beat",
-    "build_once",
-    "cut_jsonl",
-    "finite",
-    "hash_buffers",
-    "hash_file",
-    "hash_folder",
-    "hash_json",
-    "hash_number",
-    "hash_text",
-    "hash_tokenizer",
-    "held",
-    "line",
-    "open_to_others",
-    "read_json",
-    "read_jsonl",
-    "read_seal",
-    "remove",
-    "seal",
-    "sync",
-    "what_is_wrong",
-    "write_json",
-    "write_jsonl",
-    "write_whole",
-]

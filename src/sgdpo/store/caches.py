@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sgdpo.store.files import DamagedError, read_json, read_jsonl
+from sgdpo.store.files import read_json, read_jsonl
 from sgdpo.store.once import lock_of, remove
 from sgdpo.store.sealed import MANIFEST, read_seal, what_is_wrong
 from sgdpo.store.stretches import ABOUT, Stretches
@@ -98,48 +98,46 @@ def _ours(folder: Path) -> list[Path]:
     ]
 
 
-def _entry(kind: str, path: Path, describe: Callable[[Path, bool], tuple[str, bool]], check: bool) -> Entry:
+def _entry(kind: str, path: Path, describe: Callable[[Path, bool], str], check: bool) -> Entry:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    note, broken = ("half written", True) if path.name.startswith(".") else describe(path, check)
+    broken = path.name.startswith(".")
+    try:
+        note = "half written" if broken else describe(path, check)
+    except (ValueError, KeyError, TypeError) as error:
+        note, broken = f"damaged: {error}", True
     # What lies on the disk: a table has holes until it is computed.
     size = sum(min(file.stat().st_size, 512 * file.stat().st_blocks) for file in files)
     return Entry(kind, path, size, (time.time() - path.stat().st_mtime) / DAY, note, broken)
 
 
-def _sealed(folder: Path, check: bool) -> tuple[str, bool]:
+def _sealed(folder: Path, check: bool) -> str:
     content = read_seal(folder)
     wrong = what_is_wrong(folder) if check or content is None else None
-    return (f"damaged: {wrong}", True) if wrong or content is None else (str(content.get("what", "")), False)
+    if wrong or content is None:
+        raise ValueError(wrong)
+    return str(content.get("what", ""))
 
 
-def _table(folder: Path, check: bool) -> tuple[str, bool]:
-    try:
-        about = read_json(folder / ABOUT, kind=dict)
-        table = Stretches(folder, int(about["values"]))
-        wrong = table.damage() if check else None
-        spans = sum(1 for _ in table.spans())
-        note = f"{spans} examples, weights {about['key'].get('weights')}, {about['key'].get('dtype')}"
-    except (DamagedError, KeyError, TypeError, ValueError) as error:
-        wrong = str(error)
-    return (f"damaged: {wrong}", True) if wrong else (note, False)
+def _table(folder: Path, check: bool) -> str:
+    about = read_json(folder / ABOUT, kind=dict)
+    table = Stretches(folder, int(about["values"]))
+    if check and (wrong := table.damage()):
+        raise ValueError(wrong)
+    spans = sum(1 for _ in table.spans())
+    return f"{spans} examples, weights {about['key'].get('weights')}, {about['key'].get('dtype')}"
 
 
-def _lines(path: Path, check: bool) -> tuple[str, bool]:
-    try:
-        return f"{len(read_jsonl(path, torn_end=True))} rows" if check else "", False
-    except DamagedError as error:
-        return f"damaged: {error}", True
+def _lines(path: Path, check: bool) -> str:
+    return f"{len(read_jsonl(path, torn_end=True))} rows" if check else ""
 
 
-def _note(path: Path, check: bool) -> tuple[str, bool]:
-    try:
-        return str(read_json(path, kind=dict).get("path", "")), False
-    except DamagedError as error:
-        return f"damaged: {error}", True
+def _note(path: Path, check: bool) -> str:
+    return str(read_json(path, kind=dict).get("path", ""))
 
 
-# What runs keep in the cache. Locks lie there too, and are neither shown nor removed.
-KINDS: dict[str, Callable[[Path, bool], tuple[str, bool]]] = {
+# What runs keep in the cache; the functions say what an entry is, or raise for a damaged one. Locks lie there too, and
+# are neither shown nor removed.
+KINDS: dict[str, Callable[[Path, bool], str]] = {
     "reference": _table,
     "tokens": _sealed,
     "models": _sealed,
