@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 
 from lab.evaluation.settings import compose_evaluation, evaluation_errors
+from lab.report.cells import choose_evaluation
 from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
+from lab.report.league import TUNING, best_values
 from sgdpo.places import ROOT
 from sgdpo.processes import run
 from sgdpo.runs.records import RunView, read_runs
@@ -109,7 +111,13 @@ def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
         return [f"benchmark={benchmark} judge={judge}: {str(error).splitlines()[0]}"]
 
 
-def train_command(exhibit: Exhibit, options: Options) -> Command | None:
+def train_command(
+    exhibit: Exhibit, options: Options, seeds: Sequence[int] = (), best: Mapping[str, Any] | None = None
+) -> Command | None:
+    """Give the sweep that trains the exhibit's runs, None if it needs none.
+
+    seeds: these instead of the exhibit's. best: {method: value of the tuned key}, in place of the sweep's own grid.
+    """
     if not exhibit.sweep:
         return None
     models = options.models or tuple(options.of_scale["models"])
@@ -119,13 +127,50 @@ def train_command(exhibit: Exhibit, options: Options) -> Command | None:
         f"sweep={exhibit.sweep}",
         f"experiment={options.experiment(exhibit)}",
         *([] if exhibit.models == "own" else [f"model={','.join(models)}"]),
-        f"seed={','.join(str(FIRST_SEED + k) for k in range(max(options.seeds, exhibit.seeds)))}",
+        f"seed={','.join(map(str, seeds or range(FIRST_SEED, FIRST_SEED + max(options.seeds, exhibit.seeds))))}",
         f"n_jobs={exhibit.n_jobs or options.n_jobs}",
         f"outputs={options.outputs}",
         *_data(options),
-        *(argument for argument in options.arguments if argument not in options.judging),
+        *(
+            argument
+            for argument in options.arguments
+            if argument not in options.judging
+            and not (best and argument.partition("=")[0] in ("method", exhibit.tuned["key"]))
+        ),
+        *(_grids(exhibit.tuned["key"], best) if best else []),
         *(["dry_run=true"] if options.dry_run else []),
     ]
+
+
+def _grids(key: str, best: Mapping[str, Any]) -> list[str]:
+    """Give the sweep's grids: methods of one value share a grid."""
+    first, *others = (
+        f"{{method: '{','.join(m for m in best if best[m] == value)}', {key}: '{value}'}}"
+        for value in sorted(set(best.values()))
+    )
+    return [f"hydra.sweeper.params={first}", f"hydra.sweeper.also=[{','.join(others)}]"]
+
+
+def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> dict[str, Any]:
+    """Train and judge the tuning runs; return {method: its best value}. What failed to train is no candidate.
+
+    Raises ValueError if none has a judged run.
+    """
+    tuned = exhibit.tuned or {}
+    trial = replace(exhibit, experiment=TUNING + str(exhibit.experiment), judged=tuned["judged"])
+    train = train_command(trial, options, tuned["seeds"])
+    assert train is not None, "an exhibit that is tuned has a sweep"
+    call(train)
+    if options.dry_run:
+        print(
+            f"then: the tuning runs judged by {tuned['judged']}, each method's best {tuned['key']} on fresh seeds"
+        )
+        return {}
+    if folders := runs_to_judge(trial, options):
+        call(judge_command(trial, options, folders))
+    runs = finished_runs(trial, options)
+    metric = f"{choose_evaluation(runs, None, [tuned['judged']])}:{tuned['metric']}"
+    return {method: best.value for method, best in best_values(runs, tuned["key"], metric).items()}
 
 
 def _data(options: Options) -> list[str]:
@@ -233,7 +278,10 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     if options.target == EVERYTHING:
         return _everything(options, call)
     exhibit = find_exhibit(options.target)
-    train = train_command(exhibit, options)
+    best = tune(exhibit, options, call) if exhibit.tuned else None
+    if exhibit.tuned and not best:
+        return 0  # a dry run knows no best values
+    train = train_command(exhibit, options, best=best)
     failed = call(train) != 0 if train else False
     for command in _after_training(exhibit, options):
         if options.dry_run:

@@ -149,6 +149,27 @@ def compare_over_seeds(ours_SP: ArrayLike, theirs_SP: ArrayLike, *, seed: int = 
     return Comparison(interval, *counts, max(p_value, over_prompts.p_value), len(difference_SP))
 
 
+def equivalence(ours_SP: ArrayLike, theirs_SP: ArrayLike, bound: float) -> float:
+    """Return p of two one-sided t tests (TOST): small where the mean difference surely lies within +- bound.
+
+    Shape (seeds, prompts), paired by both; the larger p of seeds and prompts counts, as in `compare_over_seeds`. 1 for
+    a single seed: two models say nothing of their methods.
+    """
+    from scipy.special import stdtr
+
+    difference_SP = np.asarray(ours_SP, dtype=float) - np.asarray(theirs_SP, dtype=float)
+    if len(difference_SP) < 2:
+        return 1.0
+    found = []
+    for values in (difference_SP.mean(1), difference_SP.mean(0)):
+        mean, error = mean_error(values)
+        if error == 0:
+            found.append(float(abs(mean) >= bound))
+        else:
+            found.append(float(stdtr(len(values) - 1, (abs(mean) - bound) / error)))
+    return max(found)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values, in the order given.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Sampled
@@ -30,6 +30,7 @@ class Verifiable(Sampled):
     scale = 10.0
 
     baseline: str | None = START
+    part: Literal["all", "tuning", "test"] = "all"
 
     @cached_property
     def world(self) -> Any:
@@ -47,9 +48,13 @@ class Verifiable(Sampled):
 
     @cached_property
     def tasks(self) -> list[Any]:
+        """Return the held-out tasks: all, or the half to choose settings by, or the half that nothing was chosen by."""
         from sgdpo.world.verifiable import held_out_prompts
 
-        return held_out_prompts(self.world)[: self.limit]
+        tasks = held_out_prompts(self.world)
+        half = len(tasks) // 2
+        parts = {"all": tasks, "tuning": tasks[:half], "test": tasks[half:]}
+        return parts[self.part][: self.limit]
 
     def prompts(self) -> list[Prompt]:
         """Return the tasks' prompts; a baseline that does not fit them is found before the model answers."""

@@ -174,26 +174,29 @@ def choose_evaluation(runs: Sequence[RunView], wanted: str | None, benchmarks: S
     )
 
 
-def preferences_by_prompt(run: RunView, key: str) -> dict[str, float]:
-    """Give each prompt's preference (1 won, 0 lost over the baseline) of a run."""
+def by_prompt(run: RunView, key: str, field: str) -> dict[str, float]:
+    """Give a field of each prompt's judgment of a run: `score`, or `preference` (1 won, 0 lost over the baseline)."""
     path = run.folder / "eval" / key / JUDGMENTS
     rows = read_jsonl(path) if path.is_file() else []
-    return {
-        str(row["prompt_id"]): float(row["preference"]) for row in rows if row.get("preference") is not None
-    }
+    return {str(row["prompt_id"]): float(row[field]) for row in rows if row.get(field) is not None}
 
 
 def compare_preferences(ours: Repeats, theirs: Repeats, key: str) -> Comparison | None:
     """Compare win rates over the training seeds and the prompts that both have, None without any."""
+    scores_2SP = paired_scores(ours, theirs, key, "preference")
+    return compare_over_seeds(*scores_2SP) if scores_2SP else None
+
+
+def paired_scores(ours: Repeats, theirs: Repeats, key: str, field: str) -> list[list[list[float]]] | None:
+    """Return (ours, theirs) x seeds x prompts of a judgments' field, where both have them; None without any."""
     mine, other = ({run["seed"]: run for run in repeats.finished} for repeats in (ours, theirs))
     shared = [seed for seed in mine if seed in other]
-    pairs = [tuple(preferences_by_prompt(side[seed], key) for side in (mine, other)) for seed in shared]
+    pairs = [tuple(by_prompt(side[seed], key, field) for side in (mine, other)) for seed in shared]
     pairs = [pair for pair in pairs if all(pair)]
     prompts = sorted(set.intersection(*(set(one) & set(two) for one, two in pairs))) if pairs else []
     if not prompts:
         return None
-    scores_2SP = [[[one[prompt] for prompt in prompts] for one in side] for side in zip(*pairs, strict=True)]
-    return compare_over_seeds(*scores_2SP)
+    return [[[one[prompt] for prompt in prompts] for one in side] for side in zip(*pairs, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -99,3 +99,35 @@ def label_end(axes: Axes, points: Sequence[tuple[float, str, str]], gap: float =
             f" {text}", (1.0, height), xycoords="axes fraction", color=colour, fontsize=9, fontweight="bold",
             va="center", annotation_clip=False,
         )  # fmt: skip
+
+
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write a label beside each point, where it covers neither another label nor another point.
+
+    points: (x, y, text, colour). A label that finds no free place takes the farthest and has a line to its point.
+    """
+    axes.autoscale_view()
+    centres = axes.transData.transform([(x, y) for x, y, *_ in points]) if points else np.empty((0, 2))
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
+    for (x, y, text, colour), (at_x, at_y) in zip(points, centres, strict=True):
+        wide, high = 6.2 * len(text) + 2, 11.0
+        for reach in (8, 16, 26, 38, 52, 68, 86):
+            places = [
+                (at_x + reach * np.cos(a) - wide * (np.cos(a) < -0.1), at_y + reach * np.sin(a) - high / 2)
+                for a in np.radians((0, 180, 45, -45, 135, -135, 90, -90))
+            ]
+            boxes = [(left, low, left + wide, low + high) for left, low in places]
+            free = next((box for box in boxes if not any(_touch(box, other) for other in taken)), None)
+            if free:
+                break
+        box = free or boxes[0]
+        taken.append(box)
+        line = {"arrowprops": {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6}} if reach > 8 else {}
+        axes.annotate(
+            text, (x, y), ((box[0] - at_x) * 72 / axes.figure.dpi, (box[1] - at_y) * 72 / axes.figure.dpi),
+            textcoords="offset points", fontsize=8.5, color=colour, fontweight="bold", annotation_clip=False, **line,
+        )  # fmt: skip
+
+
+def _touch(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,234 @@
+"""The league: every method under the same tuning budget, against one of them, and quality beside the two scalars.
+
+Each method's setting is chosen on tuning seeds by one half of the prompts; its runs here are of fresh seeds, judged on
+the other half. Differences are paired over seeds and prompts; Holm's correction is over all methods, for the tests of a
+difference and for those of none (TOST within a bound) apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lab.benchmarks.statistics import Comparison, compare_over_seeds, equivalence, holm, t_test
+from lab.report.cells import (
+    Repeats,
+    evaluation_keys,
+    group,
+    last_metric,
+    paired_scores,
+    read_metric,
+    refuse_mixtures,
+    refuse_unlike_judgments,
+    seeds_of,
+)
+from lab.report.entries import facts, figure_facts, number_entry
+from lab.report.names import (
+    load_paper,
+    lower_is_better,
+    method_colour,
+    method_title,
+    methods_in_order,
+)
+from sgdpo.drawing.style import QUIET, Picture, captioned, label_points, styled
+from sgdpo.drawing.table import Entry, Table, number
+from sgdpo.runs.records import RunView, flatten, read_runs
+
+LEVEL = 0.05
+TUNING = "tuning-"  # before an experiment: the experiment that its settings are chosen in
+LOG_RATIO = "eval/incentive/log_ratio"
+
+
+@dataclass(frozen=True)
+class Best:
+    """Hold the best of a method's tried values, its score over the tuning seeds, and whether it is the range's end."""
+
+    value: Any
+    score: float
+    at_edge: bool
+
+
+def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Best]:
+    """Choose of each method the value of `key` with the best mean over seeds; the smaller of equal ones."""
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    own = [run for run in runs if run["phase"] != "sft"]
+    cells = group(own, lambda run: (run["method"], flatten(run["settings"])[key]))
+    most = len(seeds_of(own))
+    found: dict[str, list[tuple[float, Any]]] = {}
+    for (method, value), repeats in cells.items():
+        estimate = repeats.estimate(read_metric(metric))
+        # A value that failed on a seed is worse than one that did not: it is no candidate beside others.
+        if estimate and estimate.seeds == most:
+            found.setdefault(method, []).append((-sign * estimate.value, value))
+    tried = sorted({value for _, value in cells})
+    edges = (tried[0], tried[-1]) if tried else ()
+    best = {method: min(values) for method, values in sorted(found.items())}
+    return {method: Best(value, -sign * score, value in edges) for method, (score, value) in best.items()}
+
+
+def league(
+    runs: Sequence[RunView], *, question: str, expected: str, baseline: str = "dpo", bound: float = 0.2
+) -> list[Table | Picture]:
+    """Rank the methods in a table with every difference from the baseline, and draw quality beside log(dw/dl).
+
+    bound: a difference that is surely smaller is none, in points of the score.
+    """
+    own = [run for run in runs if run["phase"] != "sft" and run.status != "broken"]
+    refuse_mixtures(own)
+    keys = evaluation_keys(own)
+    if len(keys) != 1:
+        raise ValueError(f"the league needs runs judged by one benchmark; found: {', '.join(keys) or 'none'}")
+    refuse_unlike_judgments(own, keys[0])
+    cells = group(own, lambda run: run["method"])
+    compared = _compared(cells, keys[0], baseline, bound)
+    tuning = read_runs(own[0].folder.parent.parent, TUNING + own[0].experiment)
+    header = [
+        f"Question: {question}",
+        f"Expected, before the runs: {expected}",
+        _found(compared, runs, baseline),
+    ]
+    table = Table(
+        "league", f"The league: {keys[0]}", HEADER, list(_rows(cells, compared, runs, keys[0])), 2,
+        [*header, *_how(baseline, bound), _cost(own, tuning), *facts(own, keys[0])],
+    )  # fmt: skip
+    return [table, _picture(cells, own, keys[0], header)]
+
+
+HEADER = (
+    "", "Method", "learning rate", "score, 0–10", "tokens", "difference", "from", "to", "p", "p of none", "verdict",
+    "log(dw/dl)", "displaced, %",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Against:
+    """Hold a method's comparison with the baseline, and Holm's p of a difference and of none beyond the bound."""
+
+    comparison: Comparison
+    p_value: float
+    p_equal: float
+
+    @property
+    def verdict(self) -> str:
+        same = self.p_equal < LEVEL
+        if self.p_value < LEVEL:
+            return (
+                "better" if self.comparison.difference.value > 0 else "worse"
+            ) + ", within the bound" * same
+        return "no difference" if same else "cannot be said"
+
+
+def _compared(cells: Mapping[str, Repeats], key: str, baseline: str, bound: float) -> dict[str, Against]:
+    pairs = {
+        method: found
+        for method, repeats in cells.items()
+        if method != baseline
+        and (found := paired_scores(repeats, cells.get(baseline, Repeats()), key, "score"))
+    }
+    comparisons = [compare_over_seeds(*pair) for pair in pairs.values()]
+    different = holm([comparison.p_value for comparison in comparisons]) if pairs else []
+    equal = holm([equivalence(*pair, bound) for pair in pairs.values()]) if pairs else []
+    return {
+        method: Against(*found) for method, *found in zip(pairs, comparisons, different, equal, strict=True)
+    }
+
+
+def _rows(
+    cells: Mapping[str, Repeats], compared: Mapping[str, Against], runs: Sequence[RunView], key: str
+) -> list[list[Entry | str]]:
+    seeds, rows = seeds_of([run for run in runs if run["phase"] != "sft"]), []
+    means = {method: repeats.estimate(read_metric(f"{key}:score_mean")) for method, repeats in cells.items()}
+    order = sorted(cells, key=lambda m: (-found.value if (found := means[m]) else np.inf, m))
+    for place, method in enumerate(order, 1):
+        entry = partial(_entry, cells[method], seeds)
+        rates = sorted({flatten(run["settings"])["optimizer.lr"] for run in cells[method].runs})
+        against = compared.get(method)
+        numbers: list[Entry | str] = [Entry()] * 5 + ["baseline" if means[method] else "–"]
+        if against:
+            difference = against.comparison.difference
+            numbers = [number(v, 3, sign="+") for v in (difference.value, difference.low, difference.high)]
+            numbers += [number(against.p_value, 3), number(against.p_equal, 3), against.verdict]
+        rows.append([
+            str(place), method_title(method, runs), ", ".join(f"{rate:g}" for rate in rates),
+            entry(f"{key}:score_mean", 3), entry(f"{key}:tokens_mean", 1), *numbers, entry(LOG_RATIO, 2),
+            entry("eval/displaced", 1, 100.0),
+        ])  # fmt: skip
+    return rows
+
+
+def _entry(repeats: Repeats, seeds: Sequence[int], metric: str, digits: int, times: float = 1.0) -> Entry:
+    read = read_metric(metric)
+    scaled = read if times == 1 else lambda run: (None if (v := read(run)[0]) is None else times * v, None)
+    return number_entry(repeats, scaled, digits, seeds, metric.partition(":")[0])
+
+
+def _found(compared: Mapping[str, Against], runs: Sequence[RunView], baseline: str) -> str:
+    kinds: dict[str, list[str]] = {}
+    for method, against in compared.items():
+        kinds.setdefault(against.verdict, []).append(method_title(method, runs))
+    said = "; ".join(
+        f"{len(names)} {verdict} ({', '.join(names)})" for verdict, names in sorted(kinds.items())
+    )
+    return f"Found, against {method_title(baseline, runs)}: {said or 'nothing yet'}."
+
+
+def _how(baseline: str, bound: float) -> list[str]:
+    return [
+        f"Differences from {method_title(baseline)}, points, with 95 % intervals, paired over training seeds (t) and "
+        "over prompts (bootstrap): the wider counts. p: the larger of both tests; p of none: two one-sided t tests "
+        f"within ±{bound:g}; each Holm-corrected over all methods. ± is one standard error over seeds.",
+        "log(dw/dl): the loss's pull on the chosen answer over its push on the rejected one, mean over held-out pairs "
+        "where both have one sign; displaced: pairs whose chosen answer is less likely than at the start.",
+    ]
+
+
+def _cost(runs: Sequence[RunView], tuning: Sequence[RunView]) -> str:
+    trials = [run for run in tuning if run["phase"] != "sft" and run.status != "broken"]
+    lost = sum(run.status == "failed" for run in trials)
+    hours = sum(run["seconds"] or 0 for run in (*runs, *trials)) / 3600
+    failed = f", {lost} of them failed and were no candidates" if lost else ""
+    return (
+        f"Cost: {len(trials)} tuning runs (seeds {', '.join(map(str, seeds_of(trials)))}{failed}), {len(runs)} runs; "
+        f"{hours:.1f} hours of training in all, without the starts and the judging."
+    )
+
+
+def _picture(
+    cells: Mapping[str, Repeats], runs: Sequence[RunView], key: str, below: Sequence[str]
+) -> Picture:
+    """Draw a labelled point a method: score over log(dw/dl), with the 95 % t interval over seeds."""
+    points, without = [], []
+    for method in methods_in_order(runs, load_paper().methods):
+        ratio, score = (
+            [
+                value
+                for run in cells.get(method, Repeats()).finished
+                if (value := last_metric(run, name)) is not None
+            ]
+            for name in (LOG_RATIO, f"{key}:score_mean")
+        )
+        if ratio and score:
+            points.append((float(np.mean(ratio)), t_test(np.array(score))[0], method))
+        elif score:
+            without.append(method_title(method, runs))
+    title = "Quality and the balance of pull and push"
+    with styled():
+        figure = Figure(figsize=(9.5, 6.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=QUIET, linewidth=0.8)
+        for x, found, method in points:
+            colour = method_colour(method, runs)
+            axes.plot([x, x], [found.low, found.high], color=colour, linewidth=1.2)
+            axes.plot(x, found.value, "o", color=colour, markersize=6)
+        axes.set(xlabel="log(dw/dl), mean over held-out pairs (0: DPO)", ylabel="score, mean over prompts")
+        label_points(
+            axes, [(x, f.value, method_title(m, runs), method_colour(m, runs)) for x, f, m in points]
+        )
+        left_out = f"no log(dw/dl): {', '.join(without)}; " if without else ""
+        captioned(figure, title, left_out + figure_facts(runs, "95 % t interval over"))
+    return Picture(figure, "league-incentives", title, below)
