@@ -12,7 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 import recipes
+from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.report.exhibit import BLOCK, exhibit_names
+from lab.sampling.rounds import Chain
+from lab.sampling.settings import compose_sample
 from sgdpo.config.compose import CONF, register_schema, to_run_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,9 +86,24 @@ def test_make_help_names_every_target_in_one_line() -> None:
     assert sorted(listed) == sorted(set(TARGETS))
 
 
+COMPOSED = {
+    "evaluate": lambda words: compose_evaluation(runs_first(words)),
+    "judge_variance": lambda words: compose_evaluation(runs_first(words)),
+    "sample": compose_sample,
+    "rounds": Chain.of,
+}
+
+
 @pytest.mark.parametrize("command", starting("python scripts/"))
-def test_every_script_of_the_readme_exists(command: str) -> None:
-    assert (ROOT / shlex.split(command)[1]).is_file()
+def test_every_script_of_the_readme_takes_its_words(command: str, tmp_path: Path, monkeypatch) -> None:
+    """Those that compose do; of the others, the script knows every option."""
+    _, script, *words = shlex.split(command)
+    text = (ROOT / script).read_text()
+    if compose_words := COMPOSED.get(Path(script).stem):
+        monkeypatch.chdir(tmp_path)
+        compose_words(words)
+    else:
+        assert all(f'"{word}"' in text for word in words if word.startswith("--"))
 
 
 def test_clean_asks_before_it_removes(tmp_path: Path) -> None:
