@@ -69,6 +69,13 @@ def test_every_kind_has_two_files_and_a_command():
         assert "```bash" in recipes.SECTIONS[kind], kind
 
 
+def test_what_is_printed_is_as_lint_wants_it(house):
+    shutil.copy(recipes.ROOT / "pyproject.toml", house)
+    scripts = [path for kind in KINDS for path in recipes.files(kind) if path.endswith(".py")]
+    run(house, sys.executable, "-m", "ruff", "check", *scripts)
+    run(house, sys.executable, "-m", "ruff", "format", "--check", *scripts)
+
+
 @pytest.mark.slow
 def test_a_method_is_trained_swept_and_shown_in_a_table_and_a_figure(house):
     """Its scale is not called beta, and every run of it shows the rewards of its tokens."""
