@@ -53,13 +53,21 @@ def hangs(rank: int) -> None:
     time.sleep(600)
 
 
+def stuck(rank: int) -> None:
+    """Rank 1 fails; rank 0 stands still and does not even hear the signal that asks it to end."""
+    if rank == 1:
+        time.sleep(2)
+        raise KeyError("what rank 1 could not find")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def aborts_at_exit(rank: int) -> None:
     """Do as gloo does now and then: abort after all work is done."""
     leave = os._exit
     os._exit = lambda code: os.abort() if rank == 1 else leave(code)
 
 
-ACTS = {act.__name__: act for act in (done, raises, bad_input, killed, hangs, aborts_at_exit)}
+ACTS = {act.__name__: act for act in (done, raises, bad_input, killed, hangs, stuck, aborts_at_exit)}
 if __name__ == "__main__":
     worker._train = train
     sys.exit(worker.main())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -73,12 +74,18 @@ def run_of(place: Path, **changes: Any) -> Run:
     return Run.of(replace(composed(place), **changes))
 
 
-def start(place: Path, *more: str, root: Path = ROOT, **environment: str) -> subprocess.Popen:
+def start(
+    place: Path,
+    *more: str,
+    root: Path = ROOT,
+    preexec_fn: Callable[[], None] | None = None,
+    **environment: str,
+) -> subprocess.Popen:
     """Start the run as a user does, with the code of `root`."""
     command = [sys.executable, str(root / "src" / "train.py"), *overrides(place), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "src"), **environment}
     return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)  # fmt: skip
+                            text=True, preexec_fn=preexec_fn)  # fmt: skip
 
 
 def kill_in_the_middle(place: Path, *more: str, **environment: str) -> Path:

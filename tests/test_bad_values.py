@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import typing
@@ -22,15 +23,20 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from lab.answers.generate import GENERATOR
-from lab.evaluation.settings import EvaluateConfig
+from lab.benchmarks.benchmark import BENCHMARK
+from lab.evaluation.settings import EvaluateConfig, compose_evaluation, evaluation_errors
 from lab.judging.judges import JUDGE
+from lab.sampling.scorers import SCORER
+from lab.sampling.settings import SampleConfig
 from sgdpo.config.compose import CONF, compose_run, composition_words
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import Kind, binding_errors
-from sgdpo.method import METHOD
+from sgdpo.data.sources import DATA
+from sgdpo.method import METHOD, PILOT
 from sgdpo.runs.validate import config_errors
 from sgdpo.source import find
 from sgdpo.values import Name, OneOf, Place, Range, marks_of
+from sgdpo.world.verifiable import WorldConfig
 
 ROOT = CONF.parent
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "-1": -1, "0": 0, "1e30": 1e30, "1e400": math.inf}
@@ -193,16 +199,117 @@ def test_an_extra_file_that_is_none_is_refused(tmp_path: Path) -> None:
 # ---- what a contract holds: methods, judges, generators ------------------------------------------------------
 
 
-def bound_numbers() -> Iterator[Any]:
-    """Yield every numeric setting of every YAML of a kind."""
-    for kind in (METHOD, JUDGE, GENERATOR):
+KINDS = (METHOD, PILOT, DATA, GENERATOR, JUDGE, BENCHMARK, SCORER)
+
+
+def bindings() -> Iterator[tuple[Kind, Path, dict[str, Any], dict[str, Any]]]:
+    """Yield every YAML of every kind with its settings and the annotations of what it binds."""
+    for kind in KINDS:
         for path in sorted((CONF / kind.group).glob("*.yaml")):
             config = yaml.safe_load(path.read_text())
-            for key, (hint, _) in find(config[kind.key]).parameters.items():
-                if numeric(hint) and key not in kind.given:
-                    yield pytest.param(
-                        kind, config, key, numeric(hint), id=f"{path.parent.name}/{path.stem}.{key}"
-                    )
+            hints = {
+                key: hint
+                for key, (hint, _) in find(config[kind.key]).parameters.items()
+                if key not in kind.given
+            }
+            if kind is DATA:  # whose YAMLs hold what is true of every data set too
+                config = {key: value for key, value in config.items() if key in (*hints, "name", kind.key)}
+            yield kind, path, config, hints
+
+
+def bound_numbers() -> Iterator[Any]:
+    """Yield every numeric setting of every YAML of a kind."""
+    for kind, path, config, hints in bindings():
+        for key, hint in hints.items():
+            if numeric(hint):
+                yield pytest.param(kind, config, key, numeric(hint), id=f"{kind.group}/{path.stem}.{key}")
+
+
+def test_the_kinds_are_all_that_the_code_declares() -> None:
+    """A kind that this walk does not know would go untried; exhibits and constraints are drawn, not set."""
+    declared = [
+        word
+        for file in (ROOT / "src").rglob("*.py")
+        for word in re.findall(r"= Kind\(\s*\"(\w+)\"", file.read_text())
+    ]
+    assert {kind.group for kind in KINDS} == set(declared) - {"report", "constraint"}
+
+
+WORLD = {
+    key: hint
+    for key, hint in typing.get_type_hints(WorldConfig, include_extras=True).items()
+    if numeric(hint)
+}
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "1e30", "many", "[1]", "true"])
+def test_a_bad_number_of_the_generated_world_is_refused_by_name(text: str) -> None:
+    said = refusal(*(f"data.world.{key}={text}" for key in WORLD))
+    for key in WORLD:
+        assert f"data.world.{key}" in said, (key, said)
+        TRIED["contract"] += 1
+
+
+EVALUATION = {
+    key: hint
+    for key, hint in walk(EvaluateConfig())
+    if not key.startswith(("benchmark", "judge", "generator"))
+}
+
+
+@pytest.mark.parametrize("key", list(EVALUATION))
+def test_a_bad_value_of_an_evaluation_is_refused_by_name(key: str) -> None:
+    bad = {"seed": "-1"}.get(key, "[1,{a: 1}]" if "list" not in str(EVALUATION[key]) else "1")
+    try:
+        said = "\n".join(evaluation_errors(compose_evaluation([f"{key}={bad}"]), runs=False))
+    except (ValueError, HydraException) as error:
+        said = composition_words(error)
+    assert key in said, said
+    TRIED["contract"] += 1
+
+
+# ---- what the comments say ---------------------------------------------------------------------------------
+
+INTERVAL = re.compile(r"\bin ([\[(]-?[\d.e]+, ?(?:inf|-?[\d.e]+)[\])]")
+
+
+def commented() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (file, key, the intervals of its comment) of every key of every YAML."""
+    for path in sorted(CONF.rglob("*.yaml")):
+        comment, parents = "", []
+        for line in path.read_text().splitlines():
+            if line.strip().startswith("#"):
+                comment += line
+                continue
+            if found := re.match(r"( *)(\w+):", line):
+                parents = [*parents[: len(found[1]) // 2], found[2]]
+                yield (
+                    str(path.relative_to(CONF)),
+                    ".".join(parents),
+                    INTERVAL.findall(comment + line.partition("#")[2]),
+                )
+            comment = ""
+
+
+def test_a_range_that_a_comment_names_is_the_schemas() -> None:
+    bound = {str(path.relative_to(CONF)): hints for _, path, _, hints in bindings()}
+    schemas = {"config.yaml": RunConfig(), "evaluate.yaml": EvaluateConfig(), "sample.yaml": SampleConfig()}
+    whole = {file: dict(walk(schema)) for file, schema in schemas.items()}
+    checked = 0
+    for file, key, intervals in commented():
+        group = file.partition("/")[0]
+        hint = bound.get(file, {}).get(key) or KEYS.get(f"{group}.{key}") or whole.get(file, {}).get(key)
+        hint = hint or (WORLD.get(key.removeprefix("world.")) if group == "data" else None)
+        for interval in intervals:
+            ranges = [mark for mark in marks_of(hint) if isinstance(mark, Range)]
+            assert ranges, f"conf/{file}: {key} says {interval}, and nothing holds it to that"
+            wanted, got = Range(interval), ranges[0]
+            ends = [each.interval[0] + each.interval[-1] for each in (wanted, got)]
+            assert (wanted.bounds, ends[0]) == (got.bounds, ends[1]), (
+                f"conf/{file}: {key} says {interval}, is {got}"
+            )
+            checked += 1
+    assert checked > 10
 
 
 @pytest.mark.parametrize(("kind", "config", "key", "number"), bound_numbers())

@@ -87,6 +87,19 @@ def test_a_run_in_which_nothing_moves_is_stopped(tmp_path: Path) -> None:
     assert not any(_alive(pid) for pid in _pids(files))
 
 
+@pytest.mark.proof
+def test_a_rank_that_hangs_after_anothers_failure_is_not_out_of_memory(tmp_path: Path) -> None:
+    """The agent waits half a minute for it, then kills it: the failure comes first, the hang is named as one."""
+    run, files = play("stuck", tmp_path)
+    with pytest.raises(LaunchError) as caught:
+        launched(run)
+    said = str(caught.value)
+    assert said.startswith("rank 1 failed first: KeyError: 'what rank 1 could not find'")
+    assert "rank 0 hung: it did not answer and had to be killed" in said
+    assert "memory" not in said
+    assert not any(_alive(pid) for pid in _pids(files))
+
+
 @pytest.mark.slow
 def test_checkpoints_may_go_while_the_watch_looks_at_them(tmp_path: Path) -> None:
     """`make soak` found a run that ended because its watch read a folder that was being pruned."""

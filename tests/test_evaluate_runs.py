@@ -19,6 +19,9 @@ from lab.evaluation.command import show
 from lab.evaluation.evaluate import answer, evaluate, judge_samples, lengths, read_config, sample_rows
 from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import Checker
+from lab.report.cells import Repeats, read_metric
+from lab.report.entries import number_entry
+from sgdpo.runs.records import RunView
 from sgdpo.store import read_jsonl, write_jsonl
 from sgdpo.world.checker import check
 from sgdpo.world.verifiable import held_out_prompts, world_of
@@ -111,6 +114,12 @@ def test_a_perfect_model_wins_and_the_numbers_are_what_they_say(runs, tmp_path):
     assert (result["win_rate"], result["win_rate_high"]) == (100.0, 100.0)
     assert 60 < result["win_rate_low"] < 90, "twelve wins leave doubt"
     assert "12 prompts are lost" in result["lc_form"]
+    assert any("12 prompts are lost" in note for note in show({}, {"ideal": result}).facts), (
+        "why it has no LC rate"
+    )
+    view = RunView(run, {"eval": {"checked": result}, "seed": 1}, "finished")
+    entry = number_entry(Repeats([view]), read_metric("checked:lc_win_rate"), 2, [1], "checked")
+    assert "12 prompts are lost" in entry.note
     assert result["characters_mean"] == pytest.approx(sum(map(len, ideal.values())) / len(ideal))
     tie = checked(perfect, run, tmp_path / "tie", baseline=str(tmp_path / "ideal"))
     assert tie["win_rate"] == 50.0

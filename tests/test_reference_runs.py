@@ -50,3 +50,42 @@ def test_another_method_and_more_steps_take_over_what_is_there(tmp_path) -> None
     first, second = shared(tmp_path), shared(tmp_path, "method=bco", "optimizer.max_steps=20")
     assert first["reference"] == second["reference"] == "built"
     assert second["reference_examples"] == {"computed": 80 - 12, "reused": 12 + 8}
+
+
+def trains(outputs: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, str(TRAIN), *SMALL, f"outputs={outputs}", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.proof
+def test_ranks_that_wait_for_another_runs_work_are_not_taken_for_hanging(tmp_path: Path) -> None:
+    """Two minutes of waiting are four times what the watchdog allows; a held lock is all that another run shows."""
+    first = shared(tmp_path, "experiment=first")
+    assert first["reference"] == "built"
+    lock = min((tmp_path / "cache" / "reference").glob("*.lock"))
+    held = subprocess.Popen(["flock", str(lock), "sleep", "120"])
+    waiting = trains(
+        tmp_path, "experiment=second", "engine=ddp", "engine.num_processes=2", "engine.timeout_minutes=0.5"
+    )
+    said = waiting.communicate(timeout=300)[0]
+    assert held.wait() == 0
+    assert waiting.returncode == 0, said
+    assert "waiting for it: process" in said
+
+
+@pytest.mark.proof
+def test_two_experiments_that_start_together_train_their_start_once(tmp_path: Path) -> None:
+    own = ["init=sft", "data.world.demonstrations=64", "optimizer.sft.max_steps=30"]
+    both = [trains(tmp_path, f"experiment={name}", *own) for name in ("one", "two")]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/record.json")]
+    starts = [record for record in records if record["phase"] == "sft"]
+    assert len(starts) == 1
+    assert len(starts[0]["attempts"]) == 1
+    assert sorted(r["shared"]["start"] for r in records if r["phase"] != "sft") in (
+        ["trained", "waited"], ["found", "trained"],
+    )  # fmt: skip

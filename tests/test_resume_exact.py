@@ -16,13 +16,28 @@ from sgdpo.runs.run import execute
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["single, float32", pytest.param("zero3", marks=pytest.mark.proof)])
+@pytest.mark.parametrize(
+    "case",
+    ["single, float32", *(pytest.param(each, marks=pytest.mark.proof) for each in ("single, BCO", "zero3"))],
+)
 def test_a_killed_run_continues_bit_for_bit(case: str, tmp_path: Path, monkeypatch) -> None:
-    """Seed 97 kills both after step 9, in the second epoch, a random fraction of a second later."""
+    """Seed 97 kills after step 9, in the second epoch, a random fraction of a second later."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     outcome = soak(case, kills=1, seed=97, folder=tmp_path)
     assert outcome.kills == 1
     assert outcome.differences == []
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(1200)
+def test_a_killed_run_goes_on_under_another_host_name(tmp_path: Path, monkeypatch) -> None:
+    """After half a minute without a sign of life the first host counts as gone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("lab.soak.MOVES", 1.0)
+    outcome = soak("single, float32", kills=2, seed=97, folder=tmp_path)
+    assert (outcome.kills, outcome.moved, outcome.differences) == (2, 2, [])
+    (record,) = (tmp_path / "killed").glob("*/*/record.json")
+    assert len({attempt["machine"] for attempt in json.loads(record.read_text())["attempts"]}) > 1
 
 
 def finished(folder: Path, rows: list[dict], weights: bytes) -> Path:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import resource
 import shutil
+import subprocess
 import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from killed_run import (
     CHANGES,
@@ -31,7 +39,7 @@ from killed_run import (
     write_inputs,
 )
 from sgdpo.runs.records import Record, view_run
-from sgdpo.runs.run import _take_over, execute
+from sgdpo.runs.run import Run, _take_over, execute
 from sgdpo.runs.train import find_checkpoint
 from sgdpo.store import write_json
 
@@ -252,6 +260,100 @@ def test_a_finished_run_whose_weights_are_not_whole_trains_again(
     assert run_of(place).finished() is None
     assert execute(run_of(place).config) == folder
     assert weights(folder) == weights(alone)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_last_update_that_leaves_no_finite_weights_never_counts_as_finished(
+    place: Path, policy: str
+) -> None:
+    """An embedding that no row uses: no loss, no gradient and no later step tells of it."""
+    file = place / "base" / "model.safetensors"
+    tensors, tokenizer = load_file(file), AutoTokenizer.from_pretrained(place / "base")
+    used = set(tokenizer((place / "pairs.jsonl").read_text()).input_ids) | set(tokenizer.all_special_ids)
+    unused = next(token for token in range(len(tokenizer)) if token not in used)
+    tensors["model.embed_tokens.weight"][unused] = 3e38
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = run_of(place).config
+    optimizer = replace(config.optimizer, lr=100.0, weight_decay=1000.0, schedule="constant", max_steps=1)
+    run = Run.of(
+        replace(
+            config, optimizer=optimizer, trainer=replace(config.trainer, on_nonfinite=policy), label="decay"
+        )
+    )
+    with pytest.raises(
+        ValueError, match=r"step 1: its update left weights that are not finite.*Lower optimizer\.lr"
+    ):
+        execute(run.config)
+    assert view_run(run.folder).status == "failed"
+    assert math.isfinite(rows(run.folder)[-1]["loss"])
+    assert not (run.folder / "model").exists()
+    assert run.finished() is None
+
+
+# ---- the disk is full ----------------------------------------------------------------------------------------
+
+
+def ends_in_one_line(process: subprocess.Popen, words: str) -> None:
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, said
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert re.search(words, line), line
+    assert "Traceback" not in said, said
+
+
+def limit_files(size: int) -> None:
+    """What becomes larger cannot be written: of this process, for good."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("every", "words"), [(4, "the disk was full while .*checkpoint-4"), (1000, "[Ff]ile too large")]
+)
+def test_weights_that_do_not_fit_on_the_disk_end_in_a_record_that_says_so(
+    place: Path, every: int, words: str
+) -> None:
+    """Of a checkpoint or of the final model; afterwards the same command trains to the end."""
+    folder = killed_folder(place)
+    shutil.rmtree(folder)
+    process = start(place, f"trainer.save_steps={every}", preexec_fn=partial(limit_files, 60_000))
+    ends_in_one_line(process, words)
+    (record,) = [json.loads(path.read_text()) for path in place.glob("outputs/default/*/record.json")]
+    assert record["status"] == "failed"
+    assert re.search(words, record["error"])
+    assert record["final"]["train"]["step"] == (every if every < STEPS else STEPS)
+    assert not [path for path in place.glob("outputs/default/*/.*") if path.name != ".heartbeat"]
+
+
+@pytest.mark.proof
+def test_a_disk_that_others_fill_in_mid_run_has_room_for_the_records_end(place: Path, alone: Path) -> None:
+    """A small file system of its own; when there is room again the same command goes on to the same bits."""
+    folder = killed_folder(place)
+    shutil.rmtree(place / "outputs")
+    (place / "outputs").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place / "outputs"], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting needs rights that these tests have not got")
+    filler = place / "outputs" / "filler"
+    try:
+        process = start(place, f"cache={place}/cache")
+        while not list(folder.glob("checkpoints/checkpoint-8/manifest.json")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.002)
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(512))
+                file.flush()
+        ends_in_one_line(process, "disk was full|No space left on device")
+        assert view_run(folder).status == "failed"
+        assert re.search("disk was full|No space left on device", view_run(folder).error)
+        filler.unlink()
+        assert start(place, f"cache={place}/cache").wait(120) == 0
+        assert (rows(folder), weights(folder)) == (rows(alone), weights(alone))
+    finally:
+        subprocess.run(["umount", "-l", place / "outputs"], check=True)
 
 
 def test_an_interrupted_copy_that_sorts_first_does_not_stand_in_for_the_run(place: Path) -> None:

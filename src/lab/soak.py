@@ -1,11 +1,13 @@
 """Kill a run again and again at random moments, and hold what it ends with against one that was left alone.
 
 `make soak` prints the table. The moments are drawn from a seed: after a random number of further steps, plus a
-random fraction of a second, so that some fall into the writing of a checkpoint.
+random fraction of a second, so that some fall into the writing of a checkpoint. Now and then the run goes on under
+another host name, as after a requeue.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from sgdpo.places import ROOT
 from sgdpo.processes import start
+from sgdpo.runs.provenance import HOST
 from sgdpo.store import hash_file, read_json, read_jsonl
 from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 
@@ -24,6 +27,7 @@ from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
 STEPS, SAVE_EVERY, MOST_STEPS_AHEAD = 12, 2, 9
 SPEED = ("pairs_per_second", "tokens_per_second")
 PATIENCE = 300
+MOVES = 0.1  # of the kills; whoever comes from another host first watches for a sign of life, half a minute
 SMALL = (
     "device=cpu", "tracking=off", "init=pretrained", "model.tiny.num_hidden_layers=2", "data.world.pairs=28",
     "data.world.test_pairs=8", "data.world.demonstrations=16", "optimizer.batch_size=4", "optimizer.lr=1e-3",
@@ -34,9 +38,9 @@ CASES = {
     "single, float32": (),
     "single, bf16": ("precision=bf16",),
     "accumulation": ("trainer.max_tokens_per_row=100",),
-    "single, BCO": ("method=bco",),
+    "single, BCO": ("method=bco", "trainer.log_steps=3"),
     "ddp": ("engine=ddp", TWO),
-    "ddp, BCO": ("engine=ddp", TWO, "method=bco"),
+    "ddp, BCO": ("engine=ddp", TWO, "method=bco", "trainer.log_steps=3"),
     "zero2": ("engine=zero2", TWO),
     "zero3": ("engine=zero3", TWO),
     "zero3, bf16": ("engine=zero3", TWO, "precision=bf16"),
@@ -47,13 +51,15 @@ CASES = {
 class Outcome:
     """Hold what became of one case.
 
-    kills: SIGKILLs. torn: how many left a checkpoint half written. runs: how often the run was killed and
+    kills: SIGKILLs. torn: how many left a checkpoint half written. moved: after how many the run went on under
+    another host name. runs: how often the run was killed and
     continued to its end. differences: what such a run had that the one left alone had not; empty is the promise.
     """
 
     case: str
     kills: int = 0
     torn: int = 0
+    moved: int = 0
     runs: int = 0
     differences: list[str] = field(default_factory=list)
 
@@ -65,11 +71,14 @@ def soak(
     overrides = [*SMALL, *CASES[case], f"cache={folder}/cache"]
     alone = _finish(overrides, folder / "alone")
     while outcome.kills < kills:
-        outputs = folder / "killed"
+        outputs, host = folder / "killed", ""
         shutil.rmtree(outputs, ignore_errors=True)
-        while outcome.kills < kills and _kill(overrides, outputs, draw, outcome):
+        while outcome.kills < kills and _kill(overrides, outputs, host, draw, outcome):
             after_kill()
-        outcome.differences += differences(alone, _finish(overrides, outputs))
+            if draw.random() < MOVES:
+                outcome.moved += 1
+                host = f"host-{outcome.moved}"
+        outcome.differences += differences(alone, _finish(overrides, outputs, host))
         outcome.runs += 1
     return outcome
 
@@ -94,31 +103,32 @@ def metrics(run: Path) -> list[dict]:
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    lines = [f"{'case':<18}{'kills':>6}{'torn':>6}{'runs':>6}  result"]
+    lines = [f"{'case':<18}{'kills':>6}{'torn':>6}{'moved':>7}{'runs':>6}  result"]
     for outcome in outcomes:
         result = "bit-identical" if not outcome.differences else "; ".join(outcome.differences[:3])
-        lines.append(f"{outcome.case:<18}{outcome.kills:>6}{outcome.torn:>6}{outcome.runs:>6}  {result}")
+        counts = f"{outcome.kills:>6}{outcome.torn:>6}{outcome.moved:>7}{outcome.runs:>6}"
+        lines.append(f"{outcome.case:<18}{counts}  {result}")
     return "\n".join(lines)
 
 
-def _start(overrides: Sequence[str], outputs: Path) -> subprocess.Popen:
+def _start(overrides: Sequence[str], outputs: Path, host: str = "") -> subprocess.Popen:
     outputs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides, f"outputs={outputs}"]
     with (outputs / "console.txt").open("ab") as console:
-        return start(command, cwd=ROOT, stdout=console, stderr=console)
+        return start(command, cwd=ROOT, env={**os.environ, HOST: host}, stdout=console, stderr=console)
 
 
-def _finish(overrides: Sequence[str], outputs: Path) -> Path:
-    if _start(overrides, outputs).wait(PATIENCE) != 0:
+def _finish(overrides: Sequence[str], outputs: Path, host: str = "") -> Path:
+    if _start(overrides, outputs, host).wait(PATIENCE) != 0:
         raise ValueError(f"the run did not end well. Its last words:\n{_last_words(outputs)}")
     return _run_folder(outputs)
 
 
-def _kill(overrides: Sequence[str], outputs: Path, draw: random.Random, outcome: Outcome) -> bool:
+def _kill(overrides: Sequence[str], outputs: Path, host: str, draw: random.Random, outcome: Outcome) -> bool:
     """Start or continue a run and kill it at a random moment; return False if it ended before that."""
     target = _last_step(outputs) + draw.randint(1, MOST_STEPS_AHEAD)
     delay, until = draw.uniform(0, 0.3), time.time() + PATIENCE
-    process = _start(overrides, outputs)
+    process = _start(overrides, outputs, host)
     while _last_step(outputs) < target and process.poll() is None and time.time() < until:
         time.sleep(0.002)
     time.sleep(delay)

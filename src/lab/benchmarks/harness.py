@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lab.answers.prompts import Sample
 from lab.benchmarks.benchmark import Benchmark, Count, Judgment
 from sgdpo.store import hash_folder, write_json
+from sgdpo.values import Range
+
+Shots = Annotated[int, Range("[0, 1000]")]
 
 
 @dataclass(kw_only=True)
@@ -26,7 +29,7 @@ class LmEval(Benchmark):
 
     tasks: list[str] = field(default_factory=list)
     include_path: str | None = None
-    shots: int | None = None
+    shots: Shots | None = None
     batch_size: Count = 8
 
     def errors(self) -> list[str]:

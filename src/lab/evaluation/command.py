@@ -90,8 +90,11 @@ def _by_task(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
     notes = []
-    if result.get("lc_win_rate") is not None:
-        notes.append(f"length-controlled win rate in its {result['lc_form']} form")
+    if form := result.get("lc_form"):
+        known = result.get("lc_win_rate") is not None
+        notes.append(
+            f"length-controlled win rate in its {form} form" if known else f"no LC win rate: it is {form}"
+        )
     if result.get("prompts_cut"):
         notes.append(f"{result['prompts_cut']} prompts were too long for the model; their beginning was cut")
     if result.get("answers_unusable"):

@@ -29,7 +29,10 @@ def _without_number(repeats: Repeats, what: str) -> Entry:
     failed = [run for run in repeats.runs if run.status == "failed"]
     if failed and not repeats.finished:
         return Entry("failed", note="; ".join(map(_reason, failed)), status="failed")
-    if any(what in (run["eval"] or {}) for run in repeats.finished):
+    results = [(run["eval"] or {}).get(what) or {} for run in repeats.finished]
+    if forms := [form for result in results if (form := result.get("lc_form") or "").startswith("not ")]:
+        return Entry(note=forms[0], status="missing")
+    if any(results):
         return Entry(note="no such number: this is what the others are compared with", status="missing")
     if repeats.finished:
         return Entry(note=f"no {what}: these runs are not evaluated", status="missing")

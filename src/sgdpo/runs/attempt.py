@@ -89,9 +89,10 @@ class Attempt(SilentAttempt):
         self.tracker.image("reward_curves", picture)
         write_pairs(folder / "pairs.json")
         self._record.finish(**fields)
-        self.note(summarise(folder))
         if not keep_checkpoints:
             prune(folder / CHECKPOINTS, keep=0)
+        with suppress(OSError):  # the run is finished; the screen shows it too
+            self.note(summarise(folder))
         self.tracker.finish(self._record.fields["final"]["train"])
 
 
@@ -116,9 +117,9 @@ def open_attempt(run: Run, checkpoint: Path | None, rank: int) -> Iterator[Silen
         attempt.tracker = open_tracker(config.tracking, record, asdict(config))
         yield attempt
     except Exception as error:
-        with suppress(OSError):  # of a full disk, which is then what the error says
-            attempt.note(traceback.format_exc())
+        with suppress(OSError):  # of a disk that stays full, which is then what the error says
             record.fail(f"{type(error).__name__}: {error}")
+            attempt.note(traceback.format_exc())
         raise
     finally:
         record.leave()

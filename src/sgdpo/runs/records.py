@@ -46,9 +46,10 @@ from sgdpo.store import (
 )
 
 FORMAT = 1
+SPARE_BYTES = 2**17  # given back at the end, so that a full disk has room for the record's last words
 ADVICE = "force=true trains the run again in its place"
-RECORD, METRICS, SAMPLES, LOG, HEARTBEAT, CHECKPOINTS, MODEL = (
-    "record.json", "metrics.jsonl", "samples.jsonl", "log.txt", ".heartbeat", "checkpoints", "model",
+RECORD, METRICS, SAMPLES, LOG, HEARTBEAT, SPARE, CHECKPOINTS, MODEL = (
+    "record.json", "metrics.jsonl", "samples.jsonl", "log.txt", ".heartbeat", ".spare", "checkpoints", "model",
 )  # fmt: skip
 
 
@@ -193,8 +194,10 @@ class Record:
             cut_jsonl(self.folder / SAMPLES, lambda row: row["step"] <= step)
         self.last = {row["split"]: row for row in read_jsonl(self.folder / METRICS)}
         self._metrics = JsonLines(self.folder / METRICS)
+        (self.folder / SPARE).write_bytes(os.urandom(SPARE_BYTES))  # what a file system cannot make smaller
 
     def _close(self, **fields: Any) -> None:
+        (self.folder / SPARE).unlink(missing_ok=True)
         if self._begun:
             self._metrics.close()
         self.note(final=self.last or None, **fields)

@@ -112,8 +112,8 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
         log.info("%s is finished already and is not trained again (force=true does)", done.folder)
         _tidy(run.config, done.folder)
         return done.folder, False
-    with held(_lock(run), f"the run {run.identity.name}") as waited:
-        if waited and not run.config.force and (done := find()) is not None:
+    with held(_lock(run), f"the run {run.identity.name}"):
+        if not run.config.force and (done := find()) is not None:
             return done.folder, False
         start = _ensure_start(run)
         _take_over(run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,7 @@ def _train(files: RankFiles) -> Path:
     from sgdpo.console import set_up_process
     from sgdpo.runs.run import Run
 
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
     set_up_process()
     run = Run.from_json(read_json(files.order))
     if run.config.device == "auto" and not torch.cuda.is_available():

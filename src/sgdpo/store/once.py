@@ -87,14 +87,13 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def held(place: Path, what: str) -> Iterator[bool]:
-    """Hold the lock of a place for the length of a block; yield whether another process had it before."""
+def held(place: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a place for the length of a block; who had it before may have made what is wanted."""
     lock = Lock(place, what)
-    waited = False
     while not lock.try_for(SAY_SECONDS):
-        waited = True
+        pass
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 
