@@ -1,6 +1,7 @@
 """Make a run of a model as it is, nothing trained, so that it can be evaluated and stand in tables beside others.
 
 python scripts/start.py model=smollm2_135m data=sampled data.folder=outputs/sampled/... experiment=constraints
+python scripts/start.py --seeds 42,43,44 ...     one for each seed of the runs that it stands beside: the same weights
 """
 
 from sgdpo.console import Parser, fail, run_command, set_up_process
@@ -11,16 +12,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="the settings of a run: model, data"
     )
-    overrides = parser.parse_args(arguments).overrides
+    parser.add_argument("--seeds", default="42", help="comma between")
+    options = parser.parse_intermixed_args(arguments)
     set_up_process()
     from sgdpo.config.compose import compose_run, to_run_config
     from sgdpo.runs.untrained import untrained
     from sgdpo.runs.validate import config_errors
 
-    config = compose_run(overrides)
-    if errors := config_errors(config):
-        fail(errors)
-    print(untrained(to_run_config(config)))
+    for seed in options.seeds.split(","):
+        config = compose_run([*options.overrides, f"seed={seed}"])
+        if errors := config_errors(config):
+            fail(errors)
+        print(untrained(to_run_config(config)))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ Command = list[str]
 FIRST_SEED = 42
 EVERYTHING = "paper"
 # Settings of the judging, among the arguments; the others are of the training.
+SAMPLING = "sample."
 JUDGING = ("judge.", "benchmark.", "generator.", "generator=")
 
 
@@ -111,6 +112,14 @@ def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
         return [f"benchmark={benchmark} judge={judge}: {str(error).splitlines()[0]}"]
 
 
+def before_commands(exhibit: Exhibit, options: Options) -> list[Command]:
+    """Give the commands that make what the sweep reads; `sample.KEY=VALUE` among the arguments is of the sampling."""
+    places = {"outputs": options.outputs, "experiment": options.experiment(exhibit)}
+    commands = [shlex.split(command.format(**places)) for command in exhibit.before]
+    asked = [a.removeprefix(SAMPLING) for a in options.arguments if a.startswith(SAMPLING)]
+    return [[*c, *asked] if c[0] == "scripts/sample.py" else c for c in commands]
+
+
 def train_command(
     exhibit: Exhibit, options: Options, seeds: Sequence[int] = (), best: Mapping[str, Any] | None = None
 ) -> Command | None:
@@ -135,6 +144,7 @@ def train_command(
             argument
             for argument in options.arguments
             if argument not in options.judging
+            and not argument.startswith(SAMPLING)
             and not (best and argument.partition("=")[0] in ("method", exhibit.tuned["key"]))
         ),
         *(_grids(exhibit.tuned["key"], best) if best else []),
@@ -278,6 +288,13 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     if options.target == EVERYTHING:
         return _everything(options, call)
     exhibit = find_exhibit(options.target)
+    before = before_commands(exhibit, options)
+    if options.dry_run and before:  # what the sweep reads is not there yet
+        steps = [*before, train_command(exhibit, options) or [], *_after_training(exhibit, options)]
+        print("\n".join(f"then: {shlex.join(['python', *step])}" for step in filter(None, steps)))
+        return 0
+    if any(call(command) != 0 for command in before):
+        return 1
     best = tune(exhibit, options, call) if exhibit.tuned else None
     if exhibit.tuned and not best:
         return 0  # a dry run knows no best values

@@ -40,12 +40,13 @@ Work = tuple[Path, Table | dict[str, Any]]
 class Exhibit:
     """Hold what conf/report/<name>.yaml says beside the function and its settings.
 
-    sweep: the file of conf/sweep that trains its runs; None: nothing is trained. experiment: whose runs it shows;
-    None: all there are. models: all of the scale's, the first, or the sweep's own. seeds: how many, unless more are
-    asked for. judged: by the scale's benchmark (true), or the one named. tuned: {key, seeds, judged, metric}: the
-    sweep's values of the key are tried on these seeds and judged by a benchmark of their own; the exhibit's runs are
-    each method's best. twice: the answers of one run are judged twice. n_jobs: forced. beside: exhibits of the same
-    runs that are made with it. order: its place in `make paper`; None: made only by name.
+    before: commands that come before the sweep, with {outputs} and {experiment} in them. sweep: the file of conf/sweep
+    that trains its runs; None: nothing is trained. experiment: whose runs it shows; None: all there are. models: all of
+    the scale's, the first, or the sweep's own. seeds: how many, unless more are asked for. judged: by the scale's
+    benchmark (true), or the one named. tuned: {key, seeds, judged, metric}: the sweep's values of the key are tried on
+    these seeds and judged by a benchmark of their own; the exhibit's runs are each method's best. twice: the answers of
+    one run are judged twice. n_jobs: forced. beside: exhibits of the same runs that are made with it. order: its place
+    in `make paper`; None: made only by name.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Exhibit:
     experiment: str | None = None
     models: Literal["all", "first", "own"] = "all"
     seeds: int = 1
+    before: Sequence[str] = ()
     judged: bool | str = False
     tuned: Mapping[str, Any] | None = None
     twice: bool = False

@@ -113,10 +113,11 @@ def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[
     """Group the runs by condition and arm. Raise ValueError for a run of two arms, or cells of unlike runs."""
     found: dict[tuple[Condition, str], list[RunView]] = {}
     for run in runs:
-        if run.status == "broken" or run["phase"] == "sft":
+        if run.status == "broken":
             continue
         settings = as_typed(run["settings"] or {})
-        mine = arms_of(settings, arms)
+        # An SFT run is what others start from, unless an arm asks for its method.
+        mine = [a for a in arms_of(settings, arms) if run["phase"] != "sft" or "method.name" in arms[a]]
         if len(mine) > 1:
             raise ValueError(
                 f"{run.experiment}/{run.name} belongs to the arms {' and '.join(mine)}; tell them apart"
