@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from evaluation_fixtures import finished_run
+from lab.evaluation.evaluate import evaluate
+from lab.evaluation.settings import compose_evaluation, runs_first
+from lab.report.exhibit import find_exhibit
+from lab.report.samples import samples
+from lab.reproduce import Options, reproduce
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.constraints.checker import check
 from sgdpo.constraints.instructions import Instruction, draw_instructions, instruction_of, topics
 from sgdpo.constraints.kinds import Constraint, kind_errors, load_kinds
 from sgdpo.data.sources import data_errors, load_rows
+from sgdpo.runs.records import view_run
+from sgdpo.store import read_jsonl
 
 KINDS = load_kinds()
 # An answer that keeps the constraint and one that does not, for each kind: (arguments, kept, broken).
@@ -148,3 +157,54 @@ def test_the_source_gives_instructions_to_sample_and_says_what_training_needs() 
     ):
         wrong = to_run_config(compose_run(["data=constraints", change])).data
         assert any(words in error for error in data_errors(wrong, "prompts"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> tuple[Path, dict]:
+    """A tiny model's answers to six held-out instructions, by the real command's road."""
+    run = finished_run(tmp_path_factory.mktemp("outputs") / "exp" / "dpo")
+    words = ["benchmark=constraints", "benchmark.limit=6", "benchmark.max_new_tokens=8"]
+    return run, evaluate(compose_evaluation([*runs_first([str(run)]), *words]))[str(run)]
+
+
+def test_the_benchmark_reads_any_runs_answers_and_says_what_it_counted(evaluated) -> None:
+    run, result = evaluated
+    rows = read_jsonl(run / result["samples"])
+    assert len(rows) == result["n"] == 6
+    for row in rows:
+        (asked,) = [a for a in draw_instructions(KINDS, 400, combined=(2, 3), seed=0, held_out=True)
+                    if a.prompt == row["prompt"]]  # fmt: skip
+        found = check(asked, row["response"], KINDS)
+        assert (row["score"], row["met"]) == (found.total, found.met)
+        assert list(row["kept"].values()) == list(found.kept)
+    assert result["constraint_rate"] == pytest.approx(100 * sum(row["met"] for row in rows) / 6)
+    assert result["constraint_rate_low"] <= result["constraint_rate"] <= result["constraint_rate_high"]
+    assert result["ended"] == pytest.approx(100 * sum(row["ended"] for row in rows) / 6)
+    assert set(result["by_kind"]) == {kind for row in rows for kind in row["kept"]}
+
+
+def test_the_page_of_samples_shows_every_methods_answer_to_the_same_prompts(evaluated) -> None:
+    run, result = evaluated
+    (key,) = view_run(run)["eval"]
+    table = samples([view_run(run)], evaluation=key, prompts=3)
+    assert len(table.rows) == 3
+    shown = read_jsonl(run / result["samples"])
+    assert [row[0].text for row in table.rows] == [shown[n]["prompt"] for n in (0, 2, 4)]
+    with pytest.raises(ValueError, match="no finished run has the evaluation"):
+        samples([view_run(run)], evaluation="constraints-other")
+
+
+def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_sampled(tmp_path) -> None:
+    options = Options("constraints", outputs=str(tmp_path), arguments=("sample.data.limit=20", "seed=7"))
+    commands: list[list[str]] = []
+    reproduce(options, lambda command: commands.append(command) or 0)
+    assert [command[0] for command in commands[:4]] == [
+        "scripts/smollm2.py", "scripts/sample.py", "scripts/start.py", "src/train.py",
+    ]  # fmt: skip
+    assert commands[1][-1] == "data.limit=20"
+    assert f"into={tmp_path}/constraints-pairs" in commands[1]
+    assert "seed=7" in commands[3]
+    assert not any("data.limit=20" in command for command in commands[2:])
+    assert reproduce(options, lambda command: int(command[0] == "scripts/sample.py")) == 1
+    for word in (f"{commands[3][1]}", "sweep=smollm2_ultrafeedback"):
+        assert find_exhibit(word.removeprefix("sweep=").replace("_", "-")).before
