@@ -197,7 +197,8 @@ def test_the_page_of_samples_shows_every_methods_answer_to_the_same_prompts(eval
 def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_sampled(tmp_path) -> None:
     options = Options("constraints", outputs=str(tmp_path), arguments=("sample.data.limit=20", "seed=7"))
     commands: list[list[str]] = []
-    reproduce(options, lambda command: commands.append(command) or 0)
+    with pytest.raises(ValueError, match="not evaluated"):  # nothing ran: the tuning has no judged run
+        reproduce(options, lambda command: commands.append(command) or 0)
     assert [command[0] for command in commands[:4]] == [
         "scripts/smollm2.py", "scripts/sample.py", "scripts/start.py", "src/train.py",
     ]  # fmt: skip

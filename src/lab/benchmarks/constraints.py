@@ -21,11 +21,12 @@ Few = Annotated[int, Range("[1, 10]")]
 
 @dataclass(kw_only=True)
 class Constraints(Sampled):
-    """Check the answers to held-out instructions of conf/constraint's kinds."""
+    """Check the answers to instructions of conf/constraint's kinds."""
 
     decides = "checker"
 
     instructions: Annotated[int, Range("[1, 1000000]")] = 400
+    held_out: bool = True
     drawn_with: Annotated[int, Range("[0, 4294967296)")] = 0
     least: Few = 2
     most: Few = 3
@@ -43,10 +44,10 @@ class Constraints(Sampled):
 
     @cached_property
     def asked(self) -> list[Any]:
-        """Return the held-out instructions."""
+        """Return the instructions."""
         from sgdpo.constraints.instructions import draw_instructions
 
-        how = {"combined": (self.least, self.most), "seed": self.drawn_with, "held_out": True}
+        how = {"combined": (self.least, self.most), "seed": self.drawn_with, "held_out": self.held_out}
         return list(draw_instructions(self.known, self.instructions, **how))[: self.limit]
 
     def prompts(self) -> list[Prompt]:
