@@ -26,7 +26,10 @@ from sgdpo.drawing.table import Table
 from sgdpo.runs.validate import config_errors
 from sgdpo.store import read_json, read_jsonl
 
-KINDS = ("method", "model", "data source", "benchmark", "judge", "generator", "pilot", "table", "figure")
+KINDS = (
+    "method", "model", "data source", "benchmark", "judge", "generator", "kind of constraint", "scorer", "pilot",
+    "table", "figure",
+)  # fmt: skip
 BESIDE = ("model", "data source", "pilot")  # in a folder of one's own, and used by training
 TINY = (
     "optimizer.max_steps=2", "optimizer.sft.max_steps=2", "optimizer.batch_size=16", "tracking=off", "device=cpu",
@@ -199,6 +202,30 @@ def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch
     assert "politeness-m1" in table.console()
     shown = show(compose_evaluation(command).benchmark, results).console()
     assert re.search(r"RUN.* 4\b", shown)
+
+
+def test_a_kind_of_constraint_and_a_scorer_make_pairs_of_answers(house):
+    """Instructions of this kind alone, answered by a random model; the scorer decides which answer is better."""
+    (asked,), (scored,) = (recipes.commands(kind, "python") for kind in ("kind of constraint", "scorer"))
+    folder = house / asked[1].removeprefix("policy=")
+    if not folder.exists():
+        finished_run(folder)
+    small = [
+        "data.limit=6",
+        "splits=train",
+        "max_new_tokens=64",
+        "temperature=1.0",
+        "device=cpu",
+        "into=made",
+    ]
+    python(house, *dict.fromkeys([*asked, *scored]), *small)
+    rows = read_jsonl(house / "made" / "train.jsonl")
+    assert rows
+    for row in rows:
+        prompt, chosen, rejected = (str(row[key]) for key in ("prompt", "chosen", "rejected"))
+        assert re.search(r"no word of more than [678] letters|every word to [678] letters", prompt)
+        assert len(chosen.split()) < len(rejected.split())
+        assert row["score_rejected"] == -(len(rejected.split()) - 1)
 
 
 def test_a_table_and_a_figure_are_made_from_records_alone(tmp_path):
