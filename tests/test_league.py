@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from lab.benchmarks.statistics import equivalence
 from lab.benchmarks.verifiable import Verifiable
 from lab.report.exhibit import find_exhibit
-from lab.report.league import TUNING, best_values, league
+from lab.report.league import TUNING, best_values, incentives, league
 from lab.reproduce import Options, reproduce
 from lab.sweeps.cells import expand
 from report_fixtures import write_run
@@ -124,6 +124,17 @@ def test_the_table_ranks_and_says_better_worse_none_and_what_it_cost(tmp_path: P
     drawn = {text.get_text() for text in picture.figure.axes[0].texts}
     assert drawn == {"BCO", "NCA", "DPO"}
     assert "no log(dw/dl): IPO" in picture.figure._supxlabel.get_text()
+
+
+def test_the_incentives_of_each_method_are_drawn_over_training(tmp_path: Path) -> None:
+    for method in ("dpo", "bco"):
+        folder = write_run(tmp_path, "incentives", method)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [{**row, "incentive/log_ratio": 0.0, "displaced": 0.1 * row["step"]} for row in rows]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = incentives(read_runs(tmp_path, "incentives"), **find_exhibit("incentives").settings)
+    labels = [{text.get_text().strip() for text in axes.texts} for axes in picture.figure.axes]
+    assert labels == [{"DPO", "BCO"}] * 2 + [{"no such metric"}] * 2
 
 
 def test_one_seed_says_nothing_of_methods(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from math import exp, log, log1p, sqrt
 import pytest
 import torch
 
+from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.pairs import DrawKey, Pair
 from sgdpo.training.incentives import incentive_sums
+from sgdpo.training.metrics import pair_metrics
 from test_methods import of
 from toy_pairs import PREFERENCE, REFERENCED, at_step_0, bind, gradients, method_yaml, random_pair, toy_pair
 
@@ -271,3 +273,21 @@ def test_trl_gives_the_same_loss(name: str, tmp_path) -> None:
     method = bind(name)
     ours = method(pair, DrawKey(0), None).loss_B.mean().item()
     assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6 * max(1, 1 / sqrt(beta)))
+
+
+def test_log_ratios_and_features_are_means_over_tokens() -> None:
+    """0.6 over 3 tokens and -0.2 over 2; the toy pair's entropy is half of -log p: (1.1/3, 1.5/2)."""
+    sums = pair_metrics(pair := toy_pair(), of("dpo", pair), torch.tensor(1))
+    found = {key: (total / count).item() for key, (total, count) in sums.items()}
+    assert found["log_ratio/chosen"] == pytest.approx(0.2, abs=1e-12)
+    assert found["log_ratio/rejected"] == pytest.approx(-0.1, abs=1e-12)
+    assert found["entropy/chosen"] == pytest.approx(1.1 / 3, abs=1e-12)
+    assert found["entropy/rejected"] == pytest.approx(0.75, abs=1e-12)
+
+
+def test_entropy_is_logged_where_it_is_asked_for() -> None:
+    from sgdpo.runs.validate import logged_metrics
+
+    for asked in ("true", "false"):
+        config = to_run_config(compose_run(["method=dpo", f"trainer.entropy={asked}"]))
+        assert ("eval/entropy/chosen" in logged_metrics(config)) == (asked == "true")

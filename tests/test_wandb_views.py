@@ -12,6 +12,8 @@ import pytest
 
 from lab.report.wandb_views import push, validated, views
 from sgdpo.runs.tracking import wandb_row
+from sgdpo.training.metrics import metric_names
+from toy_pairs import bind
 
 LOGGED = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "pairs_per_second", "tokens_per_second")
 
@@ -44,7 +46,12 @@ def test_both_views_are_valid_and_hold_the_panels_of_figures_2_and_3(offline):
 
 def test_the_panels_name_metrics_that_runs_log(offline):
     """A panel of a metric that nobody logs would stay empty for ever."""
-    row = {"step": 1, "epoch": 0.1, "split": "train", **dict.fromkeys([*LOGGED, "pilot/log_balance"], 0.0)}
+    row = {
+        "step": 1,
+        "epoch": 0.1,
+        "split": "train",
+        **dict.fromkeys([*LOGGED, *metric_names(bind("sgdpo"))], 0.0),
+    }
     known = set(wandb_row(row)) | set(wandb_row({**row, "split": "eval"}))
     text = json.dumps(validated("", "sgdpo"), default=str)
     named = set(re.findall(r'"(?:summary:)?((?:train|eval)/[a-z_/]+)"', text))

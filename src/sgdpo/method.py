@@ -232,8 +232,12 @@ def bind_method(
     extra: Sequence[str] = (),
     *,
     pilot: Mapping[str, Any] | None = None,
+    logged: Sequence[str] = (),
 ) -> Method:
-    """Return the method that a YAML describes. Raise ValueError with every error at once."""
+    """Return the method that a YAML describes. Raise ValueError with every error at once.
+
+    logged: features of tokens that are to be among the metrics, whether the method needs them or not.
+    """
     if errors := method_errors(config, ratio, extra, pilot=pilot):
         raise ValueError("\n".join(errors))
     from sgdpo.pairs import Ratios
@@ -241,7 +245,7 @@ def bind_method(
     config = with_parts(config)
     needs = needs_of(config)
     bound = _bind_pilot(pilot, extra) if needs.get("pilot") and pilot else None
-    features = [*(needs.get("features") or ()), *((pilot or {}).get("features") or ())]
+    features = [*(needs.get("features") or ()), *((pilot or {}).get("features") or ()), *logged]
     return Method(
         name=config["name"],
         phase=config["phase"],

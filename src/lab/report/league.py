@@ -35,7 +35,8 @@ from lab.report.names import (
     method_title,
     methods_in_order,
 )
-from sgdpo.drawing.style import QUIET, Picture, captioned, label_points, styled
+from lab.report.panels import band, draw_band, say
+from sgdpo.drawing.style import QUIET, Picture, captioned, label_end, label_points, styled
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, flatten, read_runs
 
@@ -232,3 +233,41 @@ def _picture(
         left_out = f"no log(dw/dl): {', '.join(without)}; " if without else ""
         captioned(figure, title, left_out + figure_facts(runs, "95 % t interval over"))
     return Picture(figure, "league-incentives", title, below)
+
+
+# What a panel shows of a run's training, and where DPO's own value is known.
+PANELS = (
+    ("incentive/log_ratio", "log(dw/dl): pull over push", 0.0),
+    ("displaced", "share of displaced pairs", None),
+    ("incentive/chosen", "pull on the chosen answer, dw", None),
+    ("incentive/rejected", "push on the rejected answer, dl", None),
+)
+
+
+def incentives(runs: Sequence[RunView]) -> Picture:
+    """Draw what each method's loss does to the two answers of a pair over training, a line a method."""
+    own = [run for run in runs if run["phase"] != "sft" and run.status != "broken"]
+    refuse_mixtures(own)
+    cells = group(own, lambda run: run["method"])
+    shown = [
+        (m, method_title(m, own), method_colour(m, own)) for m in methods_in_order(own, load_paper().methods)
+    ]
+    with styled():
+        figure = Figure(figsize=(12, 7.4), layout="constrained")
+        for axes, (metric, title, dpos) in zip(
+            figure.subplots(2, 2, sharex=True).ravel(), PANELS, strict=True
+        ):
+            axes.set_title(title)
+            if dpos is not None:
+                axes.axhline(dpos, color=QUIET, linewidth=0.8)
+            found = [(band(cells[m], metric), label, colour) for m, label, colour in shown if m in cells]
+            ends = [draw_band(axes, line) for line in found if line[0]]
+            label_end(axes, ends, gap=0.06)
+            if not ends:
+                say(axes, "no such metric")
+        captioned(
+            figure,
+            "What each objective does to the two answers",
+            f"over optimizer steps; {figure_facts(own)}",
+        )
+    return Picture(figure, "incentives", "What each objective does to the two answers of a pair")

@@ -34,7 +34,8 @@ from sgdpo.store import finite, read_json, read_jsonl, write_whole
 ASSETS = Path(__file__).parent / "page_assets"
 POINTS = 120  # points of a curve: what a chart of the page can show
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-CURVES = (*REWARDS, "loss", "pilot/log_balance")
+INCENTIVES = ("incentive/log_ratio", "displaced", "log_ratio/chosen", "log_ratio/rejected", "entropy/chosen")
+CURVES = (*REWARDS, "loss", "pilot/log_balance", *INCENTIVES)
 PAIRS, SAMPLES, STAGES = 3, 4, 4  # of each run; stages of an answer
 TEXT_BUDGET = 6_000_000  # characters of pairs and samples on the page; beyond it, links alone
 STATUSES = ("finished", "running", "interrupted", "failed", "broken")

@@ -60,13 +60,14 @@ def _rewards(axes: Axes, name: str, repeats: Repeats | None) -> list[tuple[float
     axes.set_title(name)
     axes.axhline(0, color=QUIET, linewidth=0.8)
     found = [(band(repeats, key), label, colour) for key, label, colour in SIDES] if repeats else []
-    ends = [_draw_band(axes, line) for line in found if line[0]]
+    ends = [draw_band(axes, line) for line in found if line[0]]
     if not ends:
         say(axes, why_empty(repeats))
     return ends
 
 
-def _draw_band(axes: Axes, line: tuple[Band, str, str], form: str = "-") -> tuple[float, str, str]:
+def draw_band(axes: Axes, line: tuple[Band, str, str], form: str = "-") -> tuple[float, str, str]:
+    """Draw a curve with its range over seeds; return where it ends, its label and its colour."""
     found, label, colour = line
     axes.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(found.steps, found.mean, form, color=colour, linewidth=2, markersize=5)
@@ -89,7 +90,7 @@ def line_chart(
 ) -> Figure:
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    ends = [_draw_band(axes, line, form) for line in lines]
+    ends = [draw_band(axes, line, form) for line in lines]
     if reference:
         axes.axhline(reference[1], color=QUIET, linewidth=1.2, linestyle="--")
         ends.append((reference[1], reference[0], QUIET))

@@ -118,6 +118,7 @@ class TrainerConfig:
     patience: Count | None = None
     on_nonfinite: Annotated[str, OneOf("stop", "skip")] = "stop"
     step0_check: bool = True
+    entropy: bool = False
     workers: Annotated[int, Range("[0, 1024]")] = 0
 
 

@@ -109,7 +109,13 @@ def train(run: Run) -> None:
     checkpoint = rank_0_decides(lambda: find_checkpoint(run))
     with open_attempt(run, checkpoint, state.process_index) as attempt:
         set_seed(config.seed)
-        method = bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot)
+        method = bind_method(
+            config.method,
+            asdict(config.ratio),
+            config.extra,
+            pilot=config.pilot,
+            logged=["entropy"] * config.trainer.entropy,
+        )
         tokenizer = load_tokenizer(config.model)
         if errors := config_errors(load_config(config.model), config.adapter):  # of a hub's model, here now
             raise ValueError("\n".join(errors))

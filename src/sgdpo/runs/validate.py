@@ -130,7 +130,13 @@ def logged_metrics(config: RunConfig) -> list[str]:
     from sgdpo.training.metrics import metric_names
     from sgdpo.training.samples import MEANS
 
-    method = bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot)
+    method = bind_method(
+        config.method,
+        asdict(config.ratio),
+        config.extra,
+        pilot=config.pilot,
+        logged=["entropy"] * config.trainer.entropy,
+    )
     names = metric_names(method)
     if load_rows(config.data, method.phase, "test", config.extra) is None:
         return [f"train/{name}" for name in names]

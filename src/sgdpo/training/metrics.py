@@ -19,7 +19,8 @@ def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
     """Return (sum, count) of every metric of a row, float64 scalars on the row's device.
 
     loss_count: what the loss is divided by: pairs, or trained tokens in the SFT phase; weighed, if the pairs are.
-    Rewards are nats times beta over whole completions; logps are summed over a completion's real tokens.
+    Rewards are nats times beta over whole completions; logps are summed over a completion's real tokens; log-ratios and
+    features are means over tokens.
     """
     pairs = torch.full_like(loss_count, result.loss_B.numel())
     values = {"logps/chosen": pair.chosen.logp_BT.sum(-1), "lengths/chosen": pair.chosen.length_B}
@@ -33,9 +34,20 @@ def pair_metrics(pair: Pair, result: PairLoss, loss_count: Tensor) -> Sums:
         values["rewards/accuracies"] = chosen_B > rejected_B
     values.update(result.metrics)
     sums = {key: (value_B.detach().double().sum(), pairs) for key, value_B in values.items()}
+    for name, side in {"chosen": pair.chosen, "rejected": pair.rejected}.items():
+        if side is not None:
+            sums |= {f"{key}/{name}": total for key, total in _over_tokens(side).items()}
     incentives = incentive_sums(pair, result) if result.chosen_reward_B is not None else {}
     loss_B = pair.weighted(result.loss_B.detach().double())
     return {"loss": (loss_B.sum(), loss_count), **sums, **incentives}
+
+
+def _over_tokens(side: Side) -> Sums:
+    """Return (sum, count) over a side's tokens of its log-ratio, nats, and of each feature."""
+    values = {key: (value_BT * side.mask_BT).double().sum() for key, value_BT in side.features.items()}
+    if side.reference_BT is not None:
+        values["log_ratio"] = side.ratio_BT.detach().double().sum()
+    return {key: (total, side.length_B.sum()) for key, total in values.items()}
 
 
 def metric_names(method: Method) -> list[str]:

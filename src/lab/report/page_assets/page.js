@@ -124,6 +124,10 @@ const CHARTS = [
   ["Accuracy", [["rewards/accuracies", "accuracy", "third"]]],
   ["Loss", [["loss", "loss", "chosen"]]],
   ["log f (Theorem 3)", [["pilot/log_balance", "log f", "third"]]],
+  ["Pull over push, log(dw/dl)", [["incentive/log_ratio", "0: DPO", "third"]]],
+  ["Displaced pairs", [["displaced", "share", "third"]]],
+  ["Log-ratio a token, nats", [["log_ratio/chosen", "chosen", "chosen"], ["log_ratio/rejected", "rejected", "rejected"]]],
+  ["Entropy a token, nats", [["entropy/chosen", "chosen", "chosen"]]],
 ];
 function linkTo(run) {
   return `#run=${encodeURIComponent(`${run.experiment}/${run.name}`)}`;
