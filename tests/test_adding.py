@@ -257,7 +257,7 @@ def test_no_test_of_the_house_turns_red_through_the_added_files(house, tmp_path)
     """The tests that walk the folders, run on a checkout with all recipes in it."""
     copy = shutil.copytree(house, tmp_path / "house", ignore=shutil.ignore_patterns("outputs"))
     shutil.copytree(recipes.ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (path for path in recipes.ROOT.iterdir() if path.is_file()):
+    for path in (path for path in recipes.ROOT.iterdir() if path.is_file() and path.name != ".git"):
         shutil.copy(path, copy)
     shutil.copytree(recipes.ROOT / ".github", copy / ".github")
     walks = re.compile(r'glob\("\*\.(yaml|py)"\)|toy_pairs|exhibit_names')
