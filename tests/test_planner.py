@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lab.plan.memory import GB, Row, activations, model_shape, model_states
-from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops
+from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops, ways_to_fit
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from step_memory import packed_row, step_peak
@@ -197,3 +197,30 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_run(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "7.62 billion parameters" in done.stdout
     assert not (tmp_path / "default").exists()
+
+
+def test_what_fits_a_card_is_said_and_by_how_much_the_rest_does_not() -> None:
+    """8 billion parameters at 16 bytes, at 16 / 8, at 10, at 6, and at 2 and 0.5 frozen; beside them about 7 GB."""
+    found = plan(run("model=llama31_8b_instruct", "data=ultrafeedback"))
+    sizes = [size / GB for size in ways_to_fit(found).values()]
+    assert sizes == pytest.approx([137.2, 33.0, 89.1, 56.9, 24.6, 14.3], abs=0.2)
+    text = render(found)
+    assert re.search(r"precision=lean +89.05 GB +9.05 GB too much", text)
+    assert re.search(r"precision=lean adapter=lora +24.62 GB +fits", text)
+    small = render(plan(run("model=llama31_8b_instruct", "data=ultrafeedback", "engine.gpu_memory_gb=6")))
+    assert "None of these fits: the smallest lacks 8.27 GB" in small
+
+
+def test_an_adapter_is_planned_with_its_own_parameters() -> None:
+    """Rank 16 on q, k, v, o, gate, up, down of 32 layers: 16 x (in + out) each; float32 weights, moments, gradients."""
+    config = run("model=llama31_8b_instruct", "data=ultrafeedback", "adapter=lora", "precision=lean")
+    layer = 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    found = plan(config)
+    assert found.states.gradients == 4 * 32 * layer
+    assert found.states.optimizer == 8 * 32 * layer
+    assert found.states.weights == 2 * found.shape.parameters + 4 * 32 * layer
+    assert (
+        found.model_on_disk
+        < 0.2 * GB
+        < plan(run("model=llama31_8b_instruct", "data=ultrafeedback")).model_on_disk
+    )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from sgdpo.config.schema import EngineConfig, ModelConfig
+from sgdpo.config.schema import EngineConfig, ModelConfig, PrecisionConfig
 from sgdpo.models.head import chunk_size
 from sgdpo.models.load import load_config
 
@@ -54,7 +54,12 @@ class ModelShape:
 
 def model_shape(model: ModelConfig) -> ModelShape:
     """Return the shape of a run's model; only a config is read, and none if its YAML holds the facts."""
-    return shape_of(AutoConfig.for_model(**model.facts) if model.facts else load_config(model))
+    return shape_of(config_of(model))
+
+
+def config_of(model: ModelConfig) -> PreTrainedConfig:
+    """Return a model's config, from the facts in its YAML if it has any."""
+    return AutoConfig.for_model(**model.facts) if model.facts else load_config(model)
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
@@ -103,29 +108,45 @@ class States:
         return self.weights + self.gradients + self.optimizer + self.buffers
 
 
-def model_states(shape: ModelShape, engine: EngineConfig) -> States:
+# Bytes of AdamW's state for a parameter: two moments in float32; in bfloat16, with what rounding took; in 8 bits.
+MOMENTS = {"float32": 8, "bf16": 8, "lean": 6, "lean8": 2}
+NF4 = 0.516  # bytes of a weight in 4 bits, with the scales of its block
+
+
+def model_states(
+    shape: ModelShape, engine: EngineConfig, precision: PrecisionConfig | None = None, adapted: int | None = None,
+    quantise: bool = False,
+) -> States:  # fmt: skip
     """Return the weights, gradients, AdamW moments and communication buffers of an engine, bytes a GPU.
 
     AdamW keeps two moments (8 bytes a parameter); DeepSpeed keeps a master copy beside them (4 more).
     ZeRO-2 cuts gradients and optimizer by the number of processes, ZeRO-3 the weights too.
+    adapted: parameters of an adapter, in float32, which then are all that is trained. quantise: its base in 4 bits.
     """
     world, count = engine.num_processes * engine.num_nodes, shape.parameters
-    whole = FLOAT * count
+    precision = precision or PrecisionConfig()
+    size = 2 if precision.lean else FLOAT
+    whole = int(NF4 * shape.body + size * (count - shape.body)) if quantise else size * count
+    trained, gradient, moments = count, size, MOMENTS[precision.name]
+    if adapted is not None:
+        whole, trained, gradient, moments = whole + FLOAT * adapted, adapted, FLOAT, MOMENTS["float32"]
     if not engine.deepspeed:
         # DDP reduces gradients in buckets beside them.
-        return States(whole, whole, 2 * whole, whole if world > 1 else 0)
+        return States(whole, gradient * trained, moments * trained, gradient * trained if world > 1 else 0)
     zero = engine.deepspeed["zero_optimization"]
-    share = whole // world
+    share = FLOAT * trained // world
     optimizer, gradients = 3 * share, share
     bucket = zero.get("reduce_bucket_size", 500_000_000)
     bucket = shape.hidden**2 if bucket == "auto" else int(bucket)
-    buffers = 2 * FLOAT * min(bucket, count)
+    buffers = 2 * FLOAT * min(bucket, trained)
     if zero["stage"] < 3:
         return States(whole, gradients, optimizer, buffers)
     # Gathered layers: the largest one at least, and as many as may be alive at once.
     gathered = FLOAT * max(shape.largest, min(count, int(zero.get("stage3_max_live_parameters", 1e9))))
     gathered = min(gathered, whole)
-    return _offloaded(zero, States(share, gradients, optimizer, buffers + gathered), engine.num_processes)
+    return _offloaded(
+        zero, States(whole // world, gradients, optimizer, buffers + gathered), engine.num_processes
+    )
 
 
 def _offloaded(zero: dict, states: States, processes: int) -> States:
@@ -141,21 +162,31 @@ def _offloaded(zero: dict, states: States, processes: int) -> States:
     return States(weights, gradients, optimizer, states.buffers, cpu * processes)
 
 
-def activations(shape: ModelShape, row: Row, bf16: bool, checkpointing: bool, head_budget_mb: int) -> int:
+def activations(
+    shape: ModelShape, row: Row, bf16: bool, checkpointing: bool, head_budget_mb: int, *, lean: bool = False,
+    frozen: bool = False,
+) -> int:  # fmt: skip
     """Return the most that a row's forward and backward pass hold beside the states, bytes.
 
+    lean: the weights are bfloat16, so that autocast copies none. frozen: an adapter is trained, the head is not.
     With checkpointing each layer keeps its input alone and is run again when the backward pass comes to it.
     """
     layer, backward = _layer_saved(shape, row, bf16), _layer_backward(shape, row, bf16)
     stream = FLOAT * row.tokens * shape.hidden
     # The last norm's input and its output are there until the head's backward pass is done.
     head = head_working(shape, row, bf16, head_budget_mb) + 2 * stream
-    casts = 2 * shape.body if bf16 else 0  # autocast's copies of the weights, saved for the backward pass
+    if frozen:
+        head -= FLOAT * shape.head
+    casts = (
+        2 * shape.body if bf16 and not lean else 0
+    )  # autocast's copies of the weights, saved for the backward pass
     # A tied matrix's gradient from the head waits, through all layers, for the one from the embedding, to which
     # it is added in place.
     waiting, end = (
         (FLOAT * shape.head, 2 * FLOAT * shape.head) if shape.tied else (0, FLOAT * shape.embedding)
     )
+    if frozen:
+        waiting = end = 0
     if checkpointing:
         again = layer - stream + backward + casts // shape.layers + waiting
         return max(shape.layers * stream + max(again, head), end + stream)

@@ -9,7 +9,7 @@ multiplies in a forward pass, twice that in the backward pass, and the forward p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,16 @@ from lab.plan.memory import (
     CONTEXT,
     FLOAT,
     GB,
+    MOMENTS,
     ModelShape,
     Row,
     States,
     activations,
+    config_of,
     model_shape,
     model_states,
 )
+from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.identity import needs_start, start_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.batching import rows_per_step, tokens_of
@@ -32,6 +35,7 @@ from sgdpo.data.prepare import prepare
 from sgdpo.data.rows import Rows
 from sgdpo.data.sources import load_rows
 from sgdpo.method import bind_method
+from sgdpo.models.adapters import trained_parameters
 from sgdpo.models.load import load_tokenizer
 
 # The rows of the paper's table 3 beside SFT: DPO, NCA, BCO, IPO, SamPO, SGDPO. They share start and reference.
@@ -164,31 +168,84 @@ class Plan:
 def plan(config: RunConfig) -> Plan:
     """Return the plan of a run and, if it needs one, of its SFT start; loads no weights."""
     shape, work = model_shape(config.model), workload(config)
-    bf16, budget = config.precision.bf16, config.trainer.head_budget_mb
     method = bind_method(config.method, vars(config.ratio), config.extra, pilot=config.pilot)
+    trained, size = adapted(config) or shape.parameters, 2 if config.precision.lean else FLOAT
     cached = method.reference and config.reference == "cached"
     forward = 2 * (work.tokens * shape.body + work.predicted * shape.head)
     return Plan(
         config=config,
         shape=shape,
         work=work,
-        states=model_states(shape, config.engine),
-        activations=activations(shape, work.row, bf16, False, budget),
-        activations_checkpointed=activations(shape, work.row, bf16, True, budget),
+        states=states_of(config, shape),
+        activations=activations_of(config, shape, work.row, False),
+        activations_checkpointed=activations_of(config, shape, work.row, True),
         reference_cache=FLOAT * work.predicted if cached else 0,
-        model_on_disk=FLOAT * shape.parameters,
-        checkpoint_on_disk=(4 if config.engine.deepspeed else 3) * FLOAT * shape.parameters,
+        model_on_disk=size * (shape.parameters if config.adapter.merge else trained),
+        checkpoint_on_disk=(size + MOMENTS[config.precision.name] + 4 * bool(config.engine.deepspeed))
+        * trained,
         train_hours=gpu_hours(config, train_flops(config, shape, work)),
         reference_hours=gpu_hours(config, forward if method.reference else 0),
         start=plan(start_config(config)) if needs_start(config) else None,
     )
 
 
+def adapted(config: RunConfig) -> int | None:
+    """Return the parameters of the run's adapter, None without one."""
+    return (
+        trained_parameters(config.adapter, config_of(config.model))
+        if config.adapter.rank is not None
+        else None
+    )
+
+
+def states_of(config: RunConfig, shape: ModelShape) -> States:
+    """Return what a run keeps from step to step."""
+    return model_states(shape, config.engine, config.precision, adapted(config), config.adapter.quantise)
+
+
+def activations_of(config: RunConfig, shape: ModelShape, row: Row, checkpointing: bool) -> int:
+    """Return what a run's longest row holds in its passes."""
+    frozen, lean = config.adapter.rank is not None, config.precision.lean
+    budget = config.trainer.head_budget_mb
+    return activations(shape, row, config.precision.bf16, checkpointing, budget, lean=lean, frozen=frozen)
+
+
+# What a run may be changed into to fit, from the most exact to the smallest.
+WAYS = (
+    ("precision=bf16",),
+    ("precision=bf16", "engine=zero3", "engine.num_processes={gpus}"),
+    ("precision=lean",),
+    ("precision=lean8",),
+    ("precision=lean", "adapter=lora"),
+    ("precision=lean", "adapter=qlora"),
+)
+GPUS = 8  # for ZeRO-3, where the run itself asks for one
+
+
+def ways_to_fit(plan: Plan) -> dict[str, int]:
+    """Return {what to say on the command line: bytes of one GPU}, activations computed again, for the run's model."""
+    config, found = plan.config, {}
+    gpus = _world(config) if _world(config) > 1 else GPUS
+    for way in WAYS:
+        words = [word.format(gpus=gpus) for word in way]
+        other = to_run_config(compose_run(words))
+        engine = replace(other.engine, gpu_memory_gb=config.engine.gpu_memory_gb)
+        changed = replace(config, precision=other.precision, engine=engine, adapter=other.adapter)
+        held = states_of(changed, plan.shape).total + activations_of(changed, plan.shape, plan.work.row, True)
+        found[" ".join(words)] = held + CONTEXT
+    return found
+
+
 def train_flops(config: RunConfig, shape: ModelShape, work: Workload) -> float:
-    """Return the floating-point operations of all steps: 6 (8 with checkpointing) a parameter and token."""
-    passes = 4 if config.trainer.activation_checkpointing else 3
+    """Return the floating-point operations of all steps: 6 a parameter and token, 8 with checkpointing, 2 less with an
+    adapter, whose base has no gradients."""
+    passes = _passes(config)
     one_pass = 2 * (passes * work.tokens * shape.body + 4 * work.predicted * shape.head)
     return one_pass * work.steps * config.optimizer.batch_size / work.examples
+
+
+def _passes(config: RunConfig) -> int:
+    return 3 + config.trainer.activation_checkpointing - (config.adapter.rank is not None)
 
 
 def gpu_hours(config: RunConfig, flops: float) -> float:
@@ -203,7 +260,17 @@ def peak_tflops(config: RunConfig) -> float:
 
 
 def render(plan: Plan) -> str:
-    parts = [*_work_lines(plan), "", *_memory_lines(plan), "", *_disk_lines(plan), "", *_hour_lines(plan)]
+    parts = [
+        *_work_lines(plan),
+        "",
+        *_memory_lines(plan),
+        "",
+        *_way_lines(plan),
+        "",
+        *_disk_lines(plan),
+        "",
+        *_hour_lines(plan),
+    ]
     if plan.start is not None:
         start = plan.start
         lines = [f"memory a GPU  {_gb(start.memory)}", f"GPU hours     {start.train_hours:,.1f}"]
@@ -224,8 +291,13 @@ def _work_lines(plan: Plan) -> list[str]:
         f"data          {work.examples:,} {unit}, {tokens} ({work.source})",
         f"steps         {work.steps:,} of {config.optimizer.batch_size} {unit} ({work.epochs:g} epochs), "
         f"{work.rows} rows a process and step, up to {work.row.tokens:,} tokens a row",
-        f"engine        {config.engine.name}, {world} processes, {config.precision.name}",
+        f"engine        {config.engine.name}, {world} processes, {config.precision.name}{_adapter_words(config)}",
     ]
+
+
+def _adapter_words(config: RunConfig) -> str:
+    count = adapted(config)
+    return "" if count is None else f", {config.adapter.name} of {count / 1e6:,.3g} million parameters"
 
 
 def _memory_lines(plan: Plan) -> list[str]:
@@ -247,13 +319,30 @@ def _memory_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def _way_lines(plan: Plan) -> list[str]:
+    limit = int(plan.config.engine.gpu_memory_gb * GB)
+    ways = ways_to_fit(plan)
+    rows = [
+        f"  {words:<51}{_gb(size)}   {'fits' if size <= limit else f'{(size - limit) / GB:,.2f} GB too much'}"
+        for words, size in ways.items()
+    ]
+    head = f"What fits {limit / GB:g} GB a GPU, with trainer.activation_checkpointing=true:"
+    if min(ways.values()) > limit:
+        rows.append(
+            f"  None of these fits: the smallest lacks {(min(ways.values()) - limit) / GB:,.2f} GB; take a larger card"
+            f" (engine.gpu_memory_gb), more of them, or a shorter row than {plan.work.row.tokens:,} tokens"
+            " (trainer.max_tokens_per_row, data.max_length)"
+        )
+    return [head, *rows]
+
+
 def _advice(plan: Plan) -> str:
     without = plan.memory - plan.activations + plan.activations_checkpointed
     limit = plan.config.engine.gpu_memory_gb * GB
     if not plan.config.trainer.activation_checkpointing and without <= limit:
         return "set trainer.activation_checkpointing=true"
     if plan.states.total > limit:
-        return "use engine=zero3 on more GPUs, or engine=zero3_offload"
+        return "use engine=zero3 on more GPUs, engine=zero3_offload, or what the next lines say fits"
     return "set trainer.activation_checkpointing=true and a smaller trainer.max_tokens_per_row"
 
 
@@ -273,7 +362,7 @@ def _hour_lines(plan: Plan) -> list[str]:
     engine, world = plan.config.engine, _world(plan.config)
     start = plan.start.train_hours if plan.start else 0.0
     table = METHODS_OF_A_TABLE * plan.train_hours + plan.reference_hours + start
-    passes = 8 if plan.config.trainer.activation_checkpointing else 6
+    passes = 2 * _passes(plan.config)
     of_table = f"with one start and one reference; {table / world:,.1f} h"
     rows = (
         ("training", plan.train_hours, f"{plan.train_hours / world:,.2f} h on {world} GPUs"),

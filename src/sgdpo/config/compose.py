@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -34,8 +35,10 @@ def register_schema() -> None:
 
 
 def compose_run(overrides: list[str]) -> DictConfig:
-    """Compose a run from command-line overrides, without Hydra's application around it."""
+    """Compose a run from command-line overrides, in Hydra's application or without it."""
     register_schema()
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides)
 

@@ -124,11 +124,17 @@ class TrainerConfig:
 
 @dataclass
 class PrecisionConfig:
-    name: Annotated[str, OneOf("float32", "bf16")] = "float32"
+    name: Annotated[str, OneOf("float32", "bf16", "lean", "lean8")] = "float32"
 
     @property
     def bf16(self) -> bool:
-        return self.name == "bf16"
+        """Say whether matrix products run in bfloat16."""
+        return self.name != "float32"
+
+    @property
+    def lean(self) -> bool:
+        """Say whether the weights themselves are bfloat16."""
+        return self.name.startswith("lean")
 
 
 @dataclass

@@ -25,6 +25,11 @@ def engine_errors(config: RunConfig) -> list[str]:
             f"adapter={config.adapter.name} does not work with engine={engine.name}: DeepSpeed cannot cut weights of 4"
             " bits into shares; use engine=ddp, or adapter=lora"
         )
+    if config.precision.lean and engine.deepspeed:
+        errors.append(
+            f"precision={config.precision.name} does not work with engine={engine.name}: DeepSpeed keeps weights in"
+            " float32 beside those in bfloat16; use precision=bf16 with it, or engine=ddp"
+        )
     if config.dry_run:  # a plan may be for another machine
         return errors
     return [*errors, *_device_errors(config), *_package_errors(config), *_port_errors(engine)]
@@ -73,6 +78,8 @@ def _package_errors(config: RunConfig) -> Iterator[str]:
         )
     elif config.adapter.quantise and importlib.util.find_spec("bitsandbytes") is None:
         yield f"adapter={config.adapter.name} needs the package bitsandbytes: pip install bitsandbytes"
+    if config.precision.name == "lean8" and importlib.util.find_spec("torchao") is None:
+        yield "precision=lean8 needs the package torchao: pip install torchao, or use precision=lean"
     if engine.deepspeed and importlib.util.find_spec("deepspeed") is None:
         yield (
             f"engine={engine.name} needs the package deepspeed, which is not installed; run `make setup`, or "

@@ -47,7 +47,7 @@ from sgdpo.runs.attempt import SilentAttempt, open_attempt
 from sgdpo.runs.contents import changes, reference_folder
 from sgdpo.runs.records import CHECKPOINTS, MODEL, made_by, why_foreign
 from sgdpo.runs.run import Run, stale
-from sgdpo.training.arguments import total_steps, training_arguments
+from sgdpo.training.arguments import compensated_adamw, total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, read_manifest
 from sgdpo.training.progress import Progress
 from sgdpo.training.samples import Samples
@@ -279,7 +279,10 @@ def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndar
 
 def taught(config: RunConfig, start: Path | None, features: tuple[str, ...] = ()) -> PreTrainedModel:
     """Return the model that starts the run, taught to give per-token log-probs: the reference."""
-    model = load_model(config.model, weights=start, seed=config.seed, quantise=config.adapter.quantise)
+    dtype = torch.bfloat16 if config.precision.lean else torch.float32
+    model = load_model(
+        config.model, weights=start, seed=config.seed, dtype=dtype, quantise=config.adapter.quantise
+    )
     teach_logprobs(model, config.trainer.head_budget_mb, features)
     return model
 
@@ -331,6 +334,7 @@ def build_trainer(
         live = WithoutAdapter(model)
     return PairTrainer(
         args=arguments,
+        optimizer_cls_and_kwargs=compensated_adamw(config) if config.precision.name == "lean" else None,
         model=model,
         train_dataset=train,
         eval_dataset=test,

@@ -49,7 +49,8 @@ def training_arguments(
         adam_beta2=optimizer.beta2,
         adam_epsilon=optimizer.eps,
         max_grad_norm=optimizer.max_grad_norm,
-        optim="adamw_torch_fused" if not config.engine.deepspeed else "adamw_torch",
+        optim=_optimizer_name(config),
+        optim_args="bf16_stochastic_round=True" if config.precision.name == "lean8" else None,
         bf16=config.precision.bf16 and not config.engine.deepspeed,
         use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
         deepspeed=_deepspeed(config),
@@ -74,6 +75,24 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
     )
+
+
+def _optimizer_name(config: RunConfig) -> str:
+    """Return transformers' name of the optimizer; `lean`'s is handed to the trainer (`compensated_adamw`)."""
+    if config.precision.name == "lean8":
+        return "adamw_torch_8bit"
+    return "adamw_torch" if config.engine.deepspeed else "adamw_torch_fused"
+
+
+def compensated_adamw(config: RunConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Return AdamW for bfloat16 weights, which carries what rounding took from an update into the next one.
+
+    Most updates are smaller than half a step of a bfloat16 weight: without that they would all be lost.
+    """
+    from optimi import AdamW
+
+    optimizer = config.optimizer
+    return AdamW, {"lr": optimizer.lr, "betas": (optimizer.beta1, optimizer.beta2), "eps": optimizer.eps}
 
 
 def _deepspeed(config: RunConfig) -> dict[str, Any] | None:

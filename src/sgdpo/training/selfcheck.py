@@ -17,7 +17,7 @@ from sgdpo.pairs import DrawKey, Pair, PairLoss, Side
 
 # Mean |log-ratio| of a token, nats. In float32 only the order of sums differs; in bf16 a packed row rounds
 # otherwise than the row that filled the cache. Dropout or a wrong template gives ten times more.
-MEAN_RATIO_LIMIT = {"float32": 1e-3, "bf16": 5e-2}
+MEAN_RATIO_LIMIT = {"float32": 1e-3, "bf16": 5e-2, "lean": 5e-2, "lean8": 5e-2}
 
 
 def check_step0(
