@@ -14,6 +14,7 @@ from lab.bench.rounds import Measurement, Variant, around, fixed_lengths, load, 
 from lab.bench.steps import Stepper, build_model, measure, useful_flops
 from packed_rows import tiny_model
 from sgdpo.drawing.table import Table
+from sgdpo.places import CONF
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,16 @@ def test_the_command_line_measures_in_processes_and_writes_a_table(
     assert "shared prefix, cached, chunked, sgdpo, float32" in text
     assert f'`make bench BENCH="--model {folder} --steps 1' in text
     assert "4 pairs a step, 1 timed steps" in text
+    pilots = Table.read(out / "pilots.json")
+    assert [row[0].text for row in pilots.rows] == sorted(
+        path.stem for path in (CONF / "pilot").glob("*.yaml")
+    )
+    looks = {row[0].text: (row[2].value != 0, row[3].value != 0) for row in pilots.rows}
+    assert (looks["uniform"], looks["entropy"], looks["shared"]) == (
+        (False, False),
+        (True, False),
+        (False, True),
+    )
     assert "pairs/s" in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import shlex
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from matplotlib.ticker import LogLocator
 from transformers import AutoConfig
 
 from lab.bench import rounds
+from lab.bench.pilots import pilots_table
 from lab.bench.rounds import Variant, around, fixed_lengths, ultrafeedback_like
 from lab.bench.steps import lengths_of, profile_step
 from sgdpo.config.schema import DataConfig, ModelConfig
@@ -69,6 +71,10 @@ def measure(options: argparse.Namespace) -> None:
     table = rounds.table(found, below)
     print(f"\n{table.console()}")
     table.write(options.out)
+    vocabulary, width = sizes_of(base.model)
+    added = pilots_table(examples[: base.batch], vocabulary, width, statistics.median(found[0][0].seconds))
+    print(f"\n{added.console()}")
+    added.write(options.out)
     numbers = [asdict(measurement) for measurements in found for measurement in measurements]
     write_json(options.out / "measurements.json", numbers)
 
@@ -102,15 +108,17 @@ def model_of(name: str) -> str | dict[str, Any]:
     return name
 
 
-def vocabulary_of(model: str | dict[str, Any]) -> int:
-    return model["vocab_size"] if isinstance(model, dict) else AutoConfig.from_pretrained(model).vocab_size
+def sizes_of(model: str | dict[str, Any]) -> tuple[int, int]:
+    """Return vocabulary and hidden width."""
+    config = model if isinstance(model, dict) else AutoConfig.from_pretrained(model).to_dict()
+    return config["vocab_size"], config["hidden_size"]
 
 
 def pairs_of(base: Variant, options: argparse.Namespace) -> list[Example]:
     """Return one warm-up batch and `--steps` batches of pairs, generated or from a file."""
     count = options.batch * (options.steps + 1)
     if options.data is None:
-        return ultrafeedback_like(count, vocabulary_of(base.model), options.max_length, options.seed)
+        return ultrafeedback_like(count, sizes_of(base.model)[0], options.max_length, options.seed)
     if isinstance(base.model, dict):
         raise ValueError("--data needs a model with a tokenizer: give --model a folder")
     data = DataConfig(
@@ -142,7 +150,7 @@ def plot_scaling(base: Variant, options: argparse.Namespace) -> None:
 
 
 def by_length(base: Variant, longest: int) -> Iterator[dict[str, Any]]:
-    vocabulary = vocabulary_of(base.model)
+    vocabulary = sizes_of(base.model)[0]
     for length in (length for length in LENGTHS if length <= longest):
         for layout, head in LAYOUTS:
             variant = replace(base, layout=layout, head=head)
@@ -150,7 +158,7 @@ def by_length(base: Variant, longest: int) -> Iterator[dict[str, Any]]:
 
 
 def by_share(base: Variant, length: int) -> Iterator[dict[str, Any]]:
-    vocabulary = vocabulary_of(base.model)
+    vocabulary = sizes_of(base.model)[0]
     for share in SHARES:
         completion = max(1, round(share * length))
         for layout, head in LAYOUTS:
