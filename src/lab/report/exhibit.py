@@ -131,7 +131,7 @@ def make(
     works = list(made) if isinstance(made, list | tuple) else [made]
     if wrong := [type(work).__name__ for work in works if not isinstance(work, Table | Picture)]:
         raise ValueError(f"{function} gave {', '.join(wrong)}, not Tables and Pictures")
-    names = [work.name or exhibit.name for work in works]
+    names = [f"{exhibit.name}{work.name}" if work.name[:1] in ("", "-") else work.name for work in works]
     if len(set(names)) < len(names):
         raise ValueError(f"{function} gave two works of one name: {', '.join(names)}")
     made_by = {"exhibit": exhibit.name, "commits": [commit_text(git_state())]}

@@ -56,7 +56,7 @@ def _correlations(
     facts = [f"Found: rank correlation of the {score} with {found or 'nothing yet'}.",
              f"Spearman's, over arms, each the mean of {seeds} seeds; 95 % interval: bootstrap over arms."]  # fmt: skip
     header = ["Condition", "explained by", "rank correlation", "from", "to", "arms"]
-    return Table("correlations", f"What the {score} goes with", header, rows, 2, facts)
+    return Table("-correlations", f"What the {score} goes with", header, rows, 2, facts)
 
 
 def _means(repeats: Repeats, *metrics: str) -> tuple[float, ...] | None:

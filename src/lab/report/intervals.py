@@ -34,7 +34,7 @@ def interval_chart(rows: Sequence[Row], axis: str, bound: float | None, walk: bo
             own = {row.label: row.interval for row in rows if row.panel == panel}
             (_upright if walk else _lying)(axes, [own.get(label) for label in labels], labels, bound)
         (axes_P[0].set_ylabel if walk else figure.supxlabel)(axis, fontsize=10)
-    return Picture(figure, "intervals")
+    return Picture(figure, "-intervals")
 
 
 def _lying(

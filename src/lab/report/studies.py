@@ -260,7 +260,7 @@ def _arms_table(
         for arm in arms
     ]  # fmt: skip
     return Table(
-        "arms",
+        "-arms",
         "The arms",
         ["Condition", "arm", *measures],
         rows,
