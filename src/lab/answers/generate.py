@@ -34,6 +34,7 @@ class Generator(Service):
     answers are worth keeping here, because they cost something and nobody else keeps them.
     """
 
+    kind = "generator"
     of_run = False
     kept = True
 
@@ -43,10 +44,9 @@ class Generator(Service):
 
     def how(self) -> dict[str, Any]:
         """Return all that an answer depends on beside prompt, sampling and the run's own model."""
-        return {"generator": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
+        return super().identity()
 
     def identity(self) -> dict[str, Any]:
-        """Return all that an answer depends on beside prompt and sampling."""
         return self.how()
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:

@@ -62,6 +62,7 @@ class Judge(Service):
     unusable: as in conf/judge/openai.yaml. label: set by open_judge, from the YAML.
     """
 
+    kind = "judge"
     asks = True
     judgments = None
     concurrency = 1
@@ -71,10 +72,6 @@ class Judge(Service):
     def ask(self, request: JudgeRequest) -> Reply:
         """Answer one request; called from several threads if `concurrency` says so."""
         raise AssertionError(f"{type(self).__name__} answers no request")
-
-    def identity(self) -> dict[str, Any]:
-        """Return all that a reply depends on beside the request."""
-        return {"judge": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
 
 
 class Checker(Judge):

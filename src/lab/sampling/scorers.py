@@ -13,14 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
 from lab.benchmarks.mt_bench import GRAMMAR
 from lab.judging.guard import guard, markers_of
 from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_judge
-from sgdpo.contract import Kind, binding_errors, build, settings_of
+from lab.serving.service import Service, open_service, service_errors
+from sgdpo.contract import Kind, binding_errors
 from sgdpo.models.load import HUB_ID
 from sgdpo.source import load_dotted
 from sgdpo.store import JsonLines, cut_jsonl, hash_file, hash_json, held
@@ -48,20 +49,16 @@ class Answered:
     text: str
 
 
-class Scorer:
+class Scorer(Service):
     """Score answers. Derive from it: `scores` is all that a scorer must have.
 
     asks: whether it needs a judge, which is then given. kept: whether its scores are worth keeping here, because they
-    cost something and nobody else keeps them. settings: set by open_scorer, from the YAML.
+    cost something and nobody else keeps them.
     """
 
+    kind = "scorer"
     asks = False
     kept = False
-    settings = cast("Mapping[str, Any]", {})
-
-    def errors(self) -> list[str]:
-        """List what is wrong with the settings together, as sentences with advice."""
-        return []
 
     def fits(self, prompt: Answered) -> None:
         """Raise ValueError if answers to this prompt cannot be scored; asked before anything is answered."""
@@ -69,14 +66,6 @@ class Scorer:
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         """Yield a score for each answer, in order; None or NaN where there is none."""
         raise AssertionError(f"{type(self).__name__} scores no answer")
-
-    def identity(self) -> dict[str, Any]:
-        """Return all that a score depends on beside the answer and its row."""
-        return {"scorer": f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
-
-    def cost(self) -> dict[str, Any]:
-        """Return requests, tokens and dollars of this process; nothing for one that costs nothing."""
-        return {}
 
 
 class ConstraintScorer(Scorer):
@@ -224,9 +213,9 @@ def scorer_errors(
     settings: Mapping[str, Any], judge: Mapping[str, Any], extra: Sequence[str] = ()
 ) -> list[str]:
     """List everything wrong with a scorer's YAML, its settings and the judge beside it; nothing is loaded."""
-    if errors := binding_errors(SCORER, settings, extra):
+    errors = service_errors(SCORER, settings, extra)
+    if binding_errors(SCORER, settings, extra):
         return errors
-    errors = [f"scorer.{error}" for error in build(SCORER, settings, extra).errors()]
     if found := judge_errors(judge, extra):
         return errors + found
     asks, answers = (load_dotted(group["class"], extra).asks for group in (settings, judge))
@@ -248,13 +237,10 @@ def open_scorer(
         raise ValueError("\n".join(errors))
     wanted = load_dotted(settings["class"], extra)
     with ExitStack() as stack:
-        given: dict[str, Any] = (
-            {"judge": stack.enter_context(open_judge(judge, cache, extra))} if wanted.asks else {}
-        )
-        given |= {"device": device} if hasattr(wanted, "device") else {}
-        scorer = build(SCORER, settings, extra, **given)
-        scorer.settings = settings_of(SCORER, settings)
-        yield scorer
+        given: dict[str, Any] = {"device": device} if hasattr(wanted, "device") else {}
+        if wanted.asks:
+            given["judge"] = stack.enter_context(open_judge(judge, cache, extra))
+        yield stack.enter_context(open_service(SCORER, settings, cache, extra, **given))
 
 
 def score(scorer: Scorer, answers: Sequence[Answered], cache: Path) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""What judges and generators have in common: a class and a YAML that names it, open for the length of a block."""
+"""What judges, generators and scorers share: a class and a YAML that names it, open for the length of a block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sgdpo.contract import Kind, binding_errors, build, settings_of
 
 
 class Service:
-    """Answer what it is asked. settings, cache: set by open_service, from the YAML."""
+    """Answer what it is asked. kind: judge, generator ... settings, cache: set by open_service, from the YAML."""
 
+    kind = "service"
     settings = cast("Mapping[str, Any]", {})
     cache = Path()
 
@@ -22,6 +23,10 @@ class Service:
 
     def open(self, stack: ExitStack) -> None:
         """Make ready to answer; what must be closed in the end goes onto the stack."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that an answer depends on beside what is asked."""
+        return {self.kind: f"{type(self).__module__}.{type(self).__qualname__}", **self.settings}
 
     def cost(self) -> dict[str, Any]:
         """Return requests, tokens and dollars of this process; nothing for what costs nothing."""
@@ -37,12 +42,12 @@ def service_errors(kind: Kind, settings: Mapping[str, Any], extra: Sequence[str]
 
 @contextmanager
 def open_service(
-    kind: Kind, settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()
+    kind: Kind, settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = (), **given: Any
 ) -> Iterator[Any]:
     """Give what a YAML names for the length of a block. Raise ValueError with every error at once."""
     if errors := service_errors(kind, settings, extra):
         raise ValueError("\n".join(errors))
-    service = build(kind, settings, extra)
+    service = build(kind, settings, extra, **given)
     service.settings, service.cache = settings_of(kind, settings), cache
     with ExitStack() as stack:
         service.open(stack)
