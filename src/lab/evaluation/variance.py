@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lab.benchmarks.benchmark import Benchmark, refuse_unparsable
+from lab.benchmarks.statistics import NORMAL_95
 from lab.evaluation.evaluate import judge_samples, opened
 from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, runs_first
 from sgdpo.drawing.table import Table, number
@@ -23,7 +23,6 @@ from sgdpo.runs.records import view_run
 from sgdpo.store import read_json, write_json
 
 DEFAULT_OUTPUT = Path("outputs/figure1/judge_variance.json")
-NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,12 @@ def spread(scores_RB: Sequence[Sequence[float | None]], middle: float | None) ->
     pairs = list(combinations(table, 2))
     differences = np.concatenate([later - earlier for earlier, later in pairs])
     within = table.var(axis=0, ddof=1).mean()
-    flips = None if middle is None else np.mean([_flips(a - middle, b - middle) for a, b in pairs])
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in pairs if np.ptp(a) and np.ptp(b)]
+    flips = None if middle is None else float(np.mean([(a - middle) * (b - middle) < 0 for a, b in pairs]))
     return Spread(
         differences=differences.tolist(),
-        correlation=_mean([_correlation(a, b) for a, b in pairs]),
-        flips=None if flips is None else float(flips),
+        correlation=float(np.mean(correlations)) if correlations else None,
+        flips=flips,
         interval=float(NORMAL_95 * np.sqrt(within / table.shape[1])),
         deviation=float(differences.std()),
         same=float(np.mean(differences == 0)),
@@ -93,7 +93,14 @@ def measure_all(
         spreads[key] = read_spread(benchmark, paths)
         keep(output, key, spreads[key], scale=benchmark.scale, files=list(paths))
     if not files:
-        _require(words, repeats)
+        if not any("=" not in word for word in words):
+            raise ValueError(
+                "name a run whose answers are judged, and the judge: scripts/judge_variance.py "
+                "outputs/<experiment>/<run> judge=openai (or judge=local), or judgments that there are already: "
+                "--files BENCHMARK FILE FILE"
+            )
+        if repeats < 2:
+            raise ValueError(f"--repeats must be 2 or more, not {repeats}: one judgment has no spread")
         for config in [compose_evaluation(runs_first([f"benchmark={name}", *words])) for name in benchmarks]:
             key, spreads_of_it, about = measure(config, repeats)
             spreads[key] = spreads_of_it
@@ -135,16 +142,6 @@ def _origin(run: Path) -> dict[str, Any]:
     return {"run": run.name, "experiment": view.experiment, "seed": view["seed"], "commit": commit}
 
 
-def _require(words: Sequence[str], repeats: int) -> None:
-    if not any("=" not in word for word in words):
-        raise ValueError(
-            "name a run whose answers are judged, and the judge: scripts/judge_variance.py outputs/<experiment>/<run> "
-            "judge=openai (or judge=local), or judgments that there are already: --files BENCHMARK FILE FILE"
-        )
-    if repeats < 2:
-        raise ValueError(f"--repeats must be 2 or more, not {repeats}: one judgment has no spread")
-
-
 def read_spread(benchmark: Benchmark, paths: Sequence[str]) -> Spread:
     """Return the spread of published judgments in files. Raise ValueError for fewer than two, or other answers."""
     if len(paths) < 2:
@@ -169,26 +166,6 @@ def show(spreads: Mapping[str, Spread]) -> Table:
     rows = []
     for key, found in spreads.items():
         flips = number(None if found.flips is None else 100 * found.flips, 1)
-        shares = [
-            number(found.deviation, 3),
-            number(100 * found.same, 0),
-            number(found.correlation, 3),
-            flips,
-        ]
-        rows.append([key, str(found.n), *shares, f"± {found.interval:.3f}"])
+        shares = [number(100 * found.same, 0), number(found.correlation, 3), flips]
+        rows.append([key, str(found.n), number(found.deviation, 3), *shares, f"± {found.interval:.3f}"])
     return Table("judge_variance", "", header, rows)
-
-
-def _correlation(first_B: NDArray, second_B: NDArray) -> float | None:
-    if np.ptp(first_B) == 0 or np.ptp(second_B) == 0:
-        return None
-    return float(np.corrcoef(first_B, second_B)[0, 1])
-
-
-def _flips(first_B: NDArray, second_B: NDArray) -> float:
-    return float(np.mean(first_B * second_B < 0))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

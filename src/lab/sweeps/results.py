@@ -122,16 +122,11 @@ def swept_keys(runs: Sequence[RunView]) -> tuple[list[str], dict[Path, dict[str,
         values[run.folder] = {NAMES.get(k, k): v for k, v in flat.items() if k not in NOT_SWEPT}
     every = dict.fromkeys(key for flat in values.values() for key in flat)
     first = [*NAMES.values(), *(key for key in every if key.startswith("ratio."))]
-    keys, classes = [], [list(values.values())]
+    keys, told_apart = [], 1
     for key in dict.fromkeys([*first, *every]):
-        split = []
-        for members in classes:
-            parts: dict[str, list[dict[str, Any]]] = {}
-            for flat in members:
-                parts.setdefault(repr(flat.get(key)), []).append(flat)
-            split += parts.values()
-        if len(split) > len(classes):
-            keys, classes = [*keys, key], split
+        settings = {tuple(repr(flat.get(each)) for each in (*keys, key)) for flat in values.values()}
+        if len(settings) > told_apart:
+            keys, told_apart = [*keys, key], len(settings)
     return keys, values
 
 
