@@ -46,15 +46,17 @@ class LocalLauncher(CellLauncher):
     """Run `n_jobs` cells at a time, each in a process of its own."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from lab.sweeps.sweep import launch_local
+        from lab.sweeps.pool import Pool
+        from lab.sweeps.sweep import launch
 
-        return launch_local(self, job_overrides)
+        return launch(self, job_overrides, self.params["n_jobs"], Pool)
 
 
 class SlurmLauncher(CellLauncher):
     """Submit the cells as a job array and wait for it."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from lab.sweeps.sweep import launch_slurm
+        from lab.sweeps.slurm import SlurmQueue
+        from lab.sweeps.sweep import launch
 
-        return launch_slurm(self, job_overrides)
+        return launch(self, job_overrides, self.params["array_parallelism"], SlurmQueue)

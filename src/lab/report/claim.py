@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.report.cells import ratio_of
+from lab.report.cells import by_model, ratio_of
 from lab.report.entries import facts
 from lab.report.names import load_paper
 from sgdpo.drawing.curves import series
@@ -48,13 +48,12 @@ class Claim:
 
 
 def check_claim(runs: Sequence[RunView]) -> list[Claim]:
-    usable = [run for run in runs if run.status == "finished" and ratio_of(run)]
-    by_name = {
-        name: [run for run in usable if run["model"] == name] for name in {run["model"] for run in usable}
-    }
-    return [
-        _check(*model) for model in sorted(by_name.items()) if len({ratio_of(run) for run in model[1]}) >= 3
-    ]
+    claims = []
+    for model, own in by_model(runs):
+        usable = [run for run in own if run.status == "finished" and ratio_of(run)]
+        if len({ratio_of(run) for run in usable}) >= 3:
+            claims.append(_check(model, usable))
+    return claims
 
 
 def _check(model: str, runs: Sequence[RunView]) -> Claim:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from lab.sweeps.cells import Cell, SweepError
 from sgdpo.processes import how_it_ended, kill_tree, start_python
@@ -42,12 +42,34 @@ class Outcome:
     error: str | None
 
 
-class Watcher(Protocol):
-    """What is told about the cells: the screen, the sweep's roster. `tick` comes several times a second."""
+@dataclass
+class Runner:
+    """Run cells somewhere; the screen and the sweep's roster are told how they go.
 
-    def cell_started(self, cell: Cell) -> None: ...
-    def cell_ended(self, outcome: Outcome) -> None: ...
-    def tick(self) -> None: ...
+    settings: of the launcher's YAML in conf/launcher.
+    """
+
+    task: Task
+    settings: Mapping[str, Any]
+    screen: Any
+    roster: Any
+
+    def run(self, cells: Sequence[Cell]) -> list[Outcome]:
+        """Return how every cell ended, in the order of their ends. On any exception nothing is left running."""
+        raise AssertionError(f"{type(self).__name__} runs no cells")
+
+    def started(self, cell: Cell) -> None:
+        self.screen.cell_started(cell)
+        self.roster.cell_started(cell)
+
+    def ended(self, outcome: Outcome) -> None:
+        self.screen.cell_ended(outcome)
+        self.roster.cell_ended(outcome)
+
+    def tick(self) -> None:
+        """Let both do what is due; several times a second."""
+        self.screen.tick()
+        self.roster.tick()
 
 
 @dataclass
@@ -74,17 +96,18 @@ class Worker:
         assert self.cell is not None
         received = os.read(self.process.stdout.fileno(), 1 << 16)
         self.unread += received
-        finished = view_run(self.cell.folder).status == "finished"
         if b"\n" in self.unread:
             line, self.unread = self.unread.split(b"\n", 1)
             error = json.loads(line)["error"]
-            if error is None and not finished:
-                error = f"it returned without a finished record in {self.cell.folder}"
+            unfinished = f"it returned without a finished record in {self.cell.folder}"
         elif received:
             return None
-        else:  # it ended without an answer: the record that it wrote counts as well
+        else:  # it ended without an answer
             returncode = self.process.wait()
-            error = None if finished and returncode == 0 else how_it_ended(returncode)
+            unfinished = how_it_ended(returncode)
+            error = unfinished if returncode else None
+        if error is None and view_run(self.cell.folder).status != "finished":
+            error = unfinished
         return Outcome(self.cell, time.monotonic() - self.since, error)
 
     def end(self) -> None:
@@ -93,20 +116,15 @@ class Worker:
 
 
 @dataclass
-class Pool:
-    """Run cells with one worker a slot.
+class Pool(Runner):
+    """Run cells with one worker a slot, which is an environment, for example with GPUs of its own."""
 
-    slots: the environment of each slot, for example its GPUs.
-    """
-
-    task: Task
-    slots: Sequence[Mapping[str, str]]
-    watchers: Sequence[Watcher]
+    slots: Sequence[Mapping[str, str]] = ()
     workers: dict[int, Worker] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
-        """Return how every cell ended, in the order of their ends. On any exception no process is left."""
         pending, outcomes = list(cells), []
+        self.slots = slots_for(cells, self.settings["n_jobs"])
         try:
             while pending or self._busy():
                 for slot in range(len(self.slots)):
@@ -130,8 +148,7 @@ class Pool:
     def _start(self, slot: int, cell: Cell) -> None:
         if slot not in self.workers or self.workers[slot].process.poll() is not None:
             self.workers[slot] = Worker(_spawn(self.task, self.slots[slot]))
-        for watcher in self.watchers:
-            watcher.cell_started(cell)
+        self.started(cell)
         self.workers[slot].give(cell)
 
     def _wait(self) -> list[Outcome]:
@@ -143,8 +160,7 @@ class Pool:
                 if (outcome := self.workers[key.data].read()) is not None:
                     outcomes.append(outcome)
                     self._end(key.data, outcome)
-        for watcher in self.watchers:
-            watcher.tick()
+        self.tick()
         return outcomes
 
     def _end(self, slot: int, outcome: Outcome) -> None:
@@ -154,8 +170,7 @@ class Pool:
             # It may have died, and what a failure left in it is nobody's to inherit.
             worker.end()
             del self.workers[slot]
-        for watcher in self.watchers:
-            watcher.cell_ended(outcome)
+        self.ended(outcome)
 
 
 def _spawn(task: Task, slot: Mapping[str, str]) -> subprocess.Popen:

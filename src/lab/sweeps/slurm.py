@@ -6,17 +6,15 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
 from lab.sweeps.cells import Cell, SweepError, missing_starts
-from lab.sweeps.pool import OUTPUT, Outcome, Task, Watcher
-from lab.sweeps.status import Roster
+from lab.sweeps.pool import OUTPUT, Outcome, Runner
 from lab.sweeps.worker import Job
 from sgdpo.processes import ask
 from sgdpo.runs.records import view_run
@@ -27,17 +25,11 @@ OURS = ("submitit_folder", "max_num_timeout", "poll_seconds")
 TICK_SECONDS = 0.5
 
 
-@dataclass
-class SlurmQueue:
+class SlurmQueue(Runner):
     """Submit cells, wait for them, and cancel them if this process is told to end.
 
-    settings: of conf/launcher/slurm.yaml. roster: keeps the jobs' ids, so that they are not submitted twice.
+    The roster keeps the jobs' ids, so that they are not submitted twice.
     """
-
-    task: Task
-    settings: Mapping[str, Any]
-    watchers: Sequence[Watcher]
-    roster: Roster
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
         """Return how every cell ended. Raises SweepError if there is no Slurm, or jobs of an earlier sweep wait."""
@@ -98,16 +90,13 @@ class SlurmQueue:
                 done = job.done()
                 if cell.name not in running and (done or job.state == "RUNNING"):
                     running[cell.name] = time.monotonic()
-                    for watcher in self.watchers:
-                        watcher.cell_started(cell)
+                    self.started(cell)
                 if done:
                     del left[job]
                     seconds = time.monotonic() - running.get(cell.name, began)
                     outcomes.append(Outcome(cell, seconds, _why_it_failed(job, cell)))
-                    for watcher in self.watchers:
-                        watcher.cell_ended(outcomes[-1])
-            for watcher in self.watchers:
-                watcher.tick()
+                    self.ended(outcomes[-1])
+            self.tick()
             time.sleep(TICK_SECONDS)
         return outcomes
 

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from lab.sweeps.cells import Cell, Composer, SweepError, check_cells, expand, label_cells, missing_starts
-from lab.sweeps.pool import OUTPUT, Outcome, Pool, Task, Watcher, slots_for
+from lab.sweeps.pool import OUTPUT, Outcome, Runner, Task
 from lab.sweeps.screen import Screen, clock
 from lab.sweeps.status import Roster, last_line, open_roster, read_roster
 from sgdpo.config.schema import RunConfig
@@ -81,28 +81,10 @@ def _through_launcher(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Seq
         raise SystemExit(130) from None
 
 
-def launch_local(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
-    n_jobs = launcher.params["n_jobs"]
-
-    def pool(task: Task, cells: Sequence[Cell], watchers: Sequence[Watcher]) -> list[Outcome]:
-        return Pool(task, slots_for(cells, n_jobs), watchers).run(cells)
-
-    return _launch(launcher, batch, n_jobs, pool)
-
-
-def launch_slurm(launcher: Any, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
-    from lab.sweeps.slurm import SlurmQueue  # submitit
-
-    def queue(task: Task, cells: Sequence[Cell], watchers: Sequence[Watcher]) -> list[Outcome]:
-        return SlurmQueue(task, launcher.params, watchers, roster=watchers[-1]).run(cells)
-
-    return _launch(launcher, batch, launcher.params["array_parallelism"], queue)
-
-
-def _launch(
-    launcher: Any, batch: Sequence[Sequence[str]], n_jobs: int, run: Callable[..., list[Outcome]]
+def launch(
+    launcher: Any, batch: Sequence[Sequence[str]], n_jobs: int, runner: type[Runner]
 ) -> list[JobReturn]:
-    """Compose the cells, show them and tell the roster while `run` runs them."""
+    """Run the cells of a batch, show them and tell the roster; one JobReturn each, in the batch's order."""
     function = launcher.task_function
     script = sys.modules[function.__module__].__file__
     assert script is not None, "the task function must be defined in a file, which the workers import"
@@ -113,7 +95,8 @@ def _launch(
     labels = {name: entry["label"] for name, entry in roster.cells.items()}
     screen = Screen(Console(highlight=False, soft_wrap=True), labels, len(labels) - len(cells), n_jobs)
     with termination_as_exit(), screen:
-        outcomes = run(Task(Path(script).resolve(), function.__name__), cells, [screen, roster])
+        task = Task(Path(script).resolve(), function.__name__)
+        outcomes = runner(task, launcher.params, screen, roster).run(cells)
     by_name = {outcome.cell.name: outcome for outcome in outcomes}
     return [_job_return(by_name[cell.name]) for cell in cells]
 
