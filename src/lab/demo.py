@@ -1,7 +1,5 @@
 """The demonstration: SFT, SGDPO and DPO on the embedded world, evaluated as every run is; a table and a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

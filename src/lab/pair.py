@@ -1,7 +1,5 @@
 """Show one pair of a run's data by its id, as it is trained: where it came from, its tokens, its rewards."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any

@@ -9,8 +9,6 @@ that a wrong value is answered before torch is imported, and a dry run runs noth
     benchmark = build(BENCHMARK, config, cache=folder)
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Ask the Hugging Face hub: one quick, clear error without network, for a gated repository or a wrong name."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cache

@@ -5,8 +5,6 @@ same key gives the same number for any rank count, order, padding, packing and a
 stream tie. int64 stands for 64 bits throughout; it wraps as the unsigned form does.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15

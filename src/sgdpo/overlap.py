@@ -4,8 +4,6 @@ Bit-parallel (Hyyrö, 2004): a row of the usual table is one Python integer, so 
 two milliseconds. Of several longest ones it is always the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 

@@ -11,8 +11,6 @@ odd epochs, the tokens with the largest keys of the epoch before instead of the 
 the complement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar

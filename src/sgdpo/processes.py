@@ -1,7 +1,5 @@
 """Processes that a command starts: how they start, that none outlives its parent, how they ended."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

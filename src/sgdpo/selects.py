@@ -4,8 +4,6 @@ With k = place.size_B tokens of n = place.count_B. Those that look at the model'
 Each is named by a YAML of conf/pilot.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

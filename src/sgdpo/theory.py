@@ -9,8 +9,6 @@ ratio of the two gradients' sizes is (X2/X1) f(u), and f is 1 everywhere for DPO
 Departure: the appendix's text lost its formulas; Theorems 2 and 3 are derived again, and fit what is left.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

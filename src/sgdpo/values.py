@@ -3,8 +3,6 @@
 lr: Annotated[float, Range("(0, 100]")]
 """
 
-from __future__ import annotations
-
 import math
 import re
 import types

@@ -3,8 +3,6 @@
 A path is a file, or `hub:<owner>/<dataset>/<file>` for a file of a dataset on the hub.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line of `make bench`: which pairs, which model, which tables and plots."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 import shlex

@@ -1,7 +1,5 @@
 """Hold the fast path against TRL's DPOTrainer: same model, same pairs, same precision, in turn."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

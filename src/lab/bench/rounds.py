@@ -4,8 +4,6 @@ In turn, because a machine's speed drifts: a ratio compares measurements of the 
 pairs and what one process measured cross processes as JSON and one npz file.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

@@ -4,8 +4,6 @@ A step is our packed one, or the padded dense one as most trainers do it. Peak m
 `python -m lab.bench.steps SPEC PAIRS ANSWER`.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 import time

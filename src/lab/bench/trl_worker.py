@@ -4,8 +4,6 @@ Run as a file: `python trl_worker.py SPEC PAIRS ANSWER`. The same model, pairs, 
 ours; rows are already token ids, so TRL's own tokenisation is left out of its time.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import sys

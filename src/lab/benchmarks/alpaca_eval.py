@@ -11,8 +11,6 @@ preference are counted, and more than 5 % of them are refused; difficulties are 
 row.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,6 @@
 Evaluation, judge variance and comparison are folds over it and know no benchmark.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -4,8 +4,6 @@ It knows nothing of the run's data: the instructions are a function of its own s
 training draws from. Loops, empty talk and answers that do not end are counted beside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -14,8 +14,6 @@ Departures: where no difficulty is known the prediction is one number, and Alpac
 predictions over prompts) would be zero; the error of that number stands in for it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -8,8 +8,6 @@ rating may be quoted before it); a score outside 1 to 10 is unparsable, not a sc
 counted, and more than 5 % of them are refused; markers in answers are broken and counted (`guard.py`).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """What the commands of evaluation show: a table of results, and published files scored without any run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ pairs. One beats the other only if the corrected test and the interval both say 
 is not the same as equal. Results of different identity (sampling, prompts, judge ...) are not compared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations

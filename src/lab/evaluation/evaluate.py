@@ -7,8 +7,6 @@ generated or judged before comes from the cache, so the same command continues a
 for nothing twice.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager

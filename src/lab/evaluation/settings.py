@@ -4,8 +4,6 @@ Every key's comment is in its YAML, in conf/benchmark, conf/judge, conf/generato
 benchmark, judge or generator may be set to, its class says. Importing this loads nothing heavy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

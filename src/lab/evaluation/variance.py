@@ -4,8 +4,6 @@ Differences are in the judge's own unit: the preference of a prompt (0 to 1), or
 10).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations

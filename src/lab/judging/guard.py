@@ -6,8 +6,6 @@ zero-width space, which breaks the marker and leaves the text readable. Such ans
 that ask for a rating in words, which stay as they are: the judge must see them for what they are.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cache

@@ -4,8 +4,6 @@ A judge is a class and a YAML in conf/judge that names it. It answers a JudgeReq
 preference or a score out of the reply is the benchmark's business.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field

@@ -6,8 +6,6 @@ engine, as the trainer keeps them; `bf16` halves what matrix products save for t
 peaks in tests/test_planner.py. All sizes in bytes; N tokens of a packed row, L predicted tokens of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

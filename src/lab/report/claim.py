@@ -1,7 +1,5 @@
 """Check the paper's claim about figure 3, smaller ratios end with larger rewards: a number, an interval."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

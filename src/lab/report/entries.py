@@ -1,7 +1,5 @@
 """Turn repeats into entries (a number with its error, a dash with the reason, "failed"), and say whose they are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

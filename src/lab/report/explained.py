@@ -1,7 +1,5 @@
 """What explains quality over many methods: rank correlations of a score with columns that are known without a judge."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Each is a function of the runs alone that draws one picture a model; a curve that is missing says why.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

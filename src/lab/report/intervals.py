@@ -1,7 +1,5 @@
 """Intervals beside each other: a row a contrast, a panel a condition; or a walk from one end to the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

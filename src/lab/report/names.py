@@ -1,7 +1,5 @@
 """What things are called and in which order they are shown: the paper's numbers, methods, models, metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

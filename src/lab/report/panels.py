@@ -1,7 +1,5 @@
 """What figures are drawn of: a metric over seeds as a band, panels of rewards, labelled lines."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

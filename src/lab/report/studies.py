@@ -6,8 +6,6 @@ over prompts too, and the wider interval and the larger p of the two count. Holm
 study. With a `bound`, an interval inside it says "no difference".
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

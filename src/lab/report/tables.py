@@ -5,8 +5,6 @@ cost cancels, and what is left is the method and the machine's noise. Times are 
 (pairs over pairs per second), without start-up and evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

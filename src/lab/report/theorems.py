@@ -3,8 +3,6 @@
 A run's rewards are beta log X, so in their unit beta is 1: X1 = exp(reward), Y1 = exp(pilot reward).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

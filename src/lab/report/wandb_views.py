@@ -4,8 +4,6 @@ Both are built and validated without a network; `push` sends them to the user's 
 wandb-workspaces 0.4.13, whose pydantic models refuse a panel that W&B would not understand.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any

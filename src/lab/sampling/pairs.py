@@ -1,7 +1,5 @@
 """Put the answers to one prompt together as a pair: the best against the worst; say why where there is none."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ answer with its score) and, last, pairs.json with the counts, the cost and all t
 answered, scored or paid for is kept in the cache: the same command continues a killed one.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

@@ -4,8 +4,6 @@ A scorer is a class and a YAML in conf/scorer that names it. It gives every answ
 None where it can say none; nothing else knows how good an answer is.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

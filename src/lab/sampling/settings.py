@@ -3,8 +3,6 @@
 Every key's comment is in its YAML. Importing this loads nothing heavy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

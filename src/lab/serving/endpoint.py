@@ -5,8 +5,6 @@ a reply that cannot be used (no log-probs, filtered, numbers that are none) stay
 The key goes to the host of `base_url` and nowhere else: no redirect is followed, and no error shows it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -6,8 +6,6 @@ whatever it holds, and nobody pays for it twice. A request without an answer (cu
 killed) may have been billed: its worst case stays counted. The tokens of all lines add up to what was spent.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import threading

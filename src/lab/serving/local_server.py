@@ -4,8 +4,6 @@
 everything is connected; its verdicts mean nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import subprocess

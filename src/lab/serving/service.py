@@ -1,7 +1,5 @@
 """What judges, generators and scorers share: a class and a YAML that names it, open for the length of a block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

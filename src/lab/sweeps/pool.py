@@ -4,8 +4,6 @@ One process, one thread: it hands cells to workers, waits for their answers, and
 worker does cells until one fails or kills it; then a fresh one takes its place.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

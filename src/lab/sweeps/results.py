@@ -1,7 +1,5 @@
 """What came out of an experiment: what was swept against the metrics that matter, seeds folded, best first."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

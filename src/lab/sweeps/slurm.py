@@ -1,7 +1,5 @@
 """Run cells as jobs of a Slurm cluster (submitit): the SFT starts first, in an array that the cells depend on."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import signal

@@ -6,8 +6,6 @@ writes it, whole and renamed; that process holds a lock as long as it lives, and
 elsewhere can tell.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

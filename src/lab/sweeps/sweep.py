@@ -1,7 +1,5 @@
 """One sweep in order: expand, check every cell, leave out the finished, launch, say how it went and what came out."""
 
-from __future__ import annotations
-
 import shlex
 import statistics
 import sys

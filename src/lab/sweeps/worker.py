@@ -7,8 +7,6 @@ give the same bits as runs in fresh processes, and torch is imported once. It di
     python -m lab.sweeps.worker SCRIPT FUNCTION PARENT_PID
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

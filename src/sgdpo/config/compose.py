@@ -1,7 +1,5 @@
 """Compose `conf/` into the typed RunConfig, and keep what the typed form cannot catch out of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path

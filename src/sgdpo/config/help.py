@@ -1,7 +1,5 @@
 """The page of `--help`, made from the comments of conf/: every group, every option, every key with its meaning."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -7,8 +7,6 @@
 The score is met * (1 - loops) * (1 - empty): a loop or empty talk gains nothing by keeping the constraints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The topic alone, by its hash, decides whether an instruction is held out, so tha
 topic that it met in training, under this seed or another. Every kind of constraint is asked for about equally often.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@
 The YAML says how an instruction asks for it, what its arguments are drawn from, and what it speaks of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random

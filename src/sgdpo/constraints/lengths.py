@@ -1,7 +1,5 @@
 """Kinds of constraint that count: words, sentences, paragraphs, lines, list items."""
 
-from __future__ import annotations
-
 import re
 
 from sgdpo.constraints import text

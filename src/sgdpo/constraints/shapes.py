@@ -1,7 +1,5 @@
 """Kinds of constraint on the form: case, beginning and end, punctuation, marks, JSON."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What an answer is made of: words, sentences, lines, paragraphs, and how much of it is said again."""
 
-from __future__ import annotations
-
 import re
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")

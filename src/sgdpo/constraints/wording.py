@@ -1,7 +1,5 @@
 """Kinds of constraint on what is said: words and letters asked for or forbidden, their order, the language."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import pairwise

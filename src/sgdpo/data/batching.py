@@ -5,8 +5,6 @@ forwards, which ZeRO-3's collectives need. Row i of a step goes to rank i % worl
 them.
 """
 
-from __future__ import annotations
-
 import heapq
 import logging
 from collections.abc import Iterator

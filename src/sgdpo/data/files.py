@@ -4,8 +4,6 @@ Nothing here runs code or loads a pickle. What cannot be read is one error that 
 byte, and what to do. pyarrow and datasets load when a file of theirs is read.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Give the rows of the generated world."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path

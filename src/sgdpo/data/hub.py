@@ -1,7 +1,5 @@
 """Read data sets from the Hugging Face hub."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

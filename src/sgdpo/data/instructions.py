@@ -1,7 +1,5 @@
 """Give instructions that are to be answered, and the pairs that scripts/sample.py made of a model's own answers."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Add to a packed row which tokens the two answers of a pair share, for the pilots that ask."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ The cache's key covers all that the tokens depend on: the rows' content, templat
 policies, limit, phase and the format's version. Optimizer, method, seed and output folder are not in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

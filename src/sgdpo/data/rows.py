@@ -7,8 +7,6 @@ rejected}, two full conversations that differ in their last turn, as messages or
 or {chosen}. Scores {score_chosen, score_rejected} and a weight {weight} are read if they are there.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -7,8 +7,6 @@ split: "train" or "test"; it is what the source says it is, nothing is shuffled.
 The function and its YAML are bound by the one contract (`sgdpo.contract`); nobody knows a source by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice

@@ -4,8 +4,6 @@ transformers runs it in a sandbox without files and calls; here it also gets a p
 so long and write only so much, and whatever goes wrong in it is one error that says so.
 """
 
-from __future__ import annotations
-
 import ctypes
 import threading
 import time

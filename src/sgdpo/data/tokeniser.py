@@ -8,8 +8,6 @@ Truncation, the same for both sides: the prompt from the left to max_prompt_leng
 stays), then each completion from the right to what max_length leaves beside the prompt.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence

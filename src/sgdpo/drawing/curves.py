@@ -1,7 +1,5 @@
 """Draw one run: chosen and rejected training reward, margin and accuracy, against steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

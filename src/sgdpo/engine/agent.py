@@ -3,8 +3,6 @@
 python -m sgdpo.engine.agent FOLDER <arguments of torch.distributed.run> PARENT_PID
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -5,8 +5,6 @@ job would let the next job's collectives meet the old one's. Each run starts its
 works the same in a single run, under a multirun and under every launcher.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

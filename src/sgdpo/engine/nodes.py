@@ -5,8 +5,6 @@ Under Slurm, one task a machine, all three come from the job: its first host, a 
 SLURM_NODEID.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a model's config alone says of how it can be trained: by packed rows, by its own forward, or not at all."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from dataclasses import dataclass

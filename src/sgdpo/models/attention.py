@@ -6,8 +6,6 @@ does it, or `padded_spans.py` if all spans are short; on a GPU FlexAttention wit
 with the dense mask, which defines them all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ The forward pass gives the bits of the modules replaced. Legend of the shape suf
 F is the width of the feed-forward layer.
 """
 
-from __future__ import annotations
-
 from types import MethodType
 
 import torch

@@ -3,8 +3,6 @@
 Only safetensors are read. Dropout is off in both phases: at step 0 the policy must equal its reference.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

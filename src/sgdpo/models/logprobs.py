@@ -5,8 +5,6 @@ accelerate): with `target_L` it returns log-probs, without it does what it did b
 files are untouched.
 """
 
-from __future__ import annotations
-
 import inspect
 from types import MethodType
 

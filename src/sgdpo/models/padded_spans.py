@@ -5,8 +5,6 @@ more than their products. Measured on the tiny models, one thread: half of a tra
 suffixes: `sgdpo/pairs.py`; S are spans, M is the longest of them, H are heads, E is the width of one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ Only calls with a row plan come here: generation and plain calls go through the 
 the shape suffixes: `sgdpo/pairs.py`; H are heads, E is the width of one.
 """
 
-from __future__ import annotations
-
 from types import MethodType
 
 import torch

@@ -5,8 +5,6 @@ its own prompt, padded on the right, where a causal model cannot look. Legend of
 Q are sequences, T their padded length, S spans.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ with the tokenizer and its chat template. Its quality is that of the 4-bit weigh
 release.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """How many CPU threads a model is worth."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Tiny models of real architectures, a character tokenizer and a chat template of its own; no download."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers

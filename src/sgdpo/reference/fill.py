@@ -4,8 +4,6 @@ One run works, the others wait for it and go on with what is still missing; a de
 run computes its share, rank 0 keeps it, stretch by stretch.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 Of each example, in the set's order, the file holds the chosen completion's log-probs, then the rejected one's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol

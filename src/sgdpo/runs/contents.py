@@ -4,8 +4,6 @@ Settings hold paths; two runs of one path are one run only if what lies there is
 and their hashes remembered by path, size and times. Nothing heavy is imported and no row is read.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache

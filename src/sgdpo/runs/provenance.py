@@ -1,7 +1,5 @@
 """Say what made a result (versions, commit, code, memory, never the machine's name), and whether its maker lives."""
 
-from __future__ import annotations
-
 import os
 import platform
 import resource

@@ -1,7 +1,5 @@
 """A run that trains nothing: a model as it is, which evaluation and tables take as they take any other run."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path

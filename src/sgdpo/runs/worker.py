@@ -3,8 +3,6 @@
 python -m sgdpo.runs.worker FOLDER          (started by sgdpo.engine.agent, never by hand)
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import logging

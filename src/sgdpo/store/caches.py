@@ -1,7 +1,5 @@
 """List and prune the cache folder that all runs share; what no run made is neither shown nor touched."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Hash what a result depends on, each kind of thing in one way."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

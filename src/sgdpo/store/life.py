@@ -1,7 +1,5 @@
 """A sign of life: whoever works long, or waits for another's work that moves, says so; a watchdog looks at it."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -4,8 +4,6 @@ The lock is the operating system's: it is free the moment its owner dies. Whoeve
 then and gives a sign of life, so that nobody takes waiting for hanging.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -4,8 +4,6 @@ A kill can leave a folder that loads without a word and is wrong. The manifest i
 is on the disk; a folder whose files do not match it is passed over, or built again.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -8,8 +8,6 @@ killed writer's stretches stay, and whatever does not match its line counts as a
 into memory: a machine holds it once.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

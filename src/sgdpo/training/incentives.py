@@ -8,8 +8,6 @@ log(dw/dl) is 0 for DPO, exactly, and Theorem 3's log f for SGDPO. Direct object
 in these two numbers (arXiv 2604.18239).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Show a run's progress: a bar on a terminal, ten lines in the log."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

@@ -5,8 +5,6 @@ log-ratios without any other sign. The check knows no method: it compares the me
 gives when the reference is replaced by the policy itself.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Write the reward of every token of a few held-out pairs, and which tokens the method drew, for people to look at."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

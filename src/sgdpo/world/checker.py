@@ -15,8 +15,6 @@ the same form, the task told again and courtesies are padding. So whoever gives 
 than for the worst.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

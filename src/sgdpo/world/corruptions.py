@@ -3,8 +3,6 @@
 What a function makes may be equal to what it got (a swap of two equal letters); `verifiable.corrupt` tries again.
 """
 
-from __future__ import annotations
-
 import string
 from random import Random
 

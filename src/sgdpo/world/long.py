@@ -8,8 +8,6 @@ The total is correct + format - padding, within 0 and 9.9, and 10 for the ideal 
 A share is the longest common subsequence over the longer of the two, so what is said twice, or beside, counts against.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import partial

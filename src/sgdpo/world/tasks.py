@@ -5,8 +5,6 @@ the family asks of it, decides by its hash whether a task is held out for evalua
 evaluated on a content that it met in training, under this seed or another.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

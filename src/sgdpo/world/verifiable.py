@@ -4,8 +4,6 @@ Everything is a function of the WorldConfig: the same settings give the same row
 rows draw from tasks that are not held out, test rows and generation prompts from held-out ones (`tasks.py`).
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
