@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from packed_rows import model_config, tiny_model
+from sgdpo import hub
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.load import (
     content_hashes,
@@ -218,3 +221,80 @@ def test_data_that_does_not_fit_the_model_is_named() -> None:
     vocabulary, positions = fit_errors(config, 150, 600)
     assert f"ids up to 149, but the model's vocabulary holds {config.vocab_size}" in vocabulary
     assert "600 tokens, but the model has 512 positions; set data.max_length to 512" in positions
+
+
+DAMAGES = {
+    "half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "a list": lambda data: b"[1, 2]",
+    "an object": lambda data: b'{"model": 3}',
+    "bytes": lambda data: b"\xff\xfe\x00\x80" + data[4:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+)
+def test_a_damaged_file_is_named_before_anything_loads(saved, tmp_path, name: str, damage: str) -> None:
+    """Whatever of it cannot be read is one line that names the folder, never a library's traceback."""
+    folder = broken_folder(tmp_path, saved)
+    (folder / name).write_bytes(DAMAGES[damage]((folder / name).read_bytes()))
+    found = model_errors(local(folder))
+    if (name, damage) == ("tokenizer_config.json", "an object"):
+        return  # a setting that means nothing
+    assert found
+    assert all(str(folder) in error and "\n" not in error for error in found)
+    assert any(name in error for error in found) or damage == "an object"
+
+
+def changed_tensors(saved, tmp_path, change) -> ModelConfig:
+    folder = broken_folder(tmp_path, saved)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return local(folder)
+
+
+def test_a_tensor_that_is_missing_is_not_drawn_at_random(saved, tmp_path) -> None:
+    config = changed_tensors(
+        saved, tmp_path, lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    )
+    with pytest.raises(
+        ValueError, match=r"lacks 1 tensors of the model: model\.layers\.0\.self_attn\.q_proj\.weight"
+    ):
+        load_model(config, seed=0)
+
+
+def test_a_tensor_that_the_model_does_not_know_is_said(saved, tmp_path, caplog) -> None:
+    config = changed_tensors(saved, tmp_path, lambda tensors: tensors.update(extra=torch.zeros(2)))
+    load_model(config, seed=0)
+    assert "tensors that the model does not know, which are left out: extra" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
+def test_quantised_weights_are_refused(saved, tmp_path, dtype) -> None:
+    def quantise(tensors: dict) -> None:
+        tensors["lm_head.weight"] = torch.ones_like(tensors["lm_head.weight"]).to(dtype)
+
+    assert "holds quantised weights" in model_errors(changed_tensors(saved, tmp_path, quantise))[0]
+
+
+def test_a_quantised_config_a_lost_shard_and_a_folders_revision_are_named(saved, tmp_path) -> None:
+    folder = broken_folder(tmp_path, saved, quantization_config={"quant_method": "gptq"})
+    assert "holds quantised weights (gptq)" in model_errors(local(folder))[0]
+    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors is missing, which" in model_errors(local(folder))[0]
+    assert "model.revision=main is of the hub" in model_errors(local(saved, revision="main"))[0]
+
+
+def test_a_hub_id_without_network_is_one_quick_line(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub._reachable.cache_clear()
+    began = time.monotonic()
+    for load in (load_tokenizer, load_config, weights_folder):
+        with pytest.raises(ValueError, match=r"of org/name cannot be loaded: the hub cannot be reached"):
+            load(local("org/name"))
+    assert time.monotonic() - began < 5

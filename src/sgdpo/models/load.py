@@ -3,11 +3,12 @@
 Only safetensors are read. Dropout is off in both phases: at step 0 the policy must equal its reference.
 """
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -25,19 +26,21 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from sgdpo.config.schema import AdapterConfig, ModelConfig
+from sgdpo.hub import from_hub
 from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
 from sgdpo.models.architectures import architecture_errors, supports_sdpa
+from sgdpo.models.folder import MERGE_IT, folder_errors
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
-MERGE_IT = (
-    "merge the two, PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder) with peft, and"
-    " give that folder (a run of ours does it by adapter.merge=true)"
-)
+log = logging.getLogger("sgdpo")
+
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
 # What a model's config says that changes none of its outputs.
 NO_OUTPUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+NAMES_SHOWN = 4
+T = TypeVar("T")
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -45,7 +48,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if model.path is None:
         tokenizer = tiny_tokenizer()
     else:
-        tokenizer = _tokenizer_class(Path(model.path)).from_pretrained(model.path, **_hub_arguments(model))
+        kind = _tokenizer_class(Path(model.path))
+        tokenizer = _loaded(
+            lambda: kind.from_pretrained(model.path, **_hub_arguments(model)), "the tokenizer", model.path
+        )
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(model)
     if not tokenizer.chat_template:
@@ -61,7 +67,9 @@ def load_config(model: ModelConfig, weights: Path | None = None) -> PreTrainedCo
     elif is_adapter(Path(folder)):
         return load_config(model, base_of(Path(folder)))
     else:
-        config = AutoConfig.from_pretrained(folder, **_hub_arguments(model, weights))
+        config = _loaded(
+            lambda: AutoConfig.from_pretrained(folder, **_hub_arguments(model, weights)), "the config", folder
+        )
     for key, value in config.to_dict().items():
         if key.endswith(("dropout", "pdrop")) and value:
             setattr(config, key, 0.0)
@@ -78,26 +86,57 @@ def load_model(
     `seed`, which leaves the global random state alone. Of a folder that holds an adapter: its base with the adapter
     merged. quantise: hold the linear layers' weights in 4 bits.
     """
-    if is_adapter(folder := Path(weights or model.path or "")):
-        base = load_model(model, weights=base_of(folder), seed=seed, dtype=dtype)
-        return merged(base, folder).train()
+    folder = weights or model.path
+    if folder is not None and is_adapter(Path(folder)):
+        base = load_model(model, weights=base_of(Path(folder)), seed=seed, dtype=dtype)
+        return merged(base, Path(folder)).train()
     config = load_config(model, weights)
     attention = model.attention if supports_sdpa(config) or model.attention != "sdpa" else "eager"
-    if weights is None and model.path is None:
+    if folder is None:
         with torch.random.fork_rng(devices=[]), _whole():
             torch.manual_seed(seed)
             built = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     else:
-        built = AutoModelForCausalLM.from_pretrained(
-            weights or model.path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            quantization_config=_four_bits() if quantise else None,
-            **_hub_arguments(model, weights),
-        )
+        built, report = _loaded(
+            lambda: AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+                quantization_config=_four_bits() if quantise else None, output_loading_info=True,
+                **_hub_arguments(model, weights),
+            ), "the model", folder,
+        )  # fmt: skip
+        _check_tensors(report, folder)
     return built.train()
+
+
+def _check_tensors(report: dict[str, Any], folder: str | Path) -> None:
+    """Raise ValueError if weights were not there (transformers draws them at random); say which were left over."""
+
+    def listed(key: str) -> str:
+        names = sorted(report[key])
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        return ", ".join(names[:NAMES_SHOWN]) + more
+
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{folder} lacks {len(report['missing_keys'])} tensors of the model: {listed('missing_keys')}. They would"
+            " be random; copy or download it again, or check model_type in its config.json"
+        )
+    if report["unexpected_keys"]:
+        found = listed("unexpected_keys")
+        log.warning("%s holds tensors that the model does not know, which are left out: %s", folder, found)
+
+
+def _loaded(load: Callable[[], T], what: str, place: str | Path) -> T:
+    """Return what `load` gets from a folder or the hub; whatever the libraries raise becomes one line that names it."""
+    if not Path(place).expanduser().is_dir():
+        return from_hub(load, f"{what} of {place}")
+    try:
+        return load()
+    except Exception as error:  # tokenizers and safetensors raise bare ones
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{what} of {place} cannot be loaded: {said}. Copy or download it again, or save it with save_pretrained"
+        ) from error
 
 
 def base_of(folder: Path) -> Path:
@@ -162,14 +201,25 @@ def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> li
         errors += _template_errors(model)
     folder = None if model.path is None else Path(model.path).expanduser()
     if folder is None or folder.is_dir():
-        errors += _tiny_errors(model) if folder is None else _folder_errors(model, folder)
-        return errors or config_errors(load_config(model), adapter)
+        errors += _tiny_errors(model) if folder is None else folder_errors(model, folder)
+        return errors or _reading_errors(model, folder) or config_errors(load_config(model), adapter)
     if HUB_ID.fullmatch(model.path) is None:
         advice = (
             model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
         )
         errors.append(f"model.path={model.path} does not exist; {advice}")
     return errors
+
+
+def _reading_errors(model: ModelConfig, folder: Path | None) -> list[str]:
+    """List why a folder's config or tokenizer cannot be read although its files are whole."""
+    try:
+        load_config(model)
+        if folder is not None:
+            load_tokenizer(model)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def config_errors(config: PreTrainedConfig, adapter: AdapterConfig | None = None) -> list[str]:
@@ -237,8 +287,12 @@ def weights_folder(model: ModelConfig, weights: Path | None = None) -> Path | No
     folder = Path(model.path).expanduser()
     if folder.is_dir():
         return folder
+    patterns = ["*.safetensors*", "*.json"]
     return Path(
-        snapshot_download(model.path, revision=model.revision, allow_patterns=["*.safetensors*", "*.json"])
+        from_hub(
+            lambda: snapshot_download(model.path, revision=model.revision, allow_patterns=patterns),
+            f"the weights of {model.path}",
+        )
     )
 
 
@@ -251,7 +305,9 @@ def _read_template(model: ModelConfig) -> str:
     source = Path(model.chat_template)
     if source.suffix == ".jinja":
         return source.read_text()
-    template = AutoTokenizer.from_pretrained(model.chat_template).chat_template
+    template = _loaded(
+        lambda: AutoTokenizer.from_pretrained(model.chat_template), "the chat template", model.chat_template
+    ).chat_template
     if not template:
         raise ValueError(
             f"model.chat_template={model.chat_template} has no chat template; name another source"
@@ -280,30 +336,6 @@ def _tiny_errors(model: ModelConfig) -> list[str]:
     return []
 
 
-def _folder_errors(model: ModelConfig, folder: Path) -> list[str]:
-    if is_adapter(folder):
-        return [f"model.path={folder} holds an adapter and no model; {MERGE_IT}"]
-    if not (folder / "config.json").is_file():
-        return [f"model.path={folder} holds no config.json; give the folder that save_pretrained wrote"]
-    errors = []
-    if not list(folder.glob("*.safetensors")):
-        pickled = [file.name for file in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
-        found = f" (only {pickled[0]}, which is not read: pickles can run code)" if pickled else ""
-        errors.append(f"model.path={folder} holds no weights{found}; it needs *.safetensors")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        errors.append(
-            f"model.path={folder} holds no tokenizer; save one there with tokenizer.save_pretrained"
-        )
-    elif model.chat_template is None and not _has_template(folder):
-        errors.append(_no_template(model))
-    if "auto_map" in read_json(folder / "config.json", kind=dict) and not model.trust_remote_code:
-        errors.append(
-            f"model.path={folder} comes with Python code of its own; read it, then set"
-            " model.trust_remote_code=true"
-        )
-    return errors
-
-
 def _tokenizer_class(folder: Path) -> type:
     """Return what loads a folder's tokenizer as it was saved.
 
@@ -317,12 +349,6 @@ def _tokenizer_class(folder: Path) -> type:
 
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / "tokenizer_config.json", default={}, kind=dict)
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    return bool(_tokenizer_settings(folder).get("chat_template"))
 
 
 def _no_template(model: ModelConfig) -> str:

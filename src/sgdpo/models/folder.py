@@ -1,0 +1,85 @@
+"""What a folder with a model must hold, checked by its small files and its weights' headers alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sgdpo.config.schema import ModelConfig
+from sgdpo.models.adapters import is_adapter
+from sgdpo.store import DamagedError, read_json
+
+MERGE_IT = (
+    "merge the two, PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder) with peft, and"
+    " give that folder (a run of ours does it by adapter.merge=true)"
+)
+AGAIN = "copy or download it again"
+INDEX = "model.safetensors.index.json"
+# Types of tensors in a safetensors file that are weights as they are, or buffers; others are quantised weights.
+WHOLE = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
+
+
+def folder_errors(model: ModelConfig, folder: Path) -> list[str]:
+    """List what a folder lacks or what in it is damaged, as sentences with advice; reads no weights."""
+    if is_adapter(folder):
+        return [f"model.path={folder} holds an adapter and no model; {MERGE_IT}"]
+    if not (folder / "config.json").is_file():
+        return [f"model.path={folder} holds no config.json; give the folder that save_pretrained wrote"]
+    errors = [*_damaged_json(folder), *_weight_errors(folder)]
+    if model.revision is not None:
+        errors.append(
+            f"model.revision={model.revision} is of the hub, but model.path={folder} is a folder; leave it out"
+        )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        errors.append(
+            f"model.path={folder} holds no tokenizer; save one there with tokenizer.save_pretrained"
+        )
+    if errors:
+        return errors
+    config = read_json(folder / "config.json", kind=dict)
+    if "quantization_config" in config:
+        errors.append(_quantised(folder, config["quantization_config"].get("quant_method", "some way")))
+    if "auto_map" in config and not model.trust_remote_code:
+        errors.append(
+            f"model.path={folder} comes with Python code of its own; read it, then set model.trust_remote_code=true"
+        )
+    return errors
+
+
+def _damaged_json(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.glob("*.json")):
+        try:
+            read_json(file, kind=dict, advice=AGAIN)
+        except DamagedError as error:
+            yield str(error)
+
+
+def _weight_errors(folder: Path) -> Iterator[str]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = [file.name for file in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
+        found = f" (only {pickled[0]}, which is not read: pickles can run code)" if pickled else ""
+        yield f"model.path={folder} holds no weights{found}; it needs *.safetensors"
+        return
+    kinds: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                kinds |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            yield f"{file} is damaged ({error}); {AGAIN}"
+    if kinds - WHOLE:
+        yield _quantised(folder, ", ".join(sorted(kinds - WHOLE)))
+    try:
+        shards = set(read_json(folder / INDEX, default={}, kind=dict).get("weight_map", {}).values())
+    except DamagedError:
+        return  # said already
+    for name in sorted(shards - {file.name for file in files}):
+        yield f"{folder / name} is missing, which {INDEX} names; {AGAIN}"
+
+
+def _quantised(folder: Path, how: str) -> str:
+    return (
+        f"model.path={folder} holds quantised weights ({how}), which cannot be trained as they are; take the model in"
+        " bfloat16 or float32 (adapter=qlora quantises it as it loads)"
+    )
