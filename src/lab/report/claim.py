@@ -10,7 +10,7 @@ from lab.report.cells import by_model, ratio_of
 from lab.report.entries import facts
 from lab.report.names import load_paper
 from sgdpo.drawing.curves import series
-from sgdpo.drawing.table import Table, number
+from sgdpo.drawing.table import Table, signed
 from sgdpo.runs.records import RunView
 
 RESAMPLES = 2000
@@ -106,8 +106,8 @@ def claim_table(claims: Sequence[Claim]) -> Table:
         model = load_paper().title(claim.model)
         verdicts.append(f"{model}: {claim.verdict}.")
         for slope in (claim.overall, *claim.single):
-            ends = [number(value, 3, sign="+") for value in (slope.value, slope.low, slope.high)]
-            rows.append([model, f"|{slope.reward}|", slope.ratio, *ends])
+            numbers = signed(slope.value, slope.low, slope.high)
+            rows.append([model, f"|{slope.reward}|", slope.ratio, *numbers])
     below = [
         "Claim: smaller ratios end with larger rewards (a negative slope of |chosen| + |rejected| on the mean ratio).",
         *(verdicts or ["The claim needs finished runs of three ratios at least."]),

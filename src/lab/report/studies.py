@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test
-from lab.report.cells import JUDGMENTS, Read, Repeats, group, read_metric, refuse_mixtures, seeds_of
+from lab.report.cells import Read, Repeats, by_prompt, group, read_metric, refuse_mixtures, seeds_of
 from lab.report.claim import final_reward
 from lab.report.entries import facts, number_entry
 from lab.report.intervals import Row, interval_chart
 from lab.report.names import load_paper
 from sgdpo.drawing.style import Picture
-from sgdpo.drawing.table import Entry, Table, number
+from sgdpo.drawing.table import Entry, Table, number, signed
 from sgdpo.runs.records import RunView, flatten
-from sgdpo.store import read_jsonl
 
 LEVEL = 0.05
 END = "end/"  # a training metric, averaged over the last tenth of the steps
@@ -186,9 +185,7 @@ def _contrast(
 def _scores(run: RunView, metric: str) -> dict[str, float]:
     """Return a run's numbers by prompt, or its one number; none if it has none."""
     if metric.endswith(PROMPTS):
-        path = run.folder / "eval" / metric.removesuffix(PROMPTS) / JUDGMENTS
-        rows = read_jsonl(path) if path.is_file() else []
-        return {str(row["prompt_id"]): row["score"] for row in rows if row.get("score") is not None}
+        return by_prompt(run, metric.removesuffix(PROMPTS), "score")
     value, _ = reader(metric)(run)
     return {} if value is None else {"": value}
 
@@ -228,7 +225,7 @@ def sentence(findings: Iterable[Finding], bound: float | None) -> str:
 
 
 def _signed(found: Interval) -> str:
-    value, low, high = (number(value, 3, sign="+").text for value in (found.value, found.low, found.high))
+    value, low, high = (entry.text for entry in signed(found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -236,7 +233,7 @@ def findings_table(findings: Sequence[Finding], bound: float | None, below: Sequ
     """Show every contrast with its interval, its p and what can be said."""
     rows = [
         [title(f.condition), f.contrast, f.measure,
-         *(number(value, 3, sign="+") for value in (f.difference.value, f.difference.low, f.difference.high)),
+         *signed(f.difference.value, f.difference.low, f.difference.high),
          number(f.p_value, 3), str(f.seeds), f.verdict(bound)]
         for f in findings
     ]  # fmt: skip
@@ -257,14 +254,8 @@ def _arms_table(
         for condition, own in cells.items()
         for arm in arms
     ]  # fmt: skip
-    return Table(
-        "-arms",
-        "The arms",
-        ["Condition", "arm", *measures],
-        rows,
-        2,
-        ["± is one standard error over seeds.", *below],
-    )
+    notes = ["± is one standard error over seeds.", *below]
+    return Table("-arms", "The arms", ["Condition", "arm", *measures], rows, 2, notes)
 
 
 def _how(bound: float | None, seeds: Sequence[int]) -> list[str]:
@@ -274,8 +265,5 @@ def _how(bound: float | None, seeds: Sequence[int]) -> list[str]:
     ]
     if bound is not None:
         said.append(f"No difference: the interval lies within ±{bound:g}.")
-    return (
-        said
-        if len(seeds) > 1
-        else [*said, "One seed speaks of two models, not of the methods that trained them."]
-    )
+    one = "One seed speaks of two models, not of the methods that trained them."
+    return said if len(seeds) > 1 else [*said, one]

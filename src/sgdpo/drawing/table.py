@@ -57,6 +57,11 @@ def number(
     return Entry(text, **{"value": value, "error": error, "status": "finished", **more})
 
 
+def signed(*values: float) -> list[Entry]:
+    """Make entries of numbers around 0: "+0.123"."""
+    return [number(value, 3, sign="+") for value in values]
+
+
 @dataclass(frozen=True)
 class Table:
     """Hold a table: header, rows of entries or texts (the first `labels` columns name the row), facts below.
