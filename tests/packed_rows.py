@@ -55,6 +55,7 @@ class ExampleList:
         self.lengths = np.array(
             [[len(e.prompt_ids), len(e.chosen_ids), len(e.rejected_ids)] for e in examples]
         )
+        self.trained = np.array([[len(ids) for ids in e.trained_ids] for e in examples])
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -261,6 +261,8 @@ def incentives(runs: Sequence[RunView]) -> Picture:
             if dpos is not None:
                 axes.axhline(dpos, color=QUIET, linewidth=0.8)
             found = [(band(cells[m], metric), label, colour) for m, label, colour in shown if m in cells]
+            if metric in ("incentive/chosen", "incentive/rejected"):
+                axes.set_yscale("log")
             ends = [draw_band(axes, line) for line in found if line[0]]
             label_end(axes, ends, gap=0.06)
             if not ends:

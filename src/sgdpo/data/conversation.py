@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from sgdpo.data.rows import Message, RefusedError
+from sgdpo.data.rows import Message, RefusedError, bare
 from sgdpo.data.template import render
 
 _MARK = "⸨answer⸩"
@@ -94,18 +95,34 @@ def starts_elsewhere(tokenizer: Any) -> str:
     )
 
 
-def render_pair(tokenizer: Any, messages: Sequence[Message], chosen: str, rejected: str) -> list[Rendered]:
+def render_pair(
+    tokenizer: Any, messages: Sequence[Message], *answers: str | Sequence[Message]
+) -> list[Rendered]:
     """Render both sides of a pair; their first pieces, the prompt, are equal. A template may trim answers."""
+    turns = [[{"role": "assistant", "content": a}] if isinstance(a, str) else a for a in answers]
+    if max(map(len, turns)) > 1:
+        return [render_conversation(tokenizer, [*messages, *own], len(messages)) for own in turns]
     around = _around(tokenizer, messages)
-    return [_side(tokenizer, messages, answer, around) for answer in (chosen, rejected)]
+    found = []
+    for (answer,) in turns:
+        side = _side(tokenizer, messages, answer["content"], around)
+        prompt, (completion, _) = side.pieces
+        found.append(replace(side, pieces=[prompt, *_trained_parts(completion, answer)]))
+    return found
 
 
-def render_conversation(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
-    """Render a conversation for SFT: every assistant turn is trained, what lies between is context."""
+def render_conversation(tokenizer: Any, messages: Sequence[Message], start: int = 0) -> Rendered:
+    """Render a conversation: assistant turns are trained as they say, by default; what lies between is context.
+
+    start: the turn that the first piece, the prompt, ends before; 0: before the first trained one.
+    """
+    flagged, messages = messages, bare(messages)
     whole = render(tokenizer, messages)
     pieces, end = [], 0
     for index, message in enumerate(messages):
-        if message["role"] != "assistant" or index == 0:
+        if message["role"] != "assistant" or index < max(start, 1):
+            continue
+        if not flagged[index].get("train", True) and index != start:
             continue
         around = _around(tokenizer, messages[:index])
         (head, _), (completion, _) = _side(tokenizer, messages[:index], message["content"], around).pieces
@@ -114,7 +131,7 @@ def render_conversation(tokenizer: Any, messages: Sequence[Message]) -> Rendered
                 "the chat template renders an earlier turn differently once more turns follow, so several "
                 "turns cannot be trained at once; split the conversation into rows of one answer"
             )
-        pieces += [(head[end:], False), (completion, True)]
+        pieces += [(head[end:], False), *_trained_parts(completion, flagged[index])]
         end = len(head) + len(completion)
     return Rendered(pieces, _typed(tokenizer, messages, whole, end))
 
@@ -176,6 +193,27 @@ def _side(tokenizer: Any, messages: Sequence[Message], answer: str, around: tupl
     completion = text[len(prompt) : len(text) - len(tail)] + _closing(tokenizer, tail)
     typed = _typed(tokenizer, turns, text, len(prompt) + len(completion))
     return Rendered([(prompt, False), (completion, True)], typed)
+
+
+def _trained_parts(completion: str, message: Message) -> list[tuple[str, bool]]:
+    """Cut a rendered turn into what is trained and what is not; its closing token goes with its last character."""
+    train, content = message.get("train", True), message["content"]
+    if isinstance(train, bool):
+        return [(completion, train)]
+    at, kept = completion.find(content), content
+    if at < 0:  # the template trims it
+        kept, at = content.strip(), completion.find(content.strip())
+    if at < 0:
+        raise RefusedError(
+            "the chat template changes the words of a turn, so that spans of it cannot be found"
+        )
+    shift = at - (len(content) - len(content.lstrip()) if kept != content else 0)
+    edges = [min(max(edge + shift, at), at + len(kept)) for span in train for edge in span]
+    if train and train[-1][1] == len(content):
+        edges[-1] = len(completion)
+    cuts = [0, *edges, len(completion)]
+    parts = [(completion[a:b], n % 2 == 1) for n, (a, b) in enumerate(pairwise(cuts))]
+    return [part for part in parts if part[0]]
 
 
 def _closing(tokenizer: Any, tail: str) -> str:

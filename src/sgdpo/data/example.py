@@ -21,8 +21,9 @@ _SCHEMA = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("chosen_ids", pa.list_(pa.int32())),
         ("rejected_ids", pa.list_(pa.int32())),
-        # Empty where every chosen token is trained.
+        # Empty where every token of the side is trained.
         ("chosen_mask", pa.list_(pa.uint8())),
+        ("rejected_mask", pa.list_(pa.uint8())),
         # Null where the row does not say.
         ("score_chosen", pa.float64()),
         ("score_rejected", pa.float64()),
@@ -31,7 +32,7 @@ _SCHEMA = pa.schema(
 )
 # What a method may be told of an example beside its tokens; no part of the fingerprint, which the tokens' cache of
 # reference log-probs is found by.
-_TOKENS = ("example_id", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask")
+_TOKENS = ("example_id", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask")
 _NUMBERS = ("score_chosen", "score_rejected", "weight")
 _ROWS_PER_BATCH = 1000
 
@@ -43,7 +44,7 @@ class Example:
     example_id: int64, stable over runs, shuffles and machines; keys the draws and the reference cache.
     prompt_ids, chosen_ids, rejected_ids: int32; the closing end-of-turn token is part of a completion.
         rejected_ids is empty in the SFT phase.
-    chosen_mask: bool, which chosen tokens are trained; all True except in multi-turn SFT.
+    chosen_mask, rejected_mask: bool, which tokens of the side are trained; no rejected_mask: all of them.
     score_chosen, score_rejected: the data's scores of the answers; NaN where it has none.
     weight: what the example weighs in the mean of the losses, above 0; None: no example of its set says.
     row: where it stands in the source, from 0; for people, nothing is computed from it.
@@ -54,16 +55,34 @@ class Example:
     chosen_ids: np.ndarray
     rejected_ids: np.ndarray
     chosen_mask: np.ndarray
+    rejected_mask: np.ndarray | None = None
     score_chosen: float = math.nan
     score_rejected: float = math.nan
     weight: float | None = None
     row: int = -1
 
+    @property
+    def trained(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of the trained tokens in the chosen and in the rejected completion."""
+        rejected = (
+            np.arange(len(self.rejected_ids))
+            if self.rejected_mask is None
+            else self.rejected_mask.nonzero()[0]
+        )
+        return self.chosen_mask.nonzero()[0], rejected
+
+    @property
+    def trained_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the trained tokens of both sides."""
+        chosen, rejected = self.trained
+        return self.chosen_ids[chosen], self.rejected_ids[rejected]
+
 
 class Examples(Sequence[Example]):
     """Read examples from a memory-mapped arrow file; cheap to open, to index and to send to a worker.
 
-    ids, rows: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. fingerprint: a hash of all tokens.
+    ids, rows: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. trained: int64[n, 2], those trained of
+    both sides. fingerprint: a hash of all tokens.
     numbers: of every example, by name, float64[n], NaN where the data has none.
     """
 
@@ -75,6 +94,9 @@ class Examples(Sequence[Example]):
         self.lengths = np.stack([_flat(pa.compute.list_value_length(side)) for side in sides], axis=1).astype(
             np.int64
         )
+        self.trained = np.stack(
+            [self._trained(side, n) for n, side in enumerate(("chosen", "rejected"), 1)], axis=1
+        )
         self.numbers = {name: self._table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
 
     def __len__(self) -> int:
@@ -83,13 +105,16 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         chosen = self._read("chosen_ids", index)
-        mask = self._read("chosen_mask", index).view(bool)
+        mask, rejected_mask = (
+            self._read(f"{side}_mask", index).view(bool) for side in ("chosen", "rejected")
+        )
         return Example(
             example_id=int(self.ids[index]),
             prompt_ids=self._read("prompt_ids", index),
             chosen_ids=chosen,
             rejected_ids=self._read("rejected_ids", index),
             chosen_mask=mask if len(mask) else np.ones(len(chosen), bool),
+            rejected_mask=rejected_mask if len(rejected_mask) else None,
             score_chosen=float(self.numbers["score_chosen"][index]),
             score_rejected=float(self.numbers["score_rejected"][index]),
             weight=None if math.isnan(weight := float(self.numbers["weight"][index])) else weight,
@@ -99,6 +124,13 @@ class Examples(Sequence[Example]):
     def __reduce__(self) -> tuple[type[Examples], tuple[Path, str]]:
         # A worker maps the file again instead of receiving the tokens.
         return Examples, (self.path, self.fingerprint)
+
+    def _trained(self, side: str, column: int) -> np.ndarray:
+        masks = self._table[f"{side}_mask"]
+        given = _flat(pa.compute.list_value_length(masks))
+        ends = np.cumsum(given)
+        total = np.concatenate([[0], np.cumsum(_flat(pa.compute.list_flatten(masks)), dtype=np.int64)])
+        return np.where(given > 0, total[ends] - total[ends - given], self.lengths[:, column])
 
     def _read(self, column: str, index: int) -> np.ndarray:
         return self._table[column][index].values.to_numpy(zero_copy_only=True)
@@ -120,7 +152,7 @@ def _written(examples: Iterator[Example], stream: pa.RecordBatchStreamWriter) ->
 
 
 def _row(example: Example) -> dict[str, object]:
-    mask = example.chosen_mask
+    mask, other = example.chosen_mask, example.rejected_mask
     return {
         "example_id": example.example_id,
         "row": example.row,
@@ -128,6 +160,7 @@ def _row(example: Example) -> dict[str, object]:
         "chosen_ids": example.chosen_ids,
         "rejected_ids": example.rejected_ids,
         "chosen_mask": np.empty(0, np.uint8) if mask.all() else mask.astype(np.uint8),
+        "rejected_mask": np.empty(0, np.uint8) if other is None or other.all() else other.astype(np.uint8),
         "score_chosen": None if math.isnan(example.score_chosen) else example.score_chosen,
         "score_rejected": None if math.isnan(example.score_rejected) else example.score_rejected,
         "weight": example.weight,

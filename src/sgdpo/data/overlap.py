@@ -14,6 +14,6 @@ class OverlapCollator(RowCollator):
     """Make a row as RowCollator does, with `shared` (L, float32): 1 inside the longest common subsequence, else 0."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        sides = [common(e.chosen_ids[e.chosen_mask].tolist(), e.rejected_ids.tolist()) for e in examples]
+        sides = [common(*(ids.tolist() for ids in e.trained_ids)) for e in examples]
         inside = [flag for number in (0, 1) for side in sides for flag in side[number]]
         return super().__call__(examples) | {"shared": torch.tensor(inside, dtype=torch.float32)}

@@ -65,9 +65,7 @@ class RowCollator:
             "position_ids": _int64(positions)[None],
             "span_S3": torch.tensor(spans),
             "source_L": _int64(chosen + rejected),
-            "target_L": _int64(
-                [e.chosen_ids[e.chosen_mask] for e in examples] + [e.rejected_ids for e in examples]
-            ),
+            "target_L": _int64([e.trained_ids[0] for e in examples] + [e.trained_ids[1] for e in examples]),
             "example_id_B": torch.tensor([e.example_id for e in examples]),
             "count_pairs": torch.tensor(len(examples)),
             "count_tokens": torch.tensor(sum(map(len, chosen))),
@@ -88,7 +86,7 @@ class RowCollator:
     def _reference(self, examples: Sequence[Example]) -> Tensor:
         found = [self.references(example.example_id) for example in examples]
         sides = [chosen for chosen, _ in found] + [rejected for _, rejected in found]
-        wanted = [len(e.chosen_ids) for e in examples] + [len(e.rejected_ids) for e in examples]
+        wanted = [len(e.trained[side]) for side in (0, 1) for e in examples]
         for example, values, length in zip([*examples, *examples], sides, wanted, strict=True):
             if len(values) != length:
                 raise ValueError(
@@ -144,7 +142,7 @@ def _place(example: Example, layout: str) -> dict[str, Any]:
     _check(example)
     trunk, branch = np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)
     tokens = [example.prompt_ids, example.chosen_ids]
-    trained = np.flatnonzero(example.chosen_mask) + prompt - 1
+    chosen_at, rejected_at = example.trained
     if rejected == 0:
         positions, spans, source = [trunk], [(0, prompt + chosen, 0)], branch
     elif layout == "shared_prefix":
@@ -161,13 +159,14 @@ def _place(example: Example, layout: str) -> dict[str, Any]:
         "tokens": tokens,
         "positions": positions,
         "spans": spans,
-        "chosen_source": trained,
-        "rejected_source": source,
+        "chosen_source": chosen_at + prompt - 1,
+        "rejected_source": source[rejected_at],
     }
 
 
 def _check(example: Example) -> None:
-    if len(example.prompt_ids) == 0 or not example.chosen_mask.any():
+    chosen, rejected = map(len, example.trained)
+    if len(example.prompt_ids) == 0 or not chosen or (len(example.rejected_ids) and not rejected):
         raise ValueError(
             f"example {example.example_id} has an empty prompt or no completion token to train;"
             " such rows are dropped when data is prepared (data.empty=drop)"

@@ -4,17 +4,23 @@ Preference rows: {prompt, chosen, rejected} with strings or message lists, where
 alone or the full conversation (UltraFeedback: a string prompt and full conversations); or {chosen,
 rejected}, two full conversations that differ in their last turn, as messages or as one string of "Human: " and
 "Assistant: " (HH). SFT rows: {messages}, or {prompt, chosen},
-or {chosen}. Scores {score_chosen, score_rejected} and a weight {weight} are read if they are there.
+or {chosen}.
+
+A message may say `train`: true or false (is this assistant's turn trained?), or [[from, to], ...], the characters of it
+that are. So may the columns mask (of messages), chosen_mask and rejected_mask, with an entry a message. Where nothing
+is said SFT trains every assistant's turn and a pair its last one. Scores {score_chosen, score_rejected} and a weight
+{weight} are read if they are there.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
 SCORES = ("score_chosen", "score_rejected")
 # A role is written into the prompt as it is: an unknown one could spell a control token there.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -43,17 +49,26 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class PairRow:
-    """Hold a preference row: the shared messages and both answers.
+    """Hold a preference row: the shared messages and both answers, each of one turn or, where `train` says so, of more.
 
     scores: of the chosen and the rejected answer; None unless both are finite numbers.
     unscored: a score is there that is no finite number.
     """
 
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    answers: tuple[list[Message], list[Message]]
     scores: tuple[float, float] | None
     unscored: bool = False
+
+    @property
+    def chosen(self) -> str:
+        """Return the last words of the chosen answer."""
+        return self.answers[0][-1]["content"]
+
+    @property
+    def rejected(self) -> str:
+        """Return the last words of the rejected answer."""
+        return self.answers[1][-1]["content"]
 
     @property
     def tie(self) -> bool:
@@ -83,17 +98,47 @@ def missing_columns(found: Sequence[str], phase: str) -> str:
 def pair_row(row: Mapping[str, Any]) -> PairRow:
     """Read a preference row. Raises ValueError that says what is wrong; the caller names the row."""
     chosen, rejected = (
-        _conversation(row.get("prompt"), row.get(side), side) for side in ("chosen", "rejected")
+        _conversation(row.get("prompt"), row.get(side), side, row.get(f"{side}_mask"))
+        for side in ("chosen", "rejected")
     )
-    if chosen[:-1] != rejected[:-1]:
-        raise ValueError(
-            "chosen and rejected have different prompts: both must be the same conversation up to the last "
-            "turn; correct the row or leave it out"
-        )
     given = [row.get(column) for column in SCORES]
     unscored = any(score is not None and not _is_number(score) for score in given)
     scores = None if unscored or None in given else (float(given[0]), float(given[1]))
-    return PairRow(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], scores, unscored)
+    prompt, answers = _answers(chosen, rejected)
+    return PairRow(prompt, answers, scores, unscored)
+
+
+def _answers(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], tuple[list[Message], list[Message]]]:
+    """Part the shared messages from the answers, which begin at the first turn that asks to be trained, or the last."""
+    sides = (chosen, rejected)
+    asked = [n for side in sides for n, message in enumerate(side) if message.get("train")]
+    starts = [min(asked)] * 2 if asked else [len(side) - 1 for side in sides]
+    prompts = [bare(side[:start]) for side, start in zip(sides, starts, strict=True)]
+    if prompts[0] != prompts[1] or len(rejected) <= starts[1] or len(chosen) <= starts[0]:
+        raise ValueError(
+            "chosen and rejected have different prompts: both must be the same conversation up to the last "
+            "turn, or to the first one with train: true; correct the row or leave it out"
+        )
+    # A turn between is trained only if it asks.
+    own = [
+        [*({"train": False, **m} for m in side[start:-1]), side[-1]]
+        for side, start in zip(sides, starts, strict=True)
+    ]
+    for name, answer in zip(("chosen", "rejected"), own, strict=True):
+        if answer[0]["role"] != "assistant":
+            raise ValueError(
+                f"{name} has a {answer[0]['role']}'s turn where the other side's training begins"
+            )
+        if not any(m["role"] == "assistant" and m.get("train", True) for m in answer):
+            raise ValueError(f"{name} has no turn to train: one must not say train: false")
+    return prompts[0], (own[0], own[1])
+
+
+def bare(messages: Sequence[Message]) -> list[Message]:
+    """Return messages as a chat template knows them."""
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
 def row_weight(row: Mapping[str, Any], policy: str) -> float | None:
@@ -123,14 +168,17 @@ def sft_row(row: Mapping[str, Any]) -> list[Message]:
     Raises ValueError that says what is wrong; the caller names the row.
     """
     if row.get("messages") is None:
-        return _conversation(row.get("prompt"), row.get("chosen"), "chosen")
-    messages = _messages(row["messages"], "messages")
+        messages = _conversation(row.get("prompt"), row.get("chosen"), "chosen", row.get("chosen_mask"))
+    else:
+        messages = _messages(row["messages"], "messages", row.get("mask"))
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
         raise ValueError("messages has no assistant turn: there is nothing to train on; leave the row out")
     if len(messages) == 1:
         raise ValueError("messages begins with its only assistant turn: a user's turn must come before it")
+    if not any(m["role"] == "assistant" and m.get("train", True) for m in messages[1:]):
+        raise ValueError("no turn is left to train: all say train: false; leave the row out")
     return messages
 
 
@@ -155,7 +203,7 @@ def prompt_row(row: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
-def _conversation(prompt: Any, response: Any, name: str) -> list[Message]:
+def _conversation(prompt: Any, response: Any, name: str, mask: Any = None) -> list[Message]:
     """Join a prompt and a response, where either may be a string or messages, into one conversation."""
     if isinstance(response, str) and prompt is None and (turns := _transcript(response)):
         response = turns
@@ -165,7 +213,7 @@ def _conversation(prompt: Any, response: Any, name: str) -> list[Message]:
             raise ValueError(
                 f"{name} is a string but there is no prompt; add a prompt column, or use message lists"
             )
-    answer = _messages(response, name)
+    answer = _messages(response, name, mask)
     before = _messages(
         [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or [], "prompt"
     )
@@ -194,7 +242,7 @@ def _full_conversation(prompt: Any, before: list[Message], answer: list[Message]
     """Return a response that is a full conversation already, after a look whether it is the prompt's."""
     shared = answer[:-1]
     texts = [message["content"] for message in shared if message["role"] == "user"]
-    agrees = prompt in texts if isinstance(prompt, str) else shared == before
+    agrees = prompt in texts if isinstance(prompt, str) else bare(shared) == bare(before)
     if not agrees:
         raise ValueError(
             f"{name} is a conversation with a different prompt than the prompt column; drop the column if "
@@ -203,7 +251,7 @@ def _full_conversation(prompt: Any, before: list[Message], answer: list[Message]
     return answer
 
 
-def _messages(value: Any, name: str) -> list[Message]:
+def _messages(value: Any, name: str, mask: Any = None) -> list[Message]:
     """Return plain messages; a null content reads as empty. Raises RefusedError for what is no plain text."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"{name} must be a string or a list of messages, not {type(value).__name__}")
@@ -218,7 +266,38 @@ def _messages(value: Any, name: str) -> list[Message]:
             raise RefusedError(f"{name} has a tool call, which would be lost: only text is trained")
         if message["content"] and not _is_text(message["content"]):
             raise RefusedError(f"{name} holds half of a surrogate pair, which is no character")
-    return [{"role": message["role"], "content": message["content"] or ""} for message in value]
+    messages = [{"role": message["role"], "content": message["content"] or ""} for message in value]
+    if mask is not None and (
+        isinstance(mask, str) or not isinstance(mask, Sequence) or len(mask) != len(messages)
+    ):
+        raise ValueError(
+            f"the mask of {name} must be a list with an entry for each of {len(messages)} messages: {mask!r}"
+        )
+    said = [message.get("train") for message in value] if mask is None else mask
+    for number, (message, train) in enumerate(zip(messages, said, strict=True)):
+        if train is not None:
+            message["train"] = _trained(train, message, f"{name}, message {number}")
+    return messages
+
+
+def _trained(train: Any, message: Message, where: str) -> bool | list[tuple[int, int]]:
+    """Return what of a turn is trained: all, nothing, or spans of characters."""
+    length = len(message["content"])
+    if train in (True, False) and not isinstance(train, float):
+        found: bool | list[tuple[int, int]] = bool(train)
+    else:
+        try:
+            found = [(index(start), index(end)) for start, end in train]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{where}: train must be true, false or [[from, to], ...], not {train!r}"
+            ) from None
+        edges = [edge for span in found for edge in span]
+        if edges != sorted(set(edges)) or (edges and not 0 <= edges[0] < edges[-1] <= length):
+            raise ValueError(f"{where}: train {train!r} must be ascending spans of its {length} characters")
+    if found and message["role"] != "assistant":
+        raise ValueError(f"{where}: only an assistant's turn can be trained, not the {message['role']}'s")
+    return found
 
 
 def _is_text(content: str) -> bool:

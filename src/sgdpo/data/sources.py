@@ -131,7 +131,17 @@ def _peek(rows: Rows, phase: str, weights: str, scores: bool) -> None:
 
 def _setting_errors(data: DataConfig) -> list[str]:
     errors = list(schema_errors(data, "data."))
-    known = ("prompt", "chosen", "rejected", "messages", *SCORES, "weight")
+    known = (
+        "prompt",
+        "chosen",
+        "rejected",
+        "messages",
+        *SCORES,
+        "weight",
+        "mask",
+        "chosen_mask",
+        "rejected_mask",
+    )
     if unknown := sorted(set(data.columns or {}) - set(known)):
         errors.append(
             f"data.columns has {', '.join(unknown)}; it maps {', '.join(known)} to columns of the set"

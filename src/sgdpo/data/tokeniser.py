@@ -115,7 +115,7 @@ class Tokeniser:
                 # An empty pair may be an identical one too; the counts say what the set holds.
                 self.tally["identical"] += pair.chosen.strip() == pair.rejected.strip()
                 return None
-            sides = render_pair(self.tokenizer, pair.prompt, pair.chosen, pair.rejected)
+            sides = render_pair(self.tokenizer, pair.prompt, *pair.answers)
             return _Draft(number, sides, weight, pair.scores)
         except RefusedError as error:
             refusal = f"{self.source.name}, row {number}: {error}"
@@ -190,6 +190,7 @@ class Tokeniser:
             chosen_ids=ids[0],
             rejected_ids=ids[1] if len(ids) > 1 else np.empty(0, np.int32),
             chosen_mask=np.array(whole[0][1][:room], bool),
+            rejected_mask=np.array(whole[1][1][:room], bool) if len(ids) > 1 else None,
             score_chosen=score_chosen,
             score_rejected=score_rejected,
             weight=draft.weight,
@@ -205,6 +206,11 @@ class Tokeniser:
         return hash_number(f"{row}#{self.seen[base] - 1}") >> 1
 
     def _dropped(self, draft: _Draft, example: Example) -> bool:
+        if not example.chosen_mask.any() or not (
+            example.rejected_mask is None or example.rejected_mask.any()
+        ):
+            self.tally["drop/empty"] += 1  # all that is trained of a side lies beyond the maximum length
+            return True
         identical = self.phase == "preference" and np.array_equal(example.chosen_ids, example.rejected_ids)
         self.tally["identical"] += identical
         tie = draft.scores is not None and draft.scores[0] == draft.scores[1]

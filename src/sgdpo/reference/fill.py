@@ -174,7 +174,7 @@ class _Pass:
         ):
             logp_L = self.model(**model_inputs(row)).float().cpu().numpy()
         # All chosen sides come first, then all rejected ones.
-        sides = np.asarray(examples.lengths)[indices, 1:].T
+        sides = np.asarray(examples.trained)[indices].T
         pieces = np.split(logp_L, np.cumsum(sides.ravel())[:-1])
         both = zip(indices, pieces[: len(indices)], pieces[len(indices) :], strict=True)
         return {index: np.concatenate(pair) for index, *pair in both}, row["input_ids"].numel()

@@ -18,10 +18,11 @@ WHAT = "the reference log-probs"
 
 
 class ExampleSet(Protocol):
-    """Name what a table needs of a data set: `ids` int64[n], `lengths` int64[n, 3], `fingerprint`."""
+    """Name what a table needs of a data set: `ids` int64[n], `lengths` int64[n, 3], `trained` int64[n, 2], a hash."""
 
     ids: np.ndarray
     lengths: np.ndarray
+    trained: np.ndarray
     fingerprint: str
 
     def __len__(self) -> int: ...
@@ -39,8 +40,8 @@ class Table:
         self.ids = np.asarray(examples.ids)[self.order]
         if (self.ids[1:] == self.ids[:-1]).any():
             raise ValueError("two examples share an example id; prepare the data again")
-        self.chosen = np.asarray(examples.lengths)[:, 1]
-        self.starts = np.concatenate([[0], np.cumsum(np.asarray(examples.lengths)[:, 1:].sum(1))])
+        self.chosen = np.asarray(examples.trained)[:, 0]
+        self.starts = np.concatenate([[0], np.cumsum(np.asarray(examples.trained).sum(1))])
         self.present = np.zeros(len(self.ids), bool)
         self.file = Stretches(Path(cache) / "reference" / hash_json(self.key), int(self.starts[-1]))
 

@@ -42,8 +42,10 @@ def token_rewards(trainer: PairTrainer, examples: list[Example], tokenizer: Any)
     shown = []
     for index, example in enumerate(examples):
         tokens = {"prompt": tokenizer.decode(example.prompt_ids.tolist())}
-        for name, (side, reward_B, pilot_BT) in sides.items():
-            ids = getattr(example, f"{name}_ids").tolist()
+        for (name, (side, reward_B, pilot_BT)), trained in zip(
+            sides.items(), example.trained_ids, strict=True
+        ):
+            ids = trained.tolist()
             reward_T = _token_rewards(side, reward_B)[index].tolist()
             pilot_T = pilot_BT[index].tolist() if pilot_BT is not None else [False] * len(ids)
             tokens[name] = [
