@@ -81,8 +81,8 @@ class Example:
 class Examples(Sequence[Example]):
     """Read examples from a memory-mapped arrow file; cheap to open, to index and to send to a worker.
 
-    ids, rows: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. trained: int64[n, 2], those trained of
-    both sides. fingerprint: a hash of all tokens.
+    ids, rows: int64[n]. lengths: int64[n, 3], tokens of prompt, chosen, rejected. trained: int64[n, 2], of both sides
+    those that are trained. fingerprint: a hash of all tokens.
     numbers: of every example, by name, float64[n], NaN where the data has none.
     """
 
