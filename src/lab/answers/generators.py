@@ -15,9 +15,10 @@ from lab.answers.formats import read_answers, read_outputs
 from lab.answers.generate import Generator
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_seed
 from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
+from lab.serving.local_server import default_model, local_server, server_errors
 from lab.serving.reply import Reply
 from sgdpo.config.schema import ModelConfig
-from sgdpo.store import hash_json, hash_tokenizer
+from sgdpo.store import hash_file, hash_json, hash_tokenizer
 from sgdpo.values import Range
 
 VLLM_BATCH = 256
@@ -165,18 +166,13 @@ class VllmGenerator(OwnModel):
         return Sample(prompt.prompt_id, text, len(ids), output.finish_reason == "length")
 
 
-@dataclass(kw_only=True)
-class OpenAIGenerator(EndpointSettings, Generator):
-    """Ask a served model; the server renders its own chat template. Token counts are the server's."""
+class Served(Generator):
+    """Hold what generators that ask an endpoint have in common; the server renders its own chat template."""
 
     kept = False  # the endpoint's ledger keeps every answer that was paid for
+    concurrency = 1
+    unusable = "count"
     endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
-
-    def open(self, stack: ExitStack) -> None:
-        self.endpoint = Endpoint(self, self.cache)
-
-    def how(self) -> dict[str, Any]:
-        return {"generator": "openai", "base_url": self.base_url.rstrip("/"), "model": self.model}
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield each answer as it comes, as many under way as the endpoint's concurrency allows."""
@@ -199,6 +195,46 @@ class OpenAIGenerator(EndpointSettings, Generator):
 
     def cost(self) -> dict[str, Any]:
         return self.endpoint.ledger.report()
+
+
+@dataclass(kw_only=True)
+class OpenAIGenerator(Served, EndpointSettings):
+    """Ask a served model. Token counts are the server's."""
+
+    def errors(self) -> list[str]:
+        return EndpointSettings.errors(self)
+
+    def open(self, stack: ExitStack) -> None:
+        self.endpoint = Endpoint(self, self.cache)
+
+    def how(self) -> dict[str, Any]:
+        return {"generator": "openai", "base_url": self.base_url.rstrip("/"), "model": self.model}
+
+
+@dataclass(kw_only=True)
+class LocalGenerator(Served):
+    """Ask a GGUF model that llama.cpp serves on loopback while the answers last."""
+
+    model_file: str | None = None
+    context: Annotated[int, Range("[256, 1048576]")] = 8192
+    timeout: Annotated[float, Range("(0, 86400]")] = 600.0
+
+    def errors(self) -> list[str]:
+        return server_errors(Path(self.model_file) if self.model_file else None)
+
+    def open(self, stack: ExitStack) -> None:
+        url = stack.enter_context(local_server(self._file, context=self.context))
+        settings = EndpointSettings(url, self._file.stem, concurrency=1, timeout=self.timeout, retries=1)
+        self.endpoint = Endpoint(settings, self.cache, self.how())
+
+    @property
+    def _file(self) -> Path:
+        return Path(self.model_file) if self.model_file else default_model()
+
+    def how(self) -> dict[str, Any]:
+        """Its answers are the model's, whichever port it has."""
+        content = hash_file(self._file, self.cache / "hashes")[:16]
+        return {"generator": "local", "model": self._file.name, "sha256": content, "context": self.context}
 
 
 @dataclass(kw_only=True)

@@ -64,7 +64,7 @@ def sample(config: SampleConfig, model: ModelConfig | None = None) -> Path:
             scorer.fits(Answered(prompt.row, prompt.messages, ""))
         identity = _identity(config, generator, scorer, asked)
         folder = _folder(config, identity)
-        with held(folder, "these pairs"):
+        with held(cache / "locks" / f"pairs-{hash_json(str(folder.resolve()))}", "these pairs"):
             if not _is_done(folder, identity):
                 _make(config, generator, scorer, asked, identity, folder)
     return folder

@@ -27,16 +27,16 @@ def default_model() -> Path:
     for place in (found.submodule_search_locations or ()) if found else ():
         if files := sorted(Path(place).glob("*.gguf")):
             return files[0]
-    raise ValueError("judge=local has no model: run `make judge`, or set judge.model_file to a .gguf file")
+    raise ValueError("model_file is null and there is no model: run `make judge`, or set it to a .gguf file")
 
 
 def server_errors(model: Path | None) -> list[str]:
     """List what keeps the local judge from starting, as sentences with advice."""
     errors = []
     if importlib.util.find_spec("xllamacpp") is None:
-        errors.append("judge=local needs the package xllamacpp: run `make judge`")
+        errors.append("class needs the package xllamacpp, which `make judge` installs")
     if model is not None and not model.is_file():
-        errors.append(f"judge.model_file={model} does not exist")
+        errors.append(f"model_file={model} does not exist")
     if model is None:
         try:
             default_model()

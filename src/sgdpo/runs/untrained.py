@@ -24,7 +24,7 @@ def untrained(config: RunConfig) -> Path:
         )
     method = {**config.start, "name": "start", "title": "Start"}
     run = Run.of(replace(config, method=method, ratio=RatioConfig(), pilot={}, init="pretrained", label=""))
-    with held(run.folder, "this run"):
+    with held(Path(config.cache) / "locks" / f"start-{run.identity.run_hash[:16]}", "this run"):
         if (run.folder / RECORD).is_file() and view_run(run.folder).status == "finished":
             log.info("%s is there already", run.folder)
             return run.folder
