@@ -28,7 +28,7 @@ from sgdpo.runs.records import RunView, read_runs
 Command = list[str]
 FIRST_SEED = 42
 EVERYTHING = "paper"
-# Settings of the judging, among the arguments; the others are of the training.
+# Settings of the sampling and of the judging, among the arguments; the others are of the training.
 SAMPLING = "sample."
 JUDGING = ("judge.", "benchmark.", "generator.", "generator=")
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lab.bench.steps import METHODS
-from sgdpo.config.compose import compose_run, to_run_config
+from lab.bench.steps import METHODS, seconds_of
+from lab.report.pilot_theory import bound
 from sgdpo.data.example import Example
 from sgdpo.data.overlap import OverlapCollator
 from sgdpo.data.packing import RowCollator, pair_of
 from sgdpo.drawing.table import Table, number
-from sgdpo.method import Method, bind_method
 from sgdpo.models.head import LogProbHead
 from sgdpo.pairs import DrawKey, Pair
 from sgdpo.places import CONF
@@ -25,7 +23,7 @@ def pilots_table(examples: Sequence[Example], vocabulary: int, width: int, step_
     """Show every pilot of conf/pilot: milliseconds over DPO's loss, and their share of a step. width: of the model."""
     rows, dpo_ms = [], _loss(METHODS["dpo"], examples)
     for path in sorted((CONF / "pilot").glob("*.yaml")):
-        method = _bound(path.stem)
+        method = bound(path.stem, 0.6, 0.9)
         parts = [
             _loss(lambda pair, m=method: m(pair, DrawKey(42)), examples) - dpo_ms,
             _head(method.head_features, examples, vocabulary, width) if method.head_features else 0.0,
@@ -35,12 +33,6 @@ def pilots_table(examples: Sequence[Example], vocabulary: int, width: int, step_
     header = ["pilot", "loss, ms", "lm-head, ms", "collator, ms", "of a step, %"]
     fact = f"Over DPO's, best of several; a step takes {1e3 * step_seconds:,.0f} ms."
     return Table("pilots", "What a pilot adds to a step", header, rows, 1, [fact])
-
-
-def _bound(name: str) -> Method:
-    config = to_run_config(compose_run(["method=sgdpo", f"pilot={name}"]))
-    chosen, rejected = (1.0, 1.0) if config.pilot["size"]["of"] == "found" else (0.6, 0.9)
-    return bind_method(config.method, {"chosen": chosen, "rejected": rejected}, pilot=config.pilot)
 
 
 def _loss(method: Callable[[Pair], object], examples: Sequence[Example]) -> float:
@@ -75,9 +67,4 @@ def _rows(collator: type[RowCollator], examples: Sequence[Example]) -> float:
 
 
 def _best(work: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return 1e3 * min(times)
+    return 1e3 * min(seconds_of(work) for _ in range(repeats))

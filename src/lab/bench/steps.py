@@ -168,7 +168,7 @@ def measure(variant: Variant, examples: Sequence[Example]) -> Measurement:
     batches = [batches[index % len(batches)] for index in range(variant.steps + 1)]
     cached = [stepper.reference(b) if stepper.live is None else None for b in batches]
     seconds = [
-        _seconds(partial(stepper.step, batch, reference), variant.device)
+        seconds_of(partial(stepper.step, batch, reference), variant.device)
         for batch, reference in zip(batches, cached, strict=True)
     ]
     timed = batches[1:]
@@ -185,7 +185,7 @@ def measure(variant: Variant, examples: Sequence[Example]) -> Measurement:
     )
 
 
-def _seconds(work: Callable[[], object], device: str = "cpu") -> float:
+def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:
     """Time work; on a GPU from the moment it is idle until it is idle again."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
@@ -201,7 +201,7 @@ def matrix_peak(variant: Variant, size: int = 2048, repeats: int = 6) -> float:
     """Return the best rate of a large matrix product in the variant's precision, operations a second."""
     dtype = torch.bfloat16 if variant.precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=variant.device).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(_seconds(lambda: left @ right, variant.device) for _ in range(repeats))
+    return 2 * size**3 / min(seconds_of(lambda: left @ right, variant.device) for _ in range(repeats))
 
 
 def useful_flops(model: PreTrainedModel, examples: Sequence[Example], layout: str) -> float:
@@ -228,7 +228,7 @@ def method_milliseconds(method: str, examples: Sequence[Example], repeats: int =
     logp_L = -torch.rand(row["target_L"].numel()).requires_grad_()
     reference_L = -torch.rand(row["target_L"].numel())
     pairs = (pair_of(row, logp_L, reference_L) for _ in range(repeats))
-    return 1e3 * min(_seconds(lambda p=pair: METHODS[method](p).loss_B.sum().backward()) for pair in pairs)
+    return 1e3 * min(seconds_of(lambda p=pair: METHODS[method](p).loss_B.sum().backward()) for pair in pairs)
 
 
 def profile_step(variant: Variant, examples: Sequence[Example], top: int = 15) -> list[Table]:

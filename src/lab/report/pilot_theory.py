@@ -34,7 +34,7 @@ def pilot_theory(
     """
     rows: list[list[Entry | str]] = []
     for name in sorted(path.stem for path in (CONF / "pilot").glob("*.yaml")):
-        method = _bound(name, ratio)
+        method = bound(name, ratio, ratio)
         pair = _pair(lengths, [reward / method.hyper["beta"] for reward in rewards], spread, draws, seed)
         result = method(pair, DrawKey(seed))
         pilot_w, pilot_l = result.metrics["pilot/chosen"], result.metrics["pilot/rejected"]
@@ -56,10 +56,12 @@ def pilot_theory(
     return Table("", "", header, rows, 1, facts)
 
 
-def _bound(name: str, ratio: float) -> Method:
+def bound(name: str, chosen: float, rejected: float) -> Method:
+    """Bind SGDPO with a pilot of conf/pilot at these ratios; one that finds its tokens takes all it finds."""
     config = to_run_config(compose_run(["method=sgdpo", f"pilot={name}"]))
-    value = 1.0 if config.pilot["size"]["of"] == "found" else ratio
-    return bind_method(config.method, {"chosen": value, "rejected": value}, pilot=config.pilot)
+    if config.pilot["size"]["of"] == "found":
+        chosen = rejected = 1.0
+    return bind_method(config.method, {"chosen": chosen, "rejected": rejected}, pilot=config.pilot)
 
 
 def _pair(lengths: Sequence[int], sums: Sequence[float], spread: float, draws: int, seed: int) -> Pair:
