@@ -125,8 +125,13 @@ def test_the_readmes_tables_are_the_published_ones() -> None:
         assert text == (ROOT / "outputs" / "published" / f"{name}.md").read_text(), name
 
 
-def test_the_readmes_pictures_are_there() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).is_file(), picture
+@pytest.mark.parametrize("page", ["README.md", ".github/CONTRIBUTING.md", "outputs/published/LOG.md"])
+def test_pictures_and_links_lead_to_files(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    assert links
+    for link in links:
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert README.count("\n") < 300
