@@ -134,9 +134,10 @@ REPRODUCE = $(PY) scripts/reproduce.py --scale $(SCALE) --seeds $(SEEDS) --n-job
 
 # Every file of conf/report that names a function is a target: `make table3`, `make figure2`, `make` and any new name.
 EXHIBITS := $(shell cd $(CURDIR) && grep -l '^function:' conf/report/*.yaml | xargs -n1 basename -s .yaml)
-.PHONY: $(EXHIBITS) paper exhibits
+.PHONY: $(EXHIBITS) studies paper exhibits
 $(EXHIBITS): setup
 	@$(REPRODUCE)
+studies: $(filter study%,$(EXHIBITS)) ## The eight studies of the pilots, one after the other (outputs/published/PILOTS.md)
 paper: setup ## Every table and figure, then the local report; what fails is named at the end
 	@$(REPRODUCE)
 exhibits: ## List the tables and figures that make can make, each by its name (SCALE, SEEDS, DRY_RUN=1)

@@ -1,6 +1,6 @@
 """Gather the tables and figures into outputs/published, which is tracked: `python scripts/publish.py`.
 
-Copies what stands, writes RESULTS.md, and puts the tables into the README.
+Copies what stands, writes RESULTS.md, and puts the tables into the README and into the published pages.
 """
 
 from pathlib import Path
@@ -19,7 +19,10 @@ def main(arguments: list[str]) -> None:
 
     suffix = "" if options.scale == "tiny" else f"-{options.scale}"
     print("\n".join(map(str, publish(options.outputs, suffix, mixed=options.mixed))))
-    refresh(options.readme, options.outputs / PUBLISHED)
+    published = options.outputs / PUBLISHED
+    for page in (options.readme, published / "PILOTS.md"):
+        if page.is_file():
+            refresh(page, published)
 
 
 if __name__ == "__main__":

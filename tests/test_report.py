@@ -289,6 +289,14 @@ def test_a_published_table_goes_between_its_marks_in_the_readme(tmp_path):
     )
 
 
+def test_a_published_picture_goes_between_its_marks_too(tmp_path):
+    page = tmp_path / "PAGE.md"
+    page.write_text("<!-- walk:begin -->\n–\n<!-- walk:end -->\n")
+    (tmp_path / "walk.json").write_text('{"picture": "walk.svg", "title": "A walk"}')
+    refresh(page, tmp_path)
+    assert page.read_text() == "<!-- walk:begin -->\n![A walk](walk.png)\n<!-- walk:end -->\n"
+
+
 def test_publishing_nothing_names_the_command(tmp_path):
     with pytest.raises(ValueError, match="make paper"):
         publish(tmp_path)

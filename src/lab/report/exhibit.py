@@ -211,18 +211,20 @@ def _mixture(works: Sequence[Work]) -> str:
     return "; ".join(named) if len(named) > 1 else ""
 
 
-def refresh(readme: Path, published: Path) -> None:
-    """Put each published table into the README, between `<!-- name:begin -->` and `<!-- name:end -->`.
+def refresh(page: Path, published: Path) -> None:
+    """Put each published table or picture into a page, between `<!-- name:begin -->` and `<!-- name:end -->`.
 
     A block whose table is not published stays as it is: no number in it was ever typed.
     """
 
     def fresh(block: re.Match[str]) -> str:
-        table = published / f"{block[1]}.md"
+        table, picture = published / f"{block[1]}.md", published / f"{block[1]}.json"
         text = table.read_text("utf-8") if table.is_file() else block[2]
+        if not table.is_file() and picture.is_file():
+            text = f"![{read_json(picture)['title']}]({picture.with_suffix('.png').name})\n"
         return f"<!-- {block[1]}:begin -->\n{text}<!-- {block[1]}:end -->"
 
-    write_whole(readme, BLOCK.sub(fresh, readme.read_text("utf-8")))
+    write_whole(page, BLOCK.sub(fresh, page.read_text("utf-8")))
 
 
 def published_name(path: Path, suffix: str) -> str:
