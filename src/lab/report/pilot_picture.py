@@ -57,7 +57,8 @@ def pilot_picture(runs: Sequence[RunView], *, run: str | None = None, pair: int 
 
 
 def _draw(pair: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(10.6, 5.2), layout="none")
+    figure = Figure(figsize=(10.6, 5.2))
+    figure.set_layout_engine("none")  # every part has a place of its own
     tokens, bars = figure.add_axes((0.02, 0.4, 0.96, 0.5)), figure.add_axes((0.44, 0.11, 0.5, 0.25))
     prompt = pair["prompt"].replace("<|user|>", "").partition("<|end|>")[0]
     figure.text(0.02, 0.94, f"Asked: {prompt}", fontsize=12.5, fontweight="bold")
@@ -104,13 +105,12 @@ def _draw_weights(axes: Axes, ours: Weights, dpo: Weights) -> None:
             plate = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
             axes.text(value + 0.01, y, f"{value:.3f}  {name}", va="center", fontsize=10, bbox=plate)
     axes.set(ylim=(1.5, -0.5), xlim=(0, max(0.64, 1.3 * max(ours.up, ours.down, dpo.up, dpo.down))))
-    own = ("pull on the chosen:  σ(P rejected − R chosen)", "push on the rejected:  σ(R rejected − P chosen)")
-    axes.set_yticks([0, 1], own, fontsize=10)
-    axes.set_xlabel(
-        "weight of the answer's gradient, as a share of the largest; R reward, P pilot",
-        fontsize=9,
-        color=QUIET,
+    own = (
+        "pull on the chosen, dw\nσ(P rejected − R chosen)",
+        "push on the rejected, dl\nσ(R rejected − P chosen)",
     )
+    axes.set_yticks([0, 1], own, fontsize=10, linespacing=1.35)
+    axes.set_xlabel("weight, as a share of the largest; for DPO P is R", fontsize=9.5, color=QUIET)
     axes.grid(visible=False)
 
 
