@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
+from lab.report.rounds import rounds
 from lab.sampling.rounds import Chain
 from sgdpo.runs.records import view_run
 from sgdpo.runs.validate import config_errors, run_errors
@@ -64,6 +65,13 @@ def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_wa
     assert pairs[0]["identity"]["generator"]["weights"] != pairs[1]["identity"]["generator"]["weights"]
     metrics = views[2].metrics()
     assert metrics[0]["rewards/margins"] != 0, "against the first policy the second round begins away from 0"
+    assert [view["round"] and view["round"]["number"] for view in views] == [None, 1, 2]
+    table, picture = rounds(views, benchmarks=("verifiable",), metrics={"score": "score_mean"})
+    assert [(row[1].text, row[2].value) for row in table.rows] == [
+        (number, result["score_mean"])
+        for number, result in zip(("start", "1", "2"), results.values(), strict=True)
+    ]
+    assert picture.figure.axes
     records = {folder: Path(folder, "record.json").read_bytes() for folder in results}
     assert list(dict(Chain.of(words(start, tmp_path / "o", "refer_to=first")).go())) == list(results)
     assert {folder: Path(folder, "record.json").read_bytes() for folder in results} == records

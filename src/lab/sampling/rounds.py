@@ -26,7 +26,7 @@ from sgdpo.data.sources import data_errors
 from sgdpo.method import needs_of
 from sgdpo.models.load import model_errors
 from sgdpo.places import CONF
-from sgdpo.runs.records import MODEL
+from sgdpo.runs.records import MODEL, amend_record
 from sgdpo.runs.run import execute
 from sgdpo.runs.untrained import untrained
 from sgdpo.runs.validate import value_errors
@@ -116,10 +116,12 @@ class Chain:
         policy = first
         for number in range(self.settings.rounds):
             log.info("round %d of %d: answers of %s", number + 1, self.settings.rounds, policy.path)
-            run = self._round(number, sample(self._sampling(number, policy), policy), first, policy)
+            pairs = sample(self._sampling(number, policy), policy)
+            run = self._round(number, pairs, first, policy)
             if number == 0 and not needs_start(self.run):
                 yield self._evaluated(untrained(run))
             folder = execute(run)
+            amend_record(folder, round={"number": number + 1, "policy": policy.path, "pairs": str(pairs)})
             yield self._evaluated(folder)
             policy = _model_in(first, folder)
 
