@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import recipes
 from evaluation_fixtures import alpaca_setup, chat, chat_server, fair_judge, finished_run, http_judge
 from lab.evaluation.command import score_files, show
 from lab.evaluation.comparison import compare_runs
-from lab.evaluation.evaluate import evaluate
+from lab.evaluation.evaluate import evaluate, read_config
 from lab.evaluation.settings import compose_evaluation, runs_first
 from sgdpo.store import read_jsonl, write_jsonl
 
@@ -199,10 +200,11 @@ def test_an_evaluation_reaches_the_runs_wandb_run(runs, monkeypatch):
     (added,) = set(run.glob("wandb/offline-run-*")) - before
     assert added.name.endswith("abc123")
     (file,) = added.glob("*.wandb")
-    deadline = time.monotonic() + 30  # W&B's own process writes the file, a little later
-    while b"score_mean" not in file.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.1)
     assert b"score_mean" in file.read_bytes()
+    told = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+    lines = map(json.loads, subprocess.run(told, capture_output=True, check=True).stdout.splitlines())
+    (continued,) = [line["run"] for line in lines if line["type"] == "run"]
+    assert (continued["run_id"], continued["project"]) == ("abc123", read_config(run).tracking.project)
     (table,) = added.rglob("*.table.json")
     assert len(json.loads(table.read_text())["data"]) == result["n"]
     assert math.isfinite(result["score_mean"])

@@ -308,12 +308,13 @@ def limit_files(size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("every", "words"), [(4, "the disk was full while .*checkpoint-4"), (1000, "[Ff]ile too large")]
+    ("every", "words"),
+    [(4, "the disk was full while .*checkpoint-4"), (1000, "the disk was full while .*checkpoint-40")],
 )
 def test_weights_that_do_not_fit_on_the_disk_end_in_a_record_that_says_so(
     place: Path, every: int, words: str
 ) -> None:
-    """Of a checkpoint or of the final model; afterwards the same command trains to the end."""
+    """Of a checkpoint in mid-run or of the last one."""
     folder = killed_folder(place)
     shutil.rmtree(folder)
     process = start(place, f"trainer.save_steps={every}", preexec_fn=partial(limit_files, 60_000))
@@ -332,7 +333,7 @@ def test_a_disk_that_others_fill_in_mid_run_has_room_for_the_records_end(place: 
     shutil.rmtree(place / "outputs")
     (place / "outputs").mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place / "outputs"], check=False
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", place / "outputs"], check=False
     )
     if mounted.returncode != 0:
         pytest.skip("mounting needs rights that these tests have not got")

@@ -18,7 +18,7 @@ from wandb.sdk.lib import wbauth
 import killed_run as train
 from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
-from sgdpo.runs.records import Record, read_runs, view_run
+from sgdpo.runs.records import Record, RunView, read_runs, view_run
 from sgdpo.runs.tracking import GRACE, NoTracker, browse_hint, choose_mode, open_tracker, wandb_row
 from sgdpo.store import read_jsonl
 
@@ -62,12 +62,12 @@ def log(record: Record, tracker, new: list[dict]) -> None:
         tracker.log(row)
 
 
-def offline_file(record: Record) -> Path:
+def offline_file(record: Record | RunView) -> Path:
     (path,) = (record.folder / "wandb").glob("offline-run-*/run-*.wandb")
     return path
 
 
-def entries(record: Record, kind: str) -> list[dict]:
+def entries(record: Record | RunView, kind: str) -> list[dict]:
     """Read the run's one offline file with W&B's own reader; return the entries of one kind."""
     command = [
         str(Path(sys.executable).parent / "wandb"),
@@ -80,7 +80,7 @@ def entries(record: Record, kind: str) -> list[dict]:
     return [entry[kind] for entry in map(json.loads, lines) if entry["type"] == kind]
 
 
-def history(record: Record) -> dict[int, dict]:
+def history(record: Record | RunView) -> dict[int, dict]:
     """Return {step: values} without W&B's own fields and the picture."""
     items = [entry["item"] for entry in entries(record, "history")]
     own = ("_", "reward_curves")
@@ -289,9 +289,10 @@ def test_tracking_off_writes_nothing(tmp_path):
 
 def fails_in_mid_run(folder: Path, fault: str) -> tuple[subprocess.Popen, str]:
     """Train as a user does while W&B's service of that process meets a fault."""
+    (folder / "tmp").mkdir()
     process = train.start(
         folder, "tracking=wandb", "tracking.mode=offline", "tracking.finish_timeout=1", "optimizer.max_steps=200",
-        WANDB_MODE="",
+        TMPDIR=str(folder / "tmp"),
     )  # fmt: skip
     while not list(folder.glob("outputs/default/*/checkpoints/checkpoint-8")):
         assert process.poll() is None, process.stdout.read()
@@ -317,3 +318,19 @@ def test_a_whole_run_ends_well_whatever_wandbs_service_does(tmp_path, fault):
     assert len(train.rows(run.folder)) == 200
     assert not (run.folder / "checkpoints").exists()
     assert "W&B stopped" in (run.folder / "log.txt").read_text()
+
+
+@pytest.mark.proof
+def test_a_killed_run_leaves_nothing_of_wandbs_and_continues_as_one(tmp_path):
+    """Neither a temporary file elsewhere nor a second offline run; the rows that its file holds are all, once."""
+    place, elsewhere = tmp_path / "place", tmp_path / "tmp"
+    elsewhere.mkdir()
+    train.write_inputs(place)
+    words = ("tracking=wandb", "tracking.mode=offline")
+    folder = train.kill_in_the_middle(place, *words, TMPDIR=str(elsewhere))
+    assert train.start(place, *words, TMPDIR=str(elsewhere)).wait(120) == 0
+    assert [path for path in elsewhere.rglob("*") if not path.name.startswith("torchinductor")] == []
+    assert not list((folder / "wandb" / "tmp").iterdir())
+    record = view_run(folder)
+    assert len(record["attempts"]) == 2
+    assert history(record) == mirrored(read_jsonl(folder / "metrics.jsonl"))

@@ -46,7 +46,7 @@ from sgdpo.store import (
 )
 
 FORMAT = 1
-SPARE_BYTES = 2**17  # given back at the end, so that a full disk has room for the record's last words
+SPARE_BYTES = 2**15  # given back at the end, so that a full disk has room for the record's last words
 ADVICE = "force=true trains the run again in its place"
 RECORD, METRICS, SAMPLES, LOG, HEARTBEAT, SPARE, CHECKPOINTS, MODEL = (
     "record.json", "metrics.jsonl", "samples.jsonl", "log.txt", ".heartbeat", ".spare", "checkpoints", "model",

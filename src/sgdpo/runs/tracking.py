@@ -16,6 +16,8 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -93,7 +95,7 @@ class WandbThread:
             try:
                 future.set_result(work())
             except BaseException as error:  # W&B ends with whatever its service ended with
-                self._give_up(f"{type(error).__name__} {error}".splitlines()[0].strip())
+                self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:200])
                 future.cancel()
         if self.failed:
             import wandb
@@ -163,9 +165,10 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     config: the resolved run, nested, as W&B shows and groups it. Falls back to offline when there is no key
     or no server within `tracking.init_timeout` seconds, and to none when W&B does not start.
     """
-    mode = "disabled" if tracking.name == "off" else choose_mode(tracking.mode)
-    if mode == "disabled":
+    if tracking.name == "off" or wanted_mode(tracking.mode) == "disabled":
         return NoTracker()
+    _import_wandb(record.folder / "wandb" / "tmp")
+    mode = choose_mode(tracking.mode)
     before = record.fields.get("tracker") or {}
     run_id = before.get("id") or uuid4().hex[:8]
     earlier = sorted((record.folder / "wandb").glob(f"offline-run-*-{run_id}"))
@@ -258,6 +261,20 @@ def wanted_mode(wanted: str) -> str:
             f"tracking.mode (or WANDB_MODE) is {mode!r}; it is auto, online, offline or disabled"
         )
     return mode
+
+
+def _import_wandb(place: Path) -> None:
+    """Let W&B make its temporary folders, which a killed process leaves, in a place of the run's: the next attempt
+    removes them."""
+    if "wandb" in sys.modules:
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(place)
+    try:
+        import wandb  # noqa: F401
+    finally:
+        tempfile.tempdir = before
 
 
 def _has_key() -> bool:

@@ -48,7 +48,7 @@ from sgdpo.runs.contents import changes, reference_folder
 from sgdpo.runs.records import CHECKPOINTS, MODEL, made_by, why_foreign
 from sgdpo.runs.run import Run, stale
 from sgdpo.training.arguments import compensated_adamw, total_steps, training_arguments
-from sgdpo.training.checkpoints import checkpoint_step, find_resumable, read_manifest
+from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named, read_manifest
 from sgdpo.training.progress import Progress
 from sgdpo.training.samples import Samples
 from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
@@ -135,7 +135,8 @@ def train(run: Run) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         best = trainer.restore_best()
         trainer.check_weights()
-        save_model(parts, trainer)
+        with full_disk_named(run.folder / MODEL, run.folder / CHECKPOINTS):
+            save_model(parts, trainer)
         attempt.close(
             lambda path: write_pairs(path, parts, trainer),
             keep_checkpoints=config.trainer.keep_finished,

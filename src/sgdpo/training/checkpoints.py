@@ -48,17 +48,24 @@ def complete_checkpoint(
     if _is_main():
         remove_checkpoint(folder)
     _barrier()
-    try:
+    with full_disk_named(folder, folder.parent):
         yield
         _barrier()
         if _is_main():
             mark_complete(folder, engine, **mark())
             prune(folder.parent, keep)
         _barrier()
+
+
+@contextmanager
+def full_disk_named(folder: Path, checkpoints: Path) -> Iterator[None]:
+    """Raise ValueError, with the torn folder removed, if the disk is full while a folder is written."""
+    try:
+        yield
     except Exception as error:
         if not _disk_is_full(error):
             raise
-        raise _full_disk_error(folder) from error
+        raise _full_disk_error(folder, checkpoints) from error
 
 
 def mark_complete(folder: Path, engine: EngineConfig, **fields: Any) -> None:
@@ -151,9 +158,9 @@ def _check_fit(folder: Path, engine: EngineConfig) -> None:
     )
 
 
-def _full_disk_error(folder: Path) -> ValueError:
+def _full_disk_error(folder: Path, checkpoints: Path) -> ValueError:
     left = shutil.disk_usage(folder.parent).free / 2**20
-    earlier = [str(f) for f in _newest_first(folder.parent) if f != folder and (f / MANIFEST).is_file()]
+    earlier = [str(f) for f in _newest_first(checkpoints) if f != folder and (f / MANIFEST).is_file()]
     if _is_main():
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # other ranks may still be writing into it
