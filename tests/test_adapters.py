@@ -24,6 +24,8 @@ from sgdpo.runs.run import Run, execute
 from sgdpo.runs.train import taught
 from sgdpo.runs.validate import config_errors
 
+ENGINES = ("ddp", "zero2", "zero3")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -135,8 +137,18 @@ def test_a_start_with_an_adapter_is_merged_and_its_run_starts_there(place: Path)
     assert first_loss(folder) == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_a_killed_adapter_run_continues_bit_for_bit(tmp_path: Path) -> None:
-    place, more = tmp_path / "place", ["adapter=dora", "adapter.rank=4", "adapter.dropout=0.1"]
+@pytest.mark.parametrize(
+    "engine",
+    [
+        [],
+        *(
+            pytest.param([f"engine={name}", "engine.num_processes=2"], marks=pytest.mark.proof)
+            for name in ENGINES
+        ),
+    ],
+)
+def test_a_killed_adapter_run_continues_bit_for_bit(engine: list[str], tmp_path: Path) -> None:
+    place, more = tmp_path / "place", ["adapter=dora", "adapter.rank=4", "adapter.dropout=0.1", *engine]
     write_inputs(place)
     killed = kill_in_the_middle(place, *more)
     config = to_run_config(compose_run([*overrides(place), *more]))
@@ -150,7 +162,7 @@ def test_a_killed_adapter_run_continues_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_train_the_adapter_that_one_does(engine: str, place: Path, lora: Path) -> None:
     together = execute(config_of(place, f"engine={engine}", "engine.num_processes=2", "adapter.merge=true"))
     for one, other in zip(rows(lora), rows(together), strict=True):

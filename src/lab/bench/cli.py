@@ -65,7 +65,10 @@ def measure(options: argparse.Namespace) -> None:
         write_profile(base, options, examples)
         return
     found = rounds.run_rounds(around(base, options.precisions), examples, options.rounds)
-    below = [*rounds.overhead([found[0], *found[6:7]]), facts("bench", options, examples)]
+    below = [
+        *rounds.overhead(found[:: len(found) // len(options.precisions)]),
+        facts("bench", options, examples),
+    ]
     table = rounds.table(found, below)
     print(f"\n{table.console()}")
     table.write(options.out)

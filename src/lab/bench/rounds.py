@@ -32,9 +32,11 @@ class Variant:
     """Hold one way to run a preference step.
 
     model: a folder, or the arguments of an architecture's config (`model_type` among them) for random
-    weights. layout: `shared_prefix`, `separate` or `padded` (both sides with their own prompt, padded to the
-    longest). reference: `cached` or `live`. head: `chunked` or `dense`. precision: `float32` or `bf16`.
-    method: `sgdpo` or `dpo`. batch: pairs of a step. max_tokens: of a packed row. steps: measured ones.
+    weights. layout: `shared_prefix`, `separate`, `padded` (both sides with their own prompt, padded to the
+    longest) or `own` (the general path: the model's own forward). reference: `cached` or `live`. head: `chunked`
+    or `dense`. precision: `float32` or `bf16`. method: `sgdpo` or `dpo`. batch: pairs of a step. max_tokens: of a
+    packed row. steps: measured ones.
+    adapter: train a LoRA on every layer and freeze the rest.
     """
 
     model: str | dict[str, Any] = ""
@@ -48,11 +50,20 @@ class Variant:
     steps: int = 3
     device: str = "cpu"
     checkpointing: bool = False
+    adapter: bool = False
 
     @property
     def name(self) -> str:
         layout = self.layout.replace("_", " ")
-        return f"{layout}, {self.reference}, {self.head}, {self.method}, {self.precision}"
+        parts = [
+            layout,
+            self.reference,
+            self.head,
+            *(["LoRA"] if self.adapter else []),
+            self.method,
+            self.precision,
+        ]
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,8 @@ def around(base: Variant, precisions: list[str]) -> list[Variant]:
             replace(center, reference="live"),
             replace(center, head="dense"),
             replace(center, method="dpo"),
+            replace(center, layout="own"),
+            replace(center, adapter=True),
         ]
     return found
 

@@ -20,13 +20,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lab.bench.rounds import Measurement, Variant, load
-from sgdpo.config.schema import ModelConfig
+from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.batching import even_rows, tokens_of
 from sgdpo.data.example import Example
 from sgdpo.data.packing import RowCollator, model_inputs, pair_of
 from sgdpo.drawing.table import Table
 from sgdpo.methods.dpo import dpo
 from sgdpo.methods.sgdpo import sgdpo
+from sgdpo.models.adapters import fit_adapter
 from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.models.load import load_model
 from sgdpo.models.logprobs import teach_logprobs
@@ -70,11 +71,13 @@ def build_model(variant: Variant) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     else:
         model = load_model(ModelConfig(name="bench", path=variant.model), seed=0)
-    teach_logprobs(model, head_budget_mb=64)
+    teach_logprobs(model, head_budget_mb=64, fast=variant.layout != "own")
     if variant.head == "dense":
         head = DenseHead(1, 1, bias=False, device="meta")
         head.weight = model.lm_head.weight
         model.lm_head = head
+    if variant.adapter:
+        model = fit_adapter(model, AdapterConfig(name="lora", rank=16), seed=0)
     if variant.checkpointing:
         model.gradient_checkpointing_enable()
     return model.to(variant.device).train()
@@ -86,15 +89,16 @@ class Stepper:
     def __init__(self, variant: Variant, model: PreTrainedModel) -> None:
         self.variant, self.model = variant, model
         self.live = copy.deepcopy(model).requires_grad_(False).eval() if variant.reference == "live" else None
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-7, fused=True)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-7, fused=True)
 
     def rows(self, examples: Sequence[Example]) -> list[dict[str, Tensor]]:
         if self.variant.layout == "padded":
             return [padded_batch(examples)]
-        lengths = lengths_of(examples)
-        tokens = tokens_of(lengths, self.variant.layout)
+        lengths, layout = lengths_of(examples), packed_as(self.variant.layout)
+        tokens = tokens_of(lengths, layout)
         rows = even_rows(tokens, min(len(examples), -(-int(tokens.sum()) // self.variant.max_tokens)))
-        collate = RowCollator(self.variant.layout)
+        collate = RowCollator(layout)
         return [collate([examples[index] for index in row]) for row in rows]
 
     def logprobs(self, model: PreTrainedModel, row: dict[str, Tensor]) -> Tensor:
@@ -123,6 +127,11 @@ class Stepper:
 
     def _placed(self, row: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.variant.device) for key, value in row.items()}
+
+
+def packed_as(layout: str) -> str:
+    """Return the layout of a variant's rows: padded sequences are separate ones."""
+    return "separate" if layout in ("padded", "own") else layout
 
 
 def lengths_of(examples: Sequence[Example]) -> np.ndarray:
@@ -161,7 +170,7 @@ def measure(variant: Variant, examples: Sequence[Example]) -> Measurement:
     on_gpu = torch.device(variant.device).type == "cuda"
     if not on_gpu:
         keep_freed_memory()
-    layout = "separate" if variant.layout == "padded" else variant.layout
+    layout = packed_as(variant.layout)
     peak = matrix_peak(variant)
     stepper = Stepper(variant, build_model(variant))
     batches = [examples[start : start + variant.batch] for start in range(0, len(examples), variant.batch)]
@@ -208,6 +217,7 @@ def useful_flops(model: PreTrainedModel, examples: Sequence[Example], layout: st
     """Return the operations a training step needs: forward and twice that backward, padding and recomputation
     left out; matrix products of the layers for each token, of the lm-head for each completion token, and of
     attention for each (query, key) that a token may see."""
+    model = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
     body = getattr(model, model.base_model_prefix)
     per_token = sum(p.numel() for layer in body.layers for p in layer.parameters() if p.ndim == 2)
     head = model.lm_head.weight.numel()

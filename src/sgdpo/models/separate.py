@@ -51,7 +51,9 @@ def separate_logprobs(
         head.wanted = (place_L, target_L)
         try:
             output = plain_forward(model, **inputs)
-            answer, head.last = head.answer, head.last or _same(output.logits, head.answer)
+            head.last = head.last or _same(output.logits, head.answer)
+            # What went through the head's hooks (ZeRO-3 brings its weight back for the backward pass by them).
+            answer = (output.logits, head.answer[1]) if features else output.logits
         finally:
             head.wanted, head.answer = None, None
     if not isinstance(head, RowHead) or not head.last:

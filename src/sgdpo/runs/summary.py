@@ -31,6 +31,7 @@ def summarise(folder: Path) -> str:
         f"{cost}, peak memory {run['peak_memory_mb']:.0f} MiB{start}",
         *_best(run),
         *_unseen(run),
+        *(f"note      {note}" for note in run["notes"] or ()),
         *(f"not       {name}: {', '.join(what)}" for name, what in (run["differs_from"] or {}).items()),
         f"model     {folder / MODEL}",
         f"metrics   {folder / 'metrics.jsonl'}",

@@ -127,7 +127,7 @@ def train(run: Run) -> None:
         schedule = plan_steps(parts)
         attempt.say("\n".join([describe(prepared.counts), *notes]))
         reference = find_reference(parts, schedule)
-        attempt.plan(**planned(parts, schedule, reference))
+        attempt.plan(notes=notes, **planned(parts, schedule, reference))
         trainer = build_trainer(parts, reference, schedule, attempt)
         if checkpoint is not None:
             trainer.resume_states(checkpoint)
