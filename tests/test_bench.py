@@ -15,6 +15,7 @@ from lab.bench.steps import Stepper, build_model, measure, useful_flops
 from packed_rows import tiny_model
 from sgdpo.drawing.table import Table
 from sgdpo.places import CONF
+from toy_pairs import PREFERENCE
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,9 @@ def test_the_command_line_measures_in_processes_and_writes_a_table(
         (True, False),
         (False, True),
     )
+    methods = {row[0].text: row[2].value != 0 for row in Table.read(out / "methods.json").rows}
+    assert set(methods) == {*PREFERENCE, "dpo, entropy logged"}
+    assert {name for name, heavier in methods.items() if heavier} == {"wpo", "dpo, entropy logged"}
     assert "pairs/s" in capsys.readouterr().out
 
 

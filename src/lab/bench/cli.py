@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator
 from transformers import AutoConfig
 
 from lab.bench import rounds
-from lab.bench.pilots import pilots_table
+from lab.bench.added import added_tables
 from lab.bench.rounds import Variant, around, fixed_lengths, ultrafeedback_like
 from lab.bench.steps import lengths_of, profile_step
 from sgdpo.config.schema import DataConfig, ModelConfig
@@ -73,9 +73,10 @@ def measure(options: argparse.Namespace) -> None:
     print(f"\n{table.console()}")
     table.write(options.out)
     vocabulary, width = sizes_of(base.model)
-    added = pilots_table(examples[: base.batch], vocabulary, width, statistics.median(found[0][0].seconds))
-    print(f"\n{added.console()}")
-    added.write(options.out)
+    step = statistics.median(found[0][0].seconds)
+    for added in added_tables(examples[: base.batch], vocabulary, width, step):
+        print(f"\n{added.console()}")
+        added.write(options.out)
     numbers = [asdict(measurement) for measurements in found for measurement in measurements]
     write_json(options.out / "measurements.json", numbers)
 
