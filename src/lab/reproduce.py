@@ -5,8 +5,6 @@ table from being made, it says "failed" there; the exit code says so too. The sa
 only what is missing, because training and judging skip what is finished.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ random fraction of a second, so that some fall into the writing of a checkpoint.
 another host name, as after a requeue.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

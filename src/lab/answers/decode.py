@@ -7,8 +7,6 @@ batch changes logits by rounding alone; a token can differ only where two candid
 Rows that have ended leave the batch, so that a few long answers do not keep all others in work.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

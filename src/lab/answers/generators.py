@@ -1,7 +1,5 @@
 """The generators there are: the run's own model (transformers, vLLM), a served model, and answers from a file."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence

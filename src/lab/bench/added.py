@@ -1,7 +1,5 @@
 """What each method and pilot adds to a step: its loss over DPO's, and what the lm-head or collator computes for it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 The harness loads the run's saved model itself; its numbers go into the run's record as `lm_eval-harness`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Win rates are in per cent, as AlpacaEval prints them; a preference of one prompt
 (tied). A comparison has one test of the mean difference: it decides both who is better and how surely.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

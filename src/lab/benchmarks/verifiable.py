@@ -4,8 +4,6 @@ Answers to the held-out prompts of `data=verifiable` are scored 0 to 10; the win
 answers to the same prompts (the SFT start), the better score wins and equal scores count half.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

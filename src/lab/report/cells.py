@@ -1,7 +1,5 @@
 """What a table shows, out of runs: repeats over seeds together, unlike settings refused, missing stays missing."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -7,8 +7,6 @@ Nothing lists exhibits a second time: `make`, the page and the published results
 gathered into one tracked folder by `publish`, with the command and the commit that made it.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Mapping, Sequence

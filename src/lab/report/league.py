@@ -5,8 +5,6 @@ the other half. Differences are paired over seeds and prompts; Holm's correction
 difference and for those of none (TOST within a bound) apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

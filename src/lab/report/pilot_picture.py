@@ -1,7 +1,5 @@
 """The picture that explains a pilot: a pair, the tokens that the pilot took, and the two weights that follow."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp

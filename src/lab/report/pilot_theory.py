@@ -6,8 +6,6 @@ With rewards R and pilots P on the scale of rewards, SGDPO's weights are dw = si
 A draw of variance v changes the mean of dw by v sigma''/2: thousandths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What rounds of training on a policy's own answers came to: a number after each round, method by method."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure

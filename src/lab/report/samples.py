@@ -1,7 +1,5 @@
 """A page of samples: the same prompts, answered by every method of an experiment."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

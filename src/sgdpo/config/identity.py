@@ -1,7 +1,5 @@
 """Name a run by its settings and by the content of what it reads: what changes its numbers is hashed, no more."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace

@@ -5,8 +5,6 @@ time, by name; `values.schema_errors` holds every value against its range. Below
 dataclasses travel, never a config object.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 

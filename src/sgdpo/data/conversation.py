@@ -16,8 +16,6 @@ Departs from the authors' code, which applies the template to the assistant's tu
 second beginning-of-text token, a system block, and a second end token.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """One look for every picture: colour-blind safe, direct labels, legible in print."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What is wrong with an engine, found before anything heavy loads."""
 
-from __future__ import annotations
-
 import importlib.util
 import socket
 from collections.abc import Iterator

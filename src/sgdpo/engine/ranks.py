@@ -4,8 +4,6 @@ A launch keeps its files in <run>/ranks/ (over several machines <run>/ranks/node
 log for each rank, one report for each rank that failed, and rank 0's result.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

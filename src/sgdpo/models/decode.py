@@ -1,7 +1,5 @@
 """Continue rows of ids with transformers' generate: left padding, no setting but those that are given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What one attempt at a run tells the world: record, tracker, log and screen on rank 0, nothing on the others."""
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Find everything wrong with a composed run before anything heavy loads: all errors at once, none a traceback."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Turn the typed config into transformers' TrainingArguments, with the traps of its defaults closed."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from pathlib import Path

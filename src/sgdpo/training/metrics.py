@@ -3,8 +3,6 @@
 A mean of means is wrong over an uneven last batch and over ranks, so nothing here averages before the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 
 import torch

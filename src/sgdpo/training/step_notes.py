@@ -1,7 +1,5 @@
 """What a step is remembered by until it ends: which pairs, their losses and rewards."""
 
-from __future__ import annotations
-
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor

@@ -8,8 +8,6 @@ schedules, checkpoints. What it replaces, and why:
 - a checkpoint counts only when its manifest is written.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
