@@ -26,6 +26,7 @@ from lab.answers.generate import GENERATOR
 from lab.benchmarks.benchmark import BENCHMARK
 from lab.evaluation.settings import EvaluateConfig, compose_evaluation, evaluation_errors
 from lab.judging.judges import JUDGE
+from lab.sampling.rounds import RoundsConfig
 from lab.sampling.scorers import SCORER
 from lab.sampling.settings import SampleConfig
 from sgdpo.config.compose import CONF, compose_run, composition_words
@@ -81,7 +82,11 @@ def range_of(key: str) -> Range:
 # ---- the schema itself -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schema", [RunConfig(), EvaluateConfig()], ids=lambda schema: type(schema).__name__)
+@pytest.mark.parametrize(
+    "schema",
+    [RunConfig(), EvaluateConfig(), SampleConfig(), RoundsConfig()],
+    ids=lambda schema: type(schema).__name__,
+)
 def test_every_number_has_a_finite_range_and_every_path_a_check(schema: Any) -> None:
     for key, hint in walk(schema):
         marks = marks_of(hint)
