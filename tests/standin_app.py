@@ -1,7 +1,7 @@
 """A stand-in for src/train.py: same conf, same records, but a cell takes milliseconds and does as it is told.
 
-The environment variable STANDIN maps a seed to what its cell does: "fail", "exit", "die", "hang", or "lazy"
-(return without a record). Every other cell writes a finished record.
+The environment variable STANDIN maps a seed to what its cell does: "fail", "exit", "die", "hang", "bad" (measure
+something bad and go on for long) or "lazy" (return without a record). Every other cell writes a finished record.
 """
 
 import json
@@ -45,6 +45,9 @@ def main(config: DictConfig) -> None:
         sys.exit("no room on the disk")
     if todo == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if todo == "bad":
+        record.log({"step": 4, "epoch": 1.0, "split": "eval", "rewards/margins": -1.0})
+        time.sleep(600)
     if todo == "hang":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(run.outputs, f"hangs-{os.getpid()}-{child.pid}").touch()

@@ -89,7 +89,7 @@ def metrics_in_order() -> list[str]:
 
 
 def lower_is_better(metric: str) -> bool:
-    return _metric(metric).get("better") == "lower"
+    return _metric(metric).get("better", "lower" if metric.endswith("loss") else "higher") == "lower"
 
 
 def headline(evaluation: str) -> str:

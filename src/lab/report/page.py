@@ -38,7 +38,7 @@ INCENTIVES = ("incentive/log_ratio", "displaced", "log_ratio/chosen", "log_ratio
 CURVES = (*REWARDS, "loss", "pilot/log_balance", *INCENTIVES)
 PAIRS, SAMPLES, STAGES = 3, 4, 4  # of each run; stages of an answer
 TEXT_BUDGET = 6_000_000  # characters of pairs and samples on the page; beyond it, links alone
-STATUSES = ("finished", "running", "interrupted", "failed", "broken")
+STATUSES = ("finished", "running", "pruned", "interrupted", "failed", "broken")
 # What a file of the wrong form raises where it is read; the page names the file and goes on.
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError)
 

@@ -138,11 +138,7 @@ def expand(
     params: Mapping[str, Any], also: Sequence[Any], arguments: Sequence[str], parser: OverridesParser
 ) -> list[tuple[int, list[str]]]:
     """Return (number of its grid, overrides) of every cell. Raises SweepError naming every bad entry."""
-    errors: list[str] = []
-    grids = [_grid("params", params, errors)]
-    grids += [_grid(f"also[{number}]", entry, errors) for number, entry in enumerate(also)]
-    if errors:
-        raise SweepError("\n".join(errors))
+    grids = grids_of({"params": params, **{f"also[{number}]": entry for number, entry in enumerate(also)}})
     given = parser.parse_overrides(list(arguments))
     named = {key for grid in grids for key in grid}
     cells = []
@@ -159,8 +155,16 @@ def expand(
     return cells
 
 
+def grids_of(given: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return each grid's keys and values as the command line gives them. Raises SweepError for all that is bad."""
+    errors: list[str] = []
+    grids = [_grid(where, entries, errors) for where, entries in given.items()]
+    if errors:
+        raise SweepError("\n".join(errors))
+    return grids
+
+
 def _grid(where: str, entries: Any, errors: list[str]) -> dict[str, str]:
-    """Return a grid's keys and values as the command line would give them; what is wrong joins the errors."""
     grid = {}
     if not isinstance(entries, Mapping):
         errors.append(f"hydra.sweeper.{where} must be a mapping like params, not {entries!r}")
@@ -223,7 +227,7 @@ def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
     labels, errors = label_cells(every), {}
     found: list[tuple[int, str, Cell]] = []
     for (grid, overrides), label, of_run in zip(batch, labels, label_runs(every), strict=True):
-        cell = _cell([*overrides, f"label={of_run}"] if of_run else overrides, composer)
+        cell = checked_cell([*overrides, f"label={of_run}"] if of_run else overrides, composer)
         if isinstance(cell, Cell):
             found.append((grid, label, cell))
         else:
@@ -249,7 +253,7 @@ def _refuse_unknown_keys(batch: Sequence[Sequence[str]], composer: Composer) -> 
         raise SweepError("\n".join(unknown))
 
 
-def _cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
+def checked_cell(overrides: Sequence[str], composer: Composer) -> Cell | list[str]:
     """Return the cell, or everything that is wrong with it. A finished one was valid: no heavy import."""
     try:
         config = composer.compose(overrides)

@@ -33,11 +33,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold how a cell ended: its wall-clock seconds, and why it failed (None: it is finished)."""
+    """Hold how a cell ended: its wall-clock seconds, and why it failed (None: it is finished).
+
+    stopped: it did not fail, its sweep ended it.
+    """
 
     cell: Cell
     seconds: float
     error: str | None
+    stopped: bool = False
 
 
 @dataclass
@@ -122,17 +126,30 @@ class Pool(Runner):
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
         pending, outcomes = list(cells), []
-        self.slots = slots_for(cells, self.settings["n_jobs"])
+        self.slots = self.slots or slots_for(cells, self.settings["n_jobs"])
         try:
-            while pending or self._busy():
-                for slot in range(len(self.slots)):
-                    if pending and slot not in self._busy():
+            while True:
+                for slot in set(range(len(self.slots))) - set(self._busy()):
+                    if not pending and (further := self.further()):
+                        pending.append(further)
+                    if pending:
                         self._start(slot, pending.pop(self._choose(pending)))
+                if not self._busy():
+                    return outcomes
                 outcomes += self._wait()
-            return outcomes
         finally:
             for worker in self.workers.values():
                 worker.end()
+
+    def further(self) -> Cell | None:
+        """Give a further cell when there is room for one, None if there is none now."""
+        return None
+
+    def stop(self, cell: Cell, why: str) -> None:
+        """End the worker of a running cell."""
+        for slot, worker in self._busy().items():
+            if worker.cell is cell:
+                self._end(slot, Outcome(cell, time.monotonic() - worker.since, why, stopped=True))
 
     def _choose(self, pending: Sequence[Cell]) -> int:
         """Take the first cell whose SFT start nobody is training now: otherwise it would only wait for it."""

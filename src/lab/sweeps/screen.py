@@ -30,13 +30,15 @@ TAIL_BYTES = 1 << 14
 class Screen:
     """Show the cells of a sweep; use it as a context.
 
-    labels: the short name of each cell by its run name. skipped: cells that were finished before.
+    labels: the short name of each cell by its run name. skipped: cells that were finished before. expected: cells in
+    all, where they are not all known yet.
     """
 
     console: Console
     labels: dict[str, str]
     skipped: int
     n_jobs: int
+    expected: int = 0
     running: dict[str, tuple[Cell, float]] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     live: Live | None = None
@@ -64,6 +66,8 @@ class Screen:
         self.outcomes.append(outcome)
         if outcome.error is None:
             self._print(f"done    {self.labels[cell.name]}  ({clock(outcome.seconds)})")
+        elif outcome.stopped:
+            self._print(f"stopped {self.labels[cell.name]}  ({clock(outcome.seconds)}): {outcome.error}")
         else:
             self._print(f"FAILED  {self.labels[cell.name]}  ({clock(outcome.seconds)})", style="bold red")
             self.console.print(Text(outcome.error.rstrip()))
@@ -75,8 +79,12 @@ class Screen:
             self.live.update(self.draw(), refresh=True)
 
     @property
+    def total(self) -> int:
+        return max(len(self.labels), self.expected)
+
+    @property
     def failed(self) -> int:
-        return sum(outcome.error is not None for outcome in self.outcomes)
+        return sum(outcome.error is not None and not outcome.stopped for outcome in self.outcomes)
 
     @property
     def ended_so_far(self) -> int:
@@ -88,13 +96,13 @@ class Screen:
         if not times:
             return None
         usual = statistics.median(times)
-        waiting = len(self.labels) - self.ended_so_far - len(self.running)
+        waiting = self.total - self.ended_so_far - len(self.running)
         rest = sum(max(usual - (time.monotonic() - since), 0.0) for _, since in self.running.values())
         return (waiting * usual + rest) / min(self.n_jobs, max(1, waiting + len(self.running)))
 
     def headline(self) -> str:
         left = self.seconds_left()
-        done = f"{self.ended_so_far - self.failed} of {len(self.labels)} cells done"
+        done = f"{self.ended_so_far - self.failed} of {self.total} cells done"
         rest = "time left not known yet" if left is None else f"{clock(left)} left"
         return f"{done}, {len(self.running)} running, {self.failed} failed, {rest}"
 
@@ -103,11 +111,11 @@ class Screen:
         for name, (cell, since) in self.running.items():
             now = describe_running(cell.folder, cell.run.start.folder if cell.run.start else None)
             table.add_row(escape(self.labels[name]), clock(time.monotonic() - since), Text(now))
-        bar = ProgressBar(total=max(1, len(self.labels)), completed=self.ended_so_far, width=60)
+        bar = ProgressBar(total=max(1, self.total), completed=self.ended_so_far, width=60)
         return Group(Text(self.headline()), Padding(bar), table)  # a bar alone does not end its line
 
     def _print(self, text: str, style: str = "") -> None:
-        number = f"[{self.ended_so_far}/{len(self.labels)}] "
+        number = f"[{self.ended_so_far}/{self.total}] "
         self.console.print(Text(number + text, style=style))
 
 

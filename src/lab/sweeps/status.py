@@ -124,8 +124,16 @@ def read_roster(folder: Path) -> Roster | None:
     )
 
 
-STATES = ("done", "running", "failed", "interrupted", "missing", "broken")
-SYMBOLS = {"done": "✓", "running": "▶", "failed": "✗", "interrupted": "◌", "missing": "–", "broken": "!"}
+STATES = ("done", "running", "pruned", "failed", "interrupted", "missing", "broken")
+SYMBOLS = {
+    "done": "✓",
+    "running": "▶",
+    "pruned": "✂",
+    "failed": "✗",
+    "interrupted": "◌",
+    "missing": "–",
+    "broken": "!",
+}
 
 
 @dataclass(frozen=True)
@@ -260,7 +268,7 @@ def _beside(runs: Sequence[RunView]) -> list[str]:
 
 
 def _next(roster: Roster, states: Sequence[CellState], experiment: str) -> str:
-    left = [state for state in states if state.state != "done"]
+    left = [state for state in states if state.state not in ("done", "pruned")]
     if roster.alive:
         return f"\nthe sweep is running (process {roster.pid})"
     if any(state.state == "broken" for state in left):

@@ -35,6 +35,12 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     Returns the launcher's results. Raises SweepError if the sweep is not valid, SystemExit(1) if a cell
     failed, SystemExit(130) after Ctrl-C.
     """
+    if sweeper.search is not None:
+        from lab.sweeps.search import run_search  # optuna
+
+        run, metric = run_search(sweeper, arguments, _task(sweeper.launcher), this_command())
+        _show_results(run, metric)
+        return []
     cells = _checked(sweeper, arguments)
     first = cells[0].config
     todo = [cell for cell in cells if first.force or not cell.finished]
@@ -83,9 +89,6 @@ def launch(
     launcher: Any, batch: Sequence[Sequence[str]], n_jobs: int, runner: type[Runner]
 ) -> list[JobReturn]:
     """Run the cells of a batch, show them and tell the roster; one JobReturn each, in the batch's order."""
-    function = launcher.task_function
-    script = sys.modules[function.__module__].__file__
-    assert script is not None, "the task function must be defined in a file, which the workers import"
     composer = Composer(launcher.hydra_context.config_loader, launcher.config)
     cells = [composer.cell(overrides) for overrides in batch]
     roster = read_roster(cells[0].folder.parent)
@@ -93,10 +96,16 @@ def launch(
     labels = {name: entry["label"] for name, entry in roster.cells.items()}
     screen = Screen(Console(highlight=False, soft_wrap=True), labels, len(labels) - len(cells), n_jobs)
     with termination_as_exit(), screen:
-        task = Task(Path(script).resolve(), function.__name__)
-        outcomes = runner(task, launcher.params, screen, roster).run(cells)
+        outcomes = runner(_task(launcher), launcher.params, screen, roster).run(cells)
     by_name = {outcome.cell.name: outcome for outcome in outcomes}
     return [_job_return(by_name[cell.name]) for cell in cells]
+
+
+def _task(launcher: Any) -> Task:
+    function = launcher.task_function
+    script = sys.modules[function.__module__].__file__
+    assert script is not None, "the task function must be defined in a file, which the workers import"
+    return Task(Path(script).resolve(), function.__name__)
 
 
 def _job_return(outcome: Outcome) -> JobReturn:
@@ -155,12 +164,12 @@ def _shared(cells: Sequence[Cell]) -> list[str]:
     return ["shared by the cells that ran now:", *lines] if lines else []
 
 
-def _show_results(run: RunConfig) -> None:
+def _show_results(run: RunConfig, metric: str | None = None) -> None:
     """End the sweep with what came out of it; a sweep of which nothing is finished has said why."""
     from lab.sweeps.results import experiment_results  # scipy
 
     if any(view.status == "finished" for view in read_runs(Path(run.outputs), run.experiment)):
-        table = experiment_results(Path(run.outputs), run.experiment).table()
+        table = experiment_results(Path(run.outputs), run.experiment, metric).table()
         print(f"\n{table.console()}\nagain: make results EXPERIMENT={run.experiment}", flush=True)
 
 

@@ -1,0 +1,177 @@
+"""A search asks Optuna for values and our cells what they are worth; it goes on after a kill and ends what is bad."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from lab.report.names import lower_is_better
+from lab.sweeps.cells import SweepError, check_cells
+from lab.sweeps.search import JOURNAL, _refuse_metric, _space, _text
+from lab.sweeps.status import experiment_status
+from sgdpo.config.compose import CONF
+from sgdpo.config.schema import TrainerConfig
+from sgdpo.runs.records import read_runs
+from sgdpo.training.arguments import higher_is_better
+from sweep_fixtures import composer_for, run_app, start_app
+
+SEARCH = ("sweep=search", "experiment=x", "init=pretrained", "tracking=off")
+
+
+def number(trials: int) -> str:
+    return f"hydra.sweeper.search.trials={trials}"
+
+
+def trials_in(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(folder / "outputs" / "x" / JOURNAL))
+    )
+    return optuna.load_study(study_name="search", storage=storage).trials
+
+
+def test_a_search_finds_the_best_and_more_trials_go_on_from_there(
+    tmp_path: Path,
+) -> None:
+    space = (*SEARCH, "seed=interval(0,1000)", "n_jobs=2")
+    code, screen = run_app(tmp_path, *space, number(5))
+    assert code == 0, screen
+    first = trials_in(tmp_path)
+    assert [trial.state for trial in first] == [TrialState.COMPLETE] * 5
+    assert {trial.params["seed"] for trial in first} == {
+        run["seed"] for run in read_runs(tmp_path / "outputs", "x")
+    }
+    assert f"best: eval/rewards/margins {max(t.value for t in first):.4g} of sgdpo-" in screen
+    assert "held-out margin" in screen
+    code, screen = run_app(tmp_path, *space, number(7))
+    values = [trial.params["seed"] for trial in trials_in(tmp_path)]
+    assert (code, values[:5], len(set(values))) == (0, [t.params["seed"] for t in first], 7), (
+        "it draws on, not again"
+    )
+
+
+def test_a_killed_search_goes_on_with_the_trials_that_ran(tmp_path: Path) -> None:
+    """Nobody is left running, no trial is lost and none is counted twice; a torn line of the journal is cut off."""
+    space = (*SEARCH, "seed=3,4", "n_jobs=2", number(4))
+    process = start_app(tmp_path, *space, todo={3: "hang", 4: "hang"})
+    while not list((tmp_path / "outputs").glob("hangs-*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with (tmp_path / "outputs" / "x" / JOURNAL).open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    (tmp_path / "outputs" / "x" / f"{JOURNAL}.lock").touch()
+    began = [trial.params for trial in trials_in(tmp_path)]
+    assert began
+    code, screen = run_app(tmp_path, *space)
+    trials = trials_in(tmp_path)
+    assert (code, [trial.state for trial in trials]) == (0, [TrialState.COMPLETE] * 4), screen
+    assert [trial.params for trial in trials][: len(began)] == began
+    assert all(trial.value == float(trial.params["seed"]) for trial in trials)
+
+
+def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) -> None:
+    """And a run that fails is a trial that failed, and none that is tried again."""
+    pruner = "+hydra.sweeper.search.pruner.n_startup_trials=1"
+    grid = "+hydra.sweeper.search.sampler.search_space.seed=['9','1','5']"
+    sampler = ("hydra.sweeper.search.sampler.class=GridSampler", grid)
+    todo = {1: "bad", 5: "fail"}
+    code, screen = run_app(
+        tmp_path, *SEARCH, "seed=9,1,5", number(3), "n_jobs=3", pruner, *sampler, todo=todo
+    )
+    assert (tmp_path / "outputs").exists(), screen
+    states = {trial.params["seed"]: trial.state for trial in trials_in(tmp_path)}
+    statuses = {run["seed"]: run.status for run in read_runs(tmp_path / "outputs", "x")}
+    assert (code, states.get("9"), states.get("5")) == (0, TrialState.COMPLETE, TrialState.FAIL), screen
+    assert statuses[5] == "failed"
+    assert (states["1"], statuses[1]) == (TrialState.PRUNED, "pruned")
+    assert "eval/rewards/margins -1 at step 4" in screen
+    assert "1 pruned" in experiment_status(tmp_path / "outputs", "x")
+
+
+def corners(*arguments: str):
+    composer = composer_for("sweep=search")
+    space = _space({}, arguments, composer)
+    return space, check_cells([(0, overrides) for overrides in space.corners()], composer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optimizr.lr=interval(1e-5,1e-3)"], "unknown key 'optimizr.lr': did you mean optimizer.lr?"),
+        (["seed=1"], "there is nothing to search over"),
+        (["optimizer.lr=interval(-1,1e-3)"], "optimizer.lr must be a positive number, not -1.0"),
+        (["optimizer.lr=interval(1e-3,1e-4)"], "`low <= high` must hold"),
+        (["optimizer.batch_size=interval(2.5,8)"], "could not be converted to Integer"),
+        (["method=dpo,nothing"], "Could not find 'method/nothing'"),
+        (["method=dpo", "ratio.chosen=interval(0,1)"], "method 'dpo' takes no ratio"),
+        (["trainer.save_steps=interval(1,5)"], "does not depend on trainer.save_steps"),
+    ],
+)
+def test_what_cannot_be_searched_over_is_said_before_anything_runs(arguments: list[str], words: str) -> None:
+    with pytest.raises(SweepError) as error:
+        corners(*arguments)
+    assert words in str(error.value)
+
+
+def test_the_values_of_a_key_are_of_its_kind_and_the_ends_are_tried() -> None:
+    space, cells = corners(
+        "optimizer.lr=tag(log,interval(1e-5,1e-3))", "optimizer.batch_size=interval(8,64)",
+        "ratio.chosen=range(0.2,1.0,0.2)", "model=tiny_llama,tiny_qwen2", "data.limit=99",
+    )  # fmt: skip
+    assert space.keys == {
+        "optimizer.lr": FloatDistribution(1e-5, 1e-3, log=True),
+        "optimizer.batch_size": IntDistribution(8, 64),
+        "ratio.chosen": FloatDistribution(0.2, 0.8, step=0.2),
+        "model": CategoricalDistribution(["tiny_llama", "tiny_qwen2"]),
+    }
+    assert {cell.config.optimizer.lr for cell in cells} == {1e-5, 1e-3}
+    assert {cell.config.model.name for cell in cells} == {"tiny_llama", "tiny_qwen2"}
+    assert {cell.config.data.limit for cell in cells} == {99}
+    assert _text(0.000123456, space.keys["optimizer.lr"]) == "0.0001235"
+    assert _text(0.00099999, space.keys["optimizer.lr"]) == "0.001"
+    with pytest.raises(
+        SweepError, match="eval/nothing is not logged by every run of this search; there are: eval/dis"
+    ):
+        _refuse_metric("eval/nothing", cells)
+
+
+def test_the_trainer_and_the_search_take_the_same_values_of_a_metric_for_better() -> None:
+    known = [*OmegaConf.load(CONF / "metrics.yaml"), "samples/end_rate", "train/loss", "eval/rewards/chosen"]
+    for metric in known:
+        assert higher_is_better(TrainerConfig(best=metric)) != lower_is_better(metric), metric
+
+
+def test_the_yaml_of_a_wandb_sweep_composes_what_its_agents_run(tmp_path: Path) -> None:
+    """With W&B's own code between: what its server proposes becomes the command that its agent starts."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    from sgdpo.config.compose import compose_run
+    from sgdpo.runs.validate import config_errors
+
+    sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    assert (CONF.parent / sweep["program"]).is_file()
+    for end in ("min", "max"):
+        proposed = {key: {"value": each[end]} for key, each in sweep["parameters"].items()}
+        command = create_sweep_command(sweep["command"])
+        macros = create_sweep_command_args({"args": proposed})
+        words = [
+            word
+            for part in command
+            for word in (macros.get(part[2:-1], [part]) if part[:2] == "${" else [part])
+        ]
+        overrides = [word for word in words if "=" in word]
+        config = compose_run(overrides)
+        assert config_errors(config) == []
+        assert all(OmegaConf.select(config, key) == each[end] for key, each in sweep["parameters"].items())
+    assert higher_is_better(TrainerConfig(best=sweep["metric"]["name"])) == (
+        sweep["metric"]["goal"] == "maximize"
+    )
