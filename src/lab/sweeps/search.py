@@ -142,6 +142,7 @@ class Trials(Pool):
     def search(self, study: optuna.Study, space: Space, wanted: SearchConfig, composer: Composer) -> None:
         """Say what is searched; a search that was killed left trials that are to be run first."""
         self.study, self.space, self.wanted, self.composer = study, space, wanted, composer
+        self._exhausted = False
         self.running: dict[str, list[tuple[optuna.Trial, Cell]]] = {}
         left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._left, self._looked = [optuna.Trial(study, trial._trial_id) for trial in left], 0.0
@@ -151,12 +152,12 @@ class Trials(Pool):
 
     def further(self) -> Cell | None:
         """Give the next run to do."""
-        while self._left or len(self.study.get_trials(deepcopy=False)) < self.wanted.trials:
+        while self._left or not (self._exhausted or self._asked() >= self.wanted.trials):
             trial = self._left.pop(0) if self._left else self._ask()
             cell = checked_cell(self.space.overrides(trial.params), self.composer)
             if not isinstance(cell, Cell):  # the ends are valid; what lies between them need not be
                 print(f"trial {trial.number} is no run: {'; '.join(cell)}", flush=True)
-                self.study.tell(trial, state=TrialState.FAIL)
+                self._told(trial, TrialState.FAIL)
                 continue
             trial.set_user_attr("name", cell.name)
             self._show(cell.name, trial.params)
@@ -168,6 +169,9 @@ class Trials(Pool):
                 return cell
             self._tell(cell.name)
         return None
+
+    def _asked(self) -> int:
+        return len(self.study.get_trials(deepcopy=False))
 
     def _ask(self) -> optuna.Trial:
         try:
@@ -214,7 +218,7 @@ class Trials(Pool):
 
     def _prune(self, name: str, cell: Cell, why: str) -> None:
         for trial, _ in self.running.pop(name):
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self._told(trial, TrialState.PRUNED)
         self.stop(cell, why)
         write_json(cell.folder / RECORD, {**view_run(cell.folder).record, "status": "pruned", "error": why})
         if not cell.config.trainer.keep_finished:
@@ -225,7 +229,13 @@ class Trials(Pool):
             run = view_run(cell.folder)
             self._report(trial, cell)
             value = last_metric(run, self.wanted.metric) if run.status == "finished" else None
-            self.study.tell(trial, value, state=TrialState.FAIL if value is None else None)
+            self._told(trial, TrialState.FAIL if value is None else TrialState.COMPLETE, value)
+
+    def _told(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
+        try:
+            self.study.tell(trial, value, state=state)
+        except RuntimeError:  # told all the same; the sampler asks to stop, for it has no more values
+            self._exhausted = True
 
     def summary(self, seconds: float) -> str:
         """Return the closing text: how the trials ended, and the best of them."""
