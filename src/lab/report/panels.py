@@ -24,11 +24,11 @@ class Band:
     high: np.ndarray
 
 
-def band(repeats: Repeats, key: str, split: str = "train") -> Band | None:
-    """Give the band of a smoothed metric over finished runs, at the steps they share; None without."""
+def band(repeats: Repeats, key: str) -> Band | None:
+    """Give the band of a smoothed training metric over finished runs, at the steps they share; None without."""
     curves = []
     for run in repeats.finished:
-        steps, values = series(run.metrics(), split, key)
+        steps, values = series(run.metrics(), "train", key)
         if len(steps):
             curves.append(dict(zip(steps, smooth(values, smoothing_window(len(values))), strict=True)))
     if not curves:

@@ -147,13 +147,13 @@ class Table:
                 writer.writerow([*names, head, e.text + e.mark, e.value, e.error, e.seeds, e.status])
         return out.getvalue()
 
-    def console(self, width: int | None = None) -> str:
+    def console(self) -> str:
         """Draw the table as wide as the terminal; a pipe has room for every column."""
         from rich.console import Console
         from rich.table import Table as Grid
         from rich.text import Text
 
-        width = width or max(shutil.get_terminal_size((200, 24)).columns, 60)
+        width = max(shutil.get_terminal_size((200, 24)).columns, 60)
         grid = Grid()
         for column, head in enumerate(self.header):
             grid.add_column(Text(head), justify="left" if column < self.labels else "right")
