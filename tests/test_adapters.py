@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from killed_run import kill_in_the_middle, overrides, rows, write_inputs
+from lab.answers.generators import VllmGenerator
 from packed_rows import make_examples, model_config, tiny_model
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
@@ -105,7 +106,10 @@ def test_the_base_is_the_start_and_no_other(place: Path, lora: Path, tmp_path: P
 
 
 def test_an_adapter_as_a_model_says_how_to_merge_it(lora: Path) -> None:
-    (error,) = model_errors(ModelConfig(name="local", path=str(lora / "model")))
+    adapter = ModelConfig(name="local", path=str(lora / "model"))
+    with pytest.raises(ValueError, match=r"holds an adapter, and vLLM is given whole models"):
+        VllmGenerator().of(adapter, "cpu")
+    (error,) = model_errors(adapter)
     assert "holds an adapter and no model; merge the two" in error
 
 
@@ -148,7 +152,10 @@ def test_a_start_with_an_adapter_is_merged_and_its_run_starts_there(place: Path)
     ],
 )
 def test_a_killed_adapter_run_continues_bit_for_bit(engine: list[str], tmp_path: Path) -> None:
-    place, more = tmp_path / "place", ["adapter=dora", "adapter.rank=4", "adapter.dropout=0.1", *engine]
+    place, more = (
+        tmp_path / "place",
+        ["adapter=dora", "adapter.rank=4", "adapter.dropout=0.1", "optimizer.max_steps=12", *engine],
+    )
     write_inputs(place)
     killed = kill_in_the_middle(place, *more)
     config = to_run_config(compose_run([*overrides(place), *more]))

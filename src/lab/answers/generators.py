@@ -136,6 +136,16 @@ class VllmGenerator(OwnModel):
             "generator=transformers"
         ]
 
+    def of(self, model: ModelConfig, device: str) -> Generator:
+        from sgdpo.models.adapters import is_adapter
+
+        if is_adapter(Path(model.path or "")):
+            raise ValueError(
+                f"{model.path} holds an adapter, and vLLM is given whole models: train with adapter.merge=true, or take"
+                " generator=transformers, which merges it as it loads"
+            )
+        return super().of(model, device)
+
     def how(self) -> dict[str, Any]:
         return {"generator": "vllm", "dtype": self.dtype}
 
