@@ -7,6 +7,7 @@ n_l = 2, m = 2; scores 8 and 6. Below L(x) = -log sigma(x) = ln(1 + e^-x) and s(
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, log, log1p, sqrt
 
 import pytest
@@ -64,6 +65,7 @@ BY_HAND = [
     ("simper", {}, exp(-1.5) - exp(-11 / 15), "e^-1.5 - e^(-11/15)"),
     ("wpo", {"beta": 0.5}, exp(-0.1 * (11 / 15 + 1.5)) * cost(0.4), "log p2 = 0.9 log p: w = e^(0.1 mean)"),
     ("nll", {}, 11 / 15, "2.2/3"),
+    ("alpha_dpo", {"beta": 2.0, "gamma": 1.0, "alpha": 0.5}, cost(8 / 15), "SimPO's before the first step"),
     ("odpo", {"beta": 0.5, "alpha": 0.5}, cost(0.4 - 0.5 * log(2)), "scores 2 apart"),
 ]  # fmt: skip
 
@@ -175,6 +177,27 @@ def test_an_odpo_pair_whose_scores_do_not_part_costs_nothing_and_is_counted() ->
     assert all(torch.isfinite(grad_BT).all() for grad_BT in gradients(result.loss_B, pair))
 
 
+def test_alpha_dpos_margin_is_standardised_by_past_steps_over_the_global_batch() -> None:
+    """Gaps 0.1 and 0.5, then 0.3 and 0.3: means 0.3, 0.3; deviations 0.4/sqrt(2), 0.
+
+    The averages weigh the second step 0.1 of 0.19: mean 0.3, deviation (0.09 x 0.4/sqrt(2))/0.19. The toy pair's gap of
+    0.3 then stands at z = 0, a gap of 0.5 at 0.2 x 0.19 sqrt(2)/(0.09 x 0.4).
+    """
+    method, state = bind("alpha_dpo", beta=2.0, gamma=1.0, alpha=0.5), bind("alpha_dpo").new_state()
+    for gaps in ((0.1, 0.5), (0.3, 0.3)):
+        state.advance({"gap": (sum(gaps), 2), "gap squared": (sum(gap**2 for gap in gaps), 2)})
+    fresh = bind("alpha_dpo").new_state()
+    fresh.load_state_dict(state.state_dict())
+    assert method(toy_pair(), DrawKey(0), fresh).metrics["alpha_dpo/z"].item() == pytest.approx(0, abs=1e-9)
+    pair = toy_pair()
+    wider = replace(pair, rejected=replace(pair.rejected, reference_BT=pair.rejected.reference_BT + 0.2))
+    found = method(wider, DrawKey(0), fresh)
+    z = 0.2 * 0.19 * sqrt(2) / (0.09 * 0.4)
+    assert found.metrics["alpha_dpo/z"].item() == pytest.approx(z, rel=1e-9)
+    assert found.loss_B.item() == pytest.approx(cost(8 / 15 - 0.5 * z), rel=1e-9)
+    assert found.sums["gap"].item() == pytest.approx(0.5)
+
+
 def test_orpos_odds_are_exact_near_both_ends() -> None:
     """log(1 - e^l) at l = -1e-9 is ln(1e-9), at l = -50 about -e^-50; at l = 0 the odds stay finite."""
     from sgdpo.methods.orpo import _log_odds
@@ -187,8 +210,6 @@ def test_orpos_odds_are_exact_near_both_ends() -> None:
 
 @pytest.mark.parametrize("name", [name for name in PREFERENCE if name not in REFERENCED])
 def test_a_method_without_a_reference_does_not_look_at_one(name: str) -> None:
-    from dataclasses import replace
-
     pair = random_pair(LENGTHS)
     bare = Pair(
         *(replace(side, reference_BT=None) for side in (pair.chosen, pair.rejected)), pair.example_id_B
@@ -219,8 +240,6 @@ def test_incentives_of_dpo_by_hand_and_its_log_ratio_is_exactly_0() -> None:
 
 
 def test_dpos_log_ratio_is_exactly_0_in_float32_over_any_lengths() -> None:
-    from dataclasses import replace
-
     pair = random_pair([(7, 3), (1, 900), (333, 41)], spread=5.0)
     sides = [
         replace(s, logp_BT=s.logp_BT.detach().float().requires_grad_(), reference_BT=s.reference_BT.float())
