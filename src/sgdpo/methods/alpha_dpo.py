@@ -1,7 +1,7 @@
 """alpha-DPO: SimPO with a margin of each pair's own (Wu et al., 2024, arXiv 2410.10148).
 
 loss of a pair = -log sigma(beta (l_w/n_w - l_l/n_l) - sg[gamma + alpha z]), l the policy's log-prob, z the pair's
-(R_w/n_w - R_l/n_l), less its running mean, over its running deviation. Before the first step z is 0: the loss is SimPO's.
+(R_w/n_w - R_l/n_l), less its running mean, over its running deviation; before the first step 0, which is SimPO.
 
 Departure from the authors' code: mean and deviation are of the global batches *before* this step, each a moving average
 (0.9) that is corrected for its start at nothing; theirs begin at 0 and include the step itself, which would depend on
