@@ -361,6 +361,11 @@ def test_one_mistake_is_one_error(changes: dict, ratio: tuple[float, float], exp
     assert expected in errors[0]
 
 
+def test_a_ratio_of_0_is_the_empty_pilot_and_says_so() -> None:
+    method = bind_method(method_yaml("sgdpo"), {"chosen": 0.0, "rejected": 0.9}, pilot=pilot_yaml("uniform"))
+    assert method.notes == ["ratio.chosen=0: the chosen pilot is empty; with both empty SGDPO is half of BCO"]
+
+
 def test_a_pilot_where_none_is_taken_and_none_where_one_is_needed() -> None:
     assert method_errors(method_yaml("dpo"), {}, pilot=pilot_yaml("mean")) == [
         "method 'dpo' takes no pilot, but pilot=mean is set; leave it out"

@@ -76,6 +76,15 @@ class Method:
         """Return what a row is to hold of each token, in the order of its targets."""
         return tuple(name for name in self.features if name in DATA_FEATURES)
 
+    @property
+    def notes(self) -> list[str]:
+        """Return what a run says of its pilots before it trains."""
+        empty = [side for side in ("chosen", "rejected") if self.pilot and getattr(self.ratios, side) == 0]
+        return [
+            f"ratio.{side}=0: the {side} pilot is empty; with both empty SGDPO is half of BCO"
+            for side in empty
+        ]
+
     def __call__(self, pair: Pair, draws: DrawKey, state: Any = None) -> PairLoss:
         """Return the loss of each pair; pass the function only what its YAML says it needs."""
         needs: dict[str, Any] = {}

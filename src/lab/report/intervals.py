@@ -60,6 +60,5 @@ def _upright(
     places, values = [at for at, _ in shown], [found.value for _, found in shown]
     axes.plot(places, values, "o-", color=CHOSEN, linewidth=1.6, markersize=5)
     axes.vlines(places, [f.low for _, f in shown], [f.high for _, f in shown], color=CHOSEN, linewidth=2)
-    slanted = {"rotation": 35, "ha": "right"} if max(map(len, labels)) > 5 else {}
-    axes.set_xticks(range(len(labels)), labels, **slanted)
+    axes.set_xticks(range(len(labels)), [label.replace(" (", "\n(") for label in labels])
     axes.grid(axis="x", visible=False)

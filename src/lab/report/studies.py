@@ -103,6 +103,8 @@ def _drawn(
         )
         pair = (title(found.condition), label)
         rows.append(Row(*(pair[::-1] if figure == "conditions" else pair), found.difference))
+    if figure == "walk":
+        rows += [Row(title(condition), last, Interval(0, 0, 0, 0)) for condition in cells]
     return rows
 
 

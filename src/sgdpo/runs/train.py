@@ -123,7 +123,7 @@ def train(run: Run) -> None:
             config.data, method.phase, tokenizer, Path(config.cache), config.extra, scores=method.scores
         )
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
-        notes = check_fit(parts)
+        notes = [*method.notes, *check_fit(parts)]
         schedule = plan_steps(parts)
         attempt.say("\n".join([describe(prepared.counts), *notes]))
         reference = find_reference(parts, schedule)
