@@ -12,7 +12,8 @@ from lab.benchmarks.statistics import Interval
 from lab.report.exhibit import exhibit_names, find_exhibit
 from lab.report.explained import explained
 from lab.report.studies import Finding, arms_of, as_typed, conditions, findings_of, reader, sentence, study
-from lab.reproduce import Options, train_command
+from lab.reproduce import Options, call_python, reproduce, train_command
+from sgdpo.drawing.table import Table
 from sgdpo.runs.records import read_runs
 from sweep_fixtures import cells_of
 
@@ -156,3 +157,32 @@ def test_verdicts() -> None:
     assert finding(0.01, 0.1, 0.01).verdict(0.2) == "above 0, within the bound"
     assert finding(-0.1, 0.1, 0.9).verdict(0.2) == "no difference"
     assert finding(-0.3, 0.1, 0.9).verdict(0.2) == "cannot be said"
+
+
+@pytest.mark.proof
+def test_a_miniature_of_a_study_is_trained_judged_and_shown_and_continues(tmp_path: Path) -> None:
+    """The real road: study 4 in two steps a cell and two seeds; the same command again trains and judges nothing."""
+    small = ("optimizer.max_steps=2", "data.world.prompts=6", "data.world.pairs=64", "data.world.test_pairs=8",
+             "data.world.demonstrations=64", "optimizer.sft.max_steps=2", "model.tiny.hidden_size=32",
+             "model.tiny.num_hidden_layers=1", "tracking=off", "seed=42,43", "data.test_limit=8")  # fmt: skip
+    said = []
+
+    def call(command: list[str]) -> int:
+        said.append(command[0])
+        return call_python(command)
+
+    options = Options("study4", outputs=str(tmp_path), arguments=small)
+    assert reproduce(options, call) == 0
+    table = Table.read(tmp_path / "study4" / "study4.json")
+    assert {row[0].text for row in table.rows} == {"verifiable", "verifiable_long"}
+    assert len(table.rows) == 2 * 3 * 3
+    assert all(row[7].text == "2" for row in table.rows)
+    assert (tmp_path / "study4" / "study4-intervals.svg").is_file()
+    assert reproduce(options, call) == 0
+    assert said == [
+        "src/train.py",
+        "scripts/evaluate.py",
+        "scripts/exhibit.py",
+        "src/train.py",
+        "scripts/exhibit.py",
+    ]
