@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.report.cells import group, select_ratio
+from lab.report.entries import facts
 from lab.report.exhibit import find_exhibit
 from lab.report.names import load_paper
 from lab.report.tables import mtbench, overhead, step_seconds, table1, table2, table3, table4
@@ -233,3 +234,14 @@ def test_a_table_on_the_screen_is_as_wide_as_it_is_and_its_text_is_no_markup(mon
     assert "−1.2 ± 0.5" in shown
     assert shown.endswith("± is one")
     assert max(map(len, shown.splitlines())) <= 70
+
+
+def test_a_table_says_what_nominal_ratios_came_out_as(tmp_path):
+    """Two seeds at (0.6, 0.9) that logged 0.5 and 0.6 of the chosen, 0.8 of the rejected side: means 0.55 and 0.80."""
+    for seed, chosen in ((42, 0.5), (43, 0.6)):
+        path = write_run(tmp_path, "table3", "sgdpo", seed=seed, ratio=(0.6, 0.9)) / "record.json"
+        record = json.loads(path.read_text())
+        record["final"]["eval"] |= {"pilot/ratio_chosen": chosen, "pilot/ratio_rejected": 0.8}
+        path.write_text(json.dumps(record))
+    said = "Ratios as they came out, tokens over the shorter answer's: 0.6 is 0.55, 0.9 is 0.80."
+    assert said in facts(read_runs(tmp_path))

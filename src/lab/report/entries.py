@@ -1,6 +1,7 @@
 """Turn repeats into entries (a number with its error, a dash with the reason, "failed"), and say whose they are."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from lab.report.cells import Read, Repeats, seeds_of
@@ -74,7 +75,23 @@ def facts(runs: Sequence[RunView], judge: str | None = None) -> list[str]:
     parts += [f"seeds: {', '.join(_values(counted, 'seed'))}", f"commit: {', '.join(commits(counted))}"]
     broken = [run for run in runs if run.status == "broken"]
     lost = [f"Left out, unreadable record: {run.experiment}/{run.name} ({run.error})." for run in broken]
-    return ["; ".join(parts) + ".", *lost]
+    return ["; ".join(parts) + ".", *effective_ratios(counted), *lost]
+
+
+def effective_ratios(runs: Sequence[RunView]) -> list[str]:
+    """Say what the nominal ratios came out as, where the runs have logged it: rounding makes them less."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        for side, nominal in (run["ratio"] or {}).items():
+            value = ((run["final"] or {}).get("eval") or {}).get(f"pilot/ratio_{side}")
+            if value is not None:
+                found.setdefault(nominal, []).append(value)
+    came_out = [f"{nominal:g} is {fmean(values):.2f}" for nominal, values in sorted(found.items())]
+    return (
+        [f"Ratios as they came out, tokens over the shorter answer's: {', '.join(came_out)}."]
+        if came_out
+        else []
+    )
 
 
 def figure_facts(runs: Sequence[RunView], shown: str = "band: range over") -> str:
