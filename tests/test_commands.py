@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 import recipes
 from lab.evaluation.settings import compose_evaluation, runs_first
@@ -53,14 +53,17 @@ def test_the_readme_speaks_of_the_commands_that_matter() -> None:
 
 @pytest.mark.parametrize("command", starting("python src/train.py"))
 def test_every_training_command_composes(command: str) -> None:
-    """A comma list is a sweep: its first value is composed."""
+    """A comma list is a sweep: its first value is composed; of an interval to search, the key must be there."""
     register_schema()
-    singles = [re.sub(r"=([^,{]+),.*", r"=\1", word) for word in overrides_of(command)]
+    words = overrides_of(command)
+    searched = [word.split("=")[0] for word in words if "interval(" in word]
+    singles = [re.sub(r"=([^,{]+),.*", r"=\1", word) for word in words if "interval(" not in word]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", singles, return_hydra_config=True)
     with open_dict(config):
         del config["hydra"]  # resolves only inside Hydra's application
     assert to_run_config(config).method["name"]
+    assert all(OmegaConf.select(config, key) is not None for key in searched)
 
 
 @pytest.mark.parametrize("command", starting("make"))
