@@ -85,12 +85,9 @@ class Chain:
         """List everything wrong with the chain, before its first round, as sentences with advice."""
         if errors := [*schema_errors(self.settings), *value_errors(self.run)]:
             return errors
-        first = replace(self.sampling, policy=str(self.run.model.path))
-        errors = model_errors(self.run.model)
-        if needs_start(self.run):  # the policy is trained before it answers
+        errors = model_errors(self.run.model) + sample_errors(self.sampling, policy=False)
+        if needs_start(self.run):
             errors += data_errors(self.run.data, "sft", self.run.extra)
-            first = replace(first, policy=str(CONF))
-        errors += [e for e in sample_errors(first) if not e.startswith("model.path=")]
         errors += evaluation_errors(self.evaluation, runs=False)
         if not errors and not load_dotted(self.sampling.generator["class"], self.run.extra).of_run:
             errors.append(

@@ -49,7 +49,7 @@ def sample(config: SampleConfig, model: ModelConfig | None = None) -> Path:
 
     model: whose answers, where more than a name is to be said; None: `config.policy`.
     """
-    if errors := sample_errors(config):
+    if errors := sample_errors(config, policy=model is None):
         raise ValueError("\n".join(errors))
     cache = Path(config.cache)
     with ExitStack() as stack:

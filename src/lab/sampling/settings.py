@@ -76,8 +76,11 @@ def to_sample_config(config: DictConfig) -> SampleConfig:
     return to_typed(config, SampleConfig)
 
 
-def sample_errors(config: SampleConfig) -> list[str]:
-    """List everything wrong with a sampling, as sentences with advice; loads nothing heavy."""
+def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
+    """List everything wrong with a sampling, as sentences with advice; loads nothing heavy.
+
+    policy: False where somebody else says whose answers they are.
+    """
     if errors := list(schema_errors(config)):
         return errors
     errors = generator_errors(config.generator, config.extra) + scorer_errors(
@@ -88,7 +91,7 @@ def sample_errors(config: SampleConfig) -> list[str]:
     if config.part >= config.parts:
         errors.append(f"part ({config.part}) must be smaller than parts ({config.parts}); they count from 0")
     bound = not binding_errors(GENERATOR, config.generator, config.extra)
-    if bound and load_dotted(config.generator["class"], config.extra).of_run:
+    if policy and bound and load_dotted(config.generator["class"], config.extra).of_run:
         errors += _model_errors(config.policy, config.cache)
     return errors + data_errors(config.data, "prompts", config.extra, config_folders())
 
