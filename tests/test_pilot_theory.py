@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import exp, log
 
 import pytest
+import torch
 
 from lab.report.exhibit import find_exhibit
-from lab.report.pilot_theory import pilot_theory
+from lab.report.pilot_theory import log_ratio, pilot_theory
 from sgdpo.places import CONF
 
 
@@ -43,3 +44,16 @@ def test_the_mean_the_noise_and_the_draw_of_one_size_have_the_same_weights(shown
     values = [shown[name]["log(dw/dl), measured"] for name in ("mean", "noise", "bernoulli", "uniform")]
     assert max(values) - min(values) < 0.03
     assert min(shown[name]["deviation, chosen"] for name in ("noise", "bernoulli", "uniform")) > 0.1
+
+
+def test_the_pull_exceeds_the_push_exactly_where_the_rewards_sum_below_0_and_more_for_smaller_shares() -> (
+    None
+):
+    """P = t R on both sides: log(dw/dl) has the sign of -(R_w + R_l), is 0 at t = 1 and falls in size with t."""
+    for reward_w, reward_l in ((-0.3, -0.9), (0.4, -0.9), (0.9, -0.2), (-0.5, 0.5)):
+        shares = [torch.tensor(t, dtype=torch.float64) for t in (0.0, 0.3, 0.6, 1.0)]
+        values = [log_ratio(t * reward_w, t * reward_l, reward_w, reward_l) for t in shares]
+        total = reward_w + reward_l
+        assert values[-1] == pytest.approx(0, abs=1e-12)
+        assert all(value * total < 0 for value in values[:-1]) or total == 0
+        assert [abs(value) for value in values] == sorted((abs(value) for value in values), reverse=True)

@@ -36,7 +36,7 @@ def pilot_theory(
         pair = _pair(lengths, [reward / method.hyper["beta"] for reward in rewards], spread, draws, seed)
         result = method(pair, DrawKey(seed))
         pilot_w, pilot_l = result.metrics["pilot/chosen"], result.metrics["pilot/rejected"]
-        predicted = _log_ratio(pilot_w.mean(), pilot_l.mean(), *rewards)
+        predicted = log_ratio(pilot_w.mean(), pilot_l.mean(), *rewards)
         total, count = incentive_sums(pair, result)["incentive/log_ratio"]
         share = [(result.metrics[f"pilot/size_{side}"].double().mean() / n).item()
                  for side, n in zip(("chosen", "rejected"), lengths, strict=True)]  # fmt: skip
@@ -85,5 +85,5 @@ def _side(n: int, total: float, spread: float, draws: int, generator: torch.Gene
     yield Side((reference_BT + ratio_T).requires_grad_(), reference_BT, mask_BT, wide)
 
 
-def _log_ratio(pilot_w: Tensor, pilot_l: Tensor, reward_w: float, reward_l: float) -> float:
+def log_ratio(pilot_w: Tensor, pilot_l: Tensor, reward_w: float, reward_l: float) -> float:
     return (logsigmoid(pilot_l - reward_w) - logsigmoid(reward_l - pilot_w)).item()
