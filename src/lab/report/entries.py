@@ -82,6 +82,9 @@ def effective_ratios(runs: Sequence[RunView]) -> list[str]:
     """Say what the nominal ratios came out as, where the runs have logged it: rounding makes them less."""
     found: dict[float, list[float]] = {}
     for run in runs:
+        pilot = (run["settings"] or {}).get("pilot") or {}
+        if pilot.get("size", {}).get("of", "shorter") != "shorter":
+            continue  # a share of something else
         for side, nominal in (run["ratio"] or {}).items():
             value = ((run["final"] or {}).get("eval") or {}).get(f"pilot/ratio_{side}")
             if value is not None:
