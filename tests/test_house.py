@@ -19,7 +19,8 @@ ROOMS = (
     "sgdpo.data", "sgdpo.models", "sgdpo.reference", "sgdpo.training",
     "sgdpo.drawing", "sgdpo.engine", "sgdpo.runs",
     "lab.plan", "lab.serving", "lab.answers", "lab.judging", "lab.benchmarks", "lab.evaluation", "lab.sampling",
-    "lab.report", "lab.sweeps", "lab.bench", "lab.pair", "lab.soak", "lab.demo", "lab.reproduce",
+    "lab.report", "lab.sweeps", "lab.bench", "lab.pair", "lab.chat", "lab.push", "lab.soak", "lab.demo",
+    "lab.reproduce",
 )  # fmt: skip
 
 

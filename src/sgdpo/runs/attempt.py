@@ -12,11 +12,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sgdpo.drawing.curves import draw_reward_curves
-from sgdpo.runs.records import CHECKPOINTS, LOG, MODEL, Record, view_run
+from sgdpo.runs.card import model_card
+from sgdpo.runs.records import CHECKPOINTS, LOG, MODEL, Record, RunView, view_run
 from sgdpo.runs.run import Run
 from sgdpo.runs.summary import summarise
 from sgdpo.runs.tracking import NoTracker, open_tracker
-from sgdpo.store import seal
+from sgdpo.store import seal, write_whole
 from sgdpo.training.checkpoints import prune, read_manifest
 
 
@@ -81,6 +82,8 @@ class Attempt(SilentAttempt):
     def close(self, write_pairs: Callable[[Path], None], *, keep_checkpoints: bool, **fields: Any) -> None:
         folder = self._record.folder
         (folder / MODEL / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says it all
+        made = {**self._record.fields, "final": self._record.last, "best": fields.get("best")}
+        write_whole(folder / MODEL / "README.md", model_card(RunView(folder, made, "finished")))
         seal(folder / MODEL)
         picture = folder / "reward_curves.png"
         draw_reward_curves(view_run(folder).metrics(), picture, title=folder.name)
