@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from killed_run import kill_in_the_middle, overrides, rows, write_inputs
 from lab.answers.generators import VllmGenerator
+from lab.evaluation.settings import compose_evaluation, evaluation_errors
+from lab.sampling.settings import model_of
 from packed_rows import make_examples, model_config, tiny_model
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
@@ -89,6 +91,11 @@ def test_the_adapter_loads_onto_its_base_and_equals_what_was_merged(place: Path,
     assert all(torch.equal(ours[name], anybodys[name]) for name in ours)
     assert changed == {name for name in base if "proj" in name}, "every linear layer but the head"
     assert model_errors(ModelConfig(name="local", path=str(merged / "model"))) == []
+
+
+def test_evaluation_and_sampling_take_an_adapter_run_for_a_finished_one(lora: Path) -> None:
+    assert evaluation_errors(compose_evaluation([f"runs=[{lora}]", "benchmark=verifiable"])) == []
+    assert model_of(str(lora), "cache").path == str(lora / "model")
 
 
 def test_the_base_is_the_start_and_no_other(place: Path, lora: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from lab.judging.judges import judge_errors
 from sgdpo.config.compose import to_typed
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
+from sgdpo.runs.contents import holds_model
+from sgdpo.runs.records import MODEL
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, schema_errors
 
@@ -148,6 +150,6 @@ def _match_errors(config: EvaluateConfig) -> list[str]:
         errors += [
             f"{run} holds no model; it is not finished: train it first"
             for run in map(Path, config.runs)
-            if (run / "record.json").is_file() and not (run / "model" / "config.json").is_file()
+            if (run / "record.json").is_file() and not holds_model(run / MODEL)
         ]
     return errors

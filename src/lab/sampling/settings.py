@@ -19,8 +19,10 @@ from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknow
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
+from sgdpo.models.adapters import is_adapter
 from sgdpo.models.load import model_errors
 from sgdpo.places import CONF
+from sgdpo.runs.contents import holds_model
 from sgdpo.runs.records import MODEL, RECORD
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, OneOf, Range, schema_errors
@@ -98,7 +100,8 @@ def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
 
 def _model_errors(name: str, cache: str) -> list[str]:
     try:
-        return model_errors(model_of(name, cache))
+        model = model_of(name, cache)
+        return [] if is_adapter(Path(model.path or "")) else model_errors(model)
     except ValueError as error:
         return [str(error)]
 
@@ -110,7 +113,7 @@ def model_of(name: str, cache: str) -> ModelConfig:
     """
     folder, yaml = Path(name), CONF / "model" / f"{name}.yaml"
     if (folder / RECORD).is_file():
-        if not (folder / MODEL / "config.json").is_file():
+        if not holds_model(folder / MODEL):
             raise ValueError(f"policy={name} is a run without weights; it is not finished: train it first")
         run = to_run_config(OmegaConf.load(folder / "config.yaml"))
         return replace(

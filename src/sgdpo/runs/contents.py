@@ -48,6 +48,11 @@ def reference_folder(config: RunConfig) -> Path | None:
     return place / "model" if (place / "model" / "config.json").is_file() else place
 
 
+def holds_model(folder: Path) -> bool:
+    """Say whether a folder holds weights that can be loaded: a model, or an adapter that knows its base."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_base.json"))
+
+
 def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:
     """Name what is read that has another content."""
     return [

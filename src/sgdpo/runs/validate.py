@@ -12,7 +12,7 @@ from sgdpo.config.identity import needs_start
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors, needs_of
 from sgdpo.places import CONF
-from sgdpo.runs.contents import reference_folder
+from sgdpo.runs.contents import holds_model, reference_folder
 from sgdpo.runs.tracking import wanted_mode
 from sgdpo.values import schema_errors
 
@@ -85,7 +85,7 @@ def _reference_errors(config: RunConfig) -> Iterator[str]:
         return
     if not needs_of(config.method).get("reference"):
         yield f"reference_weights={place}: method={config.method.get('name')} takes no reference; leave it out"
-    elif not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+    elif not holds_model(folder) or not list(folder.glob("*.safetensors")):
         yield f"reference_weights={place} holds no weights; give a finished run's folder, or one with safetensors"
 
 
