@@ -348,6 +348,7 @@ def test_through_gradient_the_pilots_tokens_get_more() -> None:
         ({"size": {"of": "longer"}}, (0.6, 0.9), "pilot.size.of must be one of shorter, own, found"),
         ({"size": {"rounding": "none"}}, (0.6, 0.9), "floor or stochastic"),
         ({"features": ["mood"]}, (0.6, 0.9), "pilot.features must be a list of"),
+        ({"function": "sgdpo.selects.entropy"}, (0.6, 0.9), "pilot.features lacks ['entropy']"),
         ({"gamma": 0.5}, (0.6, 0.9), "pilot.gamma is not a setting"),
         ({}, (1.5, 0.9), "ratio.chosen must lie in [0, 1], not 1.5"),
         ({}, (0.6, -0.1), "ratio.rejected must lie in [0, 1], not -0.1"),

@@ -350,7 +350,8 @@ def _pilot_errors(
     if not pilot:
         yield f"method {name!r} needs a pilot; pilot=uniform is the paper's"
         return
-    yield from binding_errors(PILOT, pilot, extra, folders)
+    bound = binding_errors(PILOT, pilot, extra, folders)
+    yield from bound
     size = pilot.get("size")
     if not isinstance(size, Mapping) or set(size) != set(SIZE):
         yield f"pilot.size must be a mapping with the keys {list(SIZE)}, not {size!r}"
@@ -370,6 +371,10 @@ def _pilot_errors(
         yield f"pilot.size.rounding=none gives fractions, {pilot.get('name')} takes whole tokens: floor or stochastic"
     if set(pilot.get("features") or []) - set(FEATURES):
         yield f"pilot.features must be a list of {list(FEATURES)}, not {pilot['features']!r}"
+    elif not bound and (
+        lacking := find(pilot["function"], extra).keys_of("features") - set(pilot.get("features") or [])
+    ):
+        yield f"pilot.features lacks {sorted(lacking)}, which {pilot['function']} looks at"
     if pilot.get("coupling") == "complement" and len(both) == 2 and abs(sum(both) - 1) > 1e-9:
         yield f"pilot.coupling=complement needs ratios that add up to 1, not {both[0]} and {both[1]}"
 

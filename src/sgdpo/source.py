@@ -106,6 +106,12 @@ class Definition:
                 found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         return found
 
+    def keys_of(self, attribute: str) -> set[str]:
+        """Return the constant keys that the source reads of an attribute: {"entropy"} of x.features["entropy"]."""
+        read = [node for node in ast.walk(self.node) if isinstance(node, ast.Subscript)]
+        mine = [node.slice for node in read if getattr(node.value, "attr", None) == attribute]
+        return {str(key.value) for key in mine if isinstance(key, ast.Constant)}
+
     def _classes(self) -> Iterator[Definition]:
         """Return the class and those it derives from, as far as a path reaches, nearest first."""
         yield self
