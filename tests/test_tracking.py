@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from wandb.sdk.lib import wbauth
 import killed_run as train
 from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
+from sgdpo.processes import without_environment
 from sgdpo.runs.records import Record, RunView, read_runs, view_run
 from sgdpo.runs.tracking import GRACE, NoTracker, browse_hint, choose_mode, open_tracker, wandb_row
 from sgdpo.store import read_jsonl
@@ -274,6 +276,17 @@ def test_a_malformed_key_is_said_and_the_run_is_offline(monkeypatch, caplog):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="auto, online, offline or disabled"):
         choose_mode("onlin")
+
+
+def test_the_run_of_a_wandb_agent_has_the_agents_id(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "ofagent1")
+    record = open_record(tmp_path / "default" / "run")
+    tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
+    tracker.finish({})
+    assert record.fields["tracker"]["id"] == "ofagent1"
+    with without_environment("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
+        assert "WANDB_RUN_ID" not in os.environ
+    assert os.environ["WANDB_RUN_ID"] == "ofagent1"
 
 
 def test_tracking_off_writes_nothing(tmp_path):

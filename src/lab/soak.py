@@ -87,6 +87,9 @@ def differences(alone: Path, killed: Path) -> list[str]:
     for file in sorted((alone / "model").glob("*.safetensors")):
         if hash_file(file) != hash_file(killed / "model" / file.name):
             found.append(f"{file.name} differs")
+    answers = [run / "samples.jsonl" for run in (alone, killed)]
+    if len({file.exists() and file.read_bytes() for file in answers}) > 1:
+        found.append("samples.jsonl differs")
     wanted, got = metrics(alone), metrics(killed)
     if [(row["step"], row["split"]) for row in wanted] != [(row["step"], row["split"]) for row in got]:
         found.append("metrics.jsonl has gaps or duplicates")
@@ -101,11 +104,11 @@ def metrics(run: Path) -> list[dict]:
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    lines = [f"{'case':<18}{'kills':>6}{'torn':>6}{'moved':>7}{'runs':>6}  result"]
+    lines = [f"{'case':<22}{'kills':>6}{'torn':>6}{'moved':>7}{'runs':>6}  result"]
     for outcome in outcomes:
         result = "bit-identical" if not outcome.differences else "; ".join(outcome.differences[:3])
         counts = f"{outcome.kills:>6}{outcome.torn:>6}{outcome.moved:>7}{outcome.runs:>6}"
-        lines.append(f"{outcome.case:<18}{counts}  {result}")
+        lines.append(f"{outcome.case:<22}{counts}  {result}")
     return "\n".join(lines)
 
 

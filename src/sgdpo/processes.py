@@ -51,6 +51,16 @@ def run(
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def without_environment(*names: str) -> Iterator[None]:
+    """Leave variables out of the environment inside the block."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however it ends (Linux).
 

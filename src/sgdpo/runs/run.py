@@ -17,6 +17,7 @@ from sgdpo.config.identity import Identity, identify, needs_start, start_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.launch import is_distributed, launch
 from sgdpo.engine.nodes import this_node
+from sgdpo.processes import without_environment
 from sgdpo.runs.contents import changes, read_contents
 from sgdpo.runs.records import CHECKPOINTS, MODEL, RECORD, RunView, amend_record, find_runs, view_run
 from sgdpo.store import held, what_is_wrong, write_json
@@ -142,7 +143,8 @@ def _ensure_start(run: Run) -> str | None:
     if run.start.result() is not None:
         return "found"
     log.info("the SFT start %s does not exist yet: training it first", run.start.identity.name)
-    return "trained" if _train_once(run.start, as_start=True)[1] else "waited"
+    with without_environment("WANDB_RUN_ID", "WANDB_SWEEP_ID"):  # a W&B agent means the run itself
+        return "trained" if _train_once(run.start, as_start=True)[1] else "waited"
 
 
 def _take_over(run: Run) -> None:

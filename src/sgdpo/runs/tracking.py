@@ -170,7 +170,8 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     _import_wandb(record.folder / "wandb" / "tmp")
     mode = choose_mode(tracking.mode)
     before = record.fields.get("tracker") or {}
-    run_id = before.get("id") or uuid4().hex[:8]
+    # The second: a W&B agent's name for the run that it started.
+    run_id = before.get("id") or os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]
     earlier = sorted((record.folder / "wandb").glob(f"offline-run-*-{run_id}"))
     replaces = earlier and not any(path for folder in earlier for path in folder.glob("*.synced"))
     # Before W&B starts: what a kill leaves of it is found by the id.
