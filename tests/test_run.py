@@ -53,6 +53,7 @@ def curve(folder: Path) -> list[dict]:
     return [
         {k: v for k, v in row.items() if k not in SPEED}
         for row in read_jsonl(folder / "metrics.jsonl", torn_end=True)
+        if row["split"] != "samples"
     ]
 
 

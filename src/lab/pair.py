@@ -70,7 +70,9 @@ def _rewards(parts: Parts, trained: Path, example: Example) -> dict[str, float]:
     """Return each side's reward under a run's final weights, against the weights that it started from."""
     if not (trained / MODEL).is_dir():
         raise ValueError(f"{trained} holds no weights: the run is not finished")
-    live = policy(parts.config, parts.start).requires_grad_(False).eval() if parts.method.reference else None
+    live = (
+        policy(parts.config, parts.start, ()).requires_grad_(False).eval() if parts.method.reference else None
+    )
     trainer = build_trainer(
         replace(parts, start=trained / MODEL), Reference(live=live), Schedule(1, 1), SilentAttempt()
     )
