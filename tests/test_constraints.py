@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -19,8 +20,9 @@ from sgdpo.constraints.checker import check
 from sgdpo.constraints.instructions import Instruction, draw_instructions, instruction_of, topics
 from sgdpo.constraints.kinds import Constraint, kind_errors, load_kinds
 from sgdpo.data.sources import data_errors, load_rows
+from sgdpo.drawing.table import Table
 from sgdpo.runs.records import view_run
-from sgdpo.store import read_jsonl
+from sgdpo.store import read_jsonl, seal
 
 KINDS = load_kinds()
 # An answer that keeps the constraint and one that does not, for each kind: (arguments, kept, broken).
@@ -209,3 +211,27 @@ def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_s
     assert reproduce(options, lambda command: int(command[0] == "scripts/sample.py")) == 1
     for word in (f"{commands[3][1]}", "sweep=smollm2_ultrafeedback"):
         assert find_exhibit(word.removeprefix("sweep=").replace("_", "-")).before
+
+
+@pytest.mark.proof
+def test_make_constraints_goes_from_nothing_to_its_tables(tmp_path) -> None:
+    """The real commands, one after the other, a tiny model in SmolLM2's place; a second time nothing trains."""
+    run = finished_run(tmp_path / "tiny" / "exp" / "start")
+    place = tmp_path / "o" / "cache" / "models" / "smollm2-135m-instruct"
+    shutil.copytree(run / "model", place)
+    seal(place)
+    asked = ["sample.data.limit=40", "sample.data.test_limit=20", "method=sft,dpo", "optimizer.lr=5e-6,2e-5",
+             "optimizer.batch_size=4", "optimizer.max_steps=2", "benchmark.limit=10", "tracking=off"]  # fmt: skip
+    options = Options("constraints", outputs=str(tmp_path / "o"), arguments=tuple(asked))
+    assert reproduce(options) == 0
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "o").rglob("metrics.jsonl")}
+    assert len(trained) == 3 + 2 * 2 + 2 * 3, "the start of each seed, the tuning, the best rates"
+    findings = Table.read(tmp_path / "o" / "constraints" / "constraints.json")
+    assert [row[1].text for row in findings.rows] == ["SFT less start", "DPO less start"]
+    arms = Table.read(tmp_path / "o" / "constraints" / "arms.json")
+    shown = {row[1].text: row[2].value for row in arms.rows}
+    assert all(shown[arm] is not None for arm in ("start", "SFT", "DPO"))
+    page = Table.read(tmp_path / "o" / "constraints-samples" / "constraints-samples.json")
+    assert {row[1].text for row in page.rows} == {"Start", "SFT", "DPO"}
+    assert reproduce(options) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("metrics.jsonl")} == trained

@@ -55,7 +55,9 @@ class Best:
 def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Best]:
     """Choose of each method the value of `key` with the best mean over seeds; the smaller of equal ones."""
     sign = -1.0 if lower_is_better(metric) else 1.0
-    own = [run for run in runs if run["phase"] != "sft"]
+    # SFT runs of one value are what the others start from; of several, they are tuned themselves.
+    tuned_too = len({flatten(run["settings"])[key] for run in runs if run["phase"] == "sft"}) > 1
+    own = [run for run in runs if run["phase"] != "sft" or tuned_too]
     cells = group(own, lambda run: (run["method"], flatten(run["settings"])[key]))
     most = len(seeds_of(own))
     found: dict[str, list[tuple[float, Any]]] = {}
