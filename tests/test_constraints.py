@@ -187,13 +187,12 @@ def test_the_benchmark_reads_any_runs_answers_and_says_what_it_counted(evaluated
 
 def test_the_page_of_samples_shows_every_methods_answer_to_the_same_prompts(evaluated) -> None:
     run, result = evaluated
-    (key,) = view_run(run)["eval"]
-    table = samples([view_run(run)], evaluation=key, prompts=3)
+    table = samples([view_run(run)], benchmarks=("constraints",), prompts=3)
     assert len(table.rows) == 3
     shown = read_jsonl(run / result["samples"])
     assert [row[0].text for row in table.rows] == [shown[n]["prompt"] for n in (0, 2, 4)]
-    with pytest.raises(ValueError, match="no finished run has the evaluation"):
-        samples([view_run(run)], evaluation="constraints-other")
+    with pytest.raises(ValueError, match="no run has the evaluation"):
+        samples([view_run(run)], benchmarks=("constraints",), evaluation="constraints-other")
 
 
 def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_sampled(tmp_path) -> None:
@@ -221,7 +220,7 @@ def test_make_constraints_goes_from_nothing_to_its_tables(tmp_path) -> None:
     shutil.copytree(run / "model", place)
     seal(place)
     asked = ["sample.data.limit=40", "sample.data.test_limit=20", "method=sft,dpo", "optimizer.lr=5e-6,2e-5",
-             "optimizer.batch_size=4", "optimizer.max_steps=2", "benchmark.limit=10", "tracking=off"]  # fmt: skip
+             "optimizer.batch_size=4", "optimizer.max_steps=2", "tracking=off"]  # fmt: skip
     options = Options("constraints", outputs=str(tmp_path / "o"), arguments=tuple(asked))
     assert reproduce(options) == 0
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "o").rglob("metrics.jsonl")}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated
 
+from lab.report.cells import choose_evaluation
 from lab.report.entries import facts
 from lab.report.names import method_title
 from sgdpo.drawing.table import Entry, Table, number
@@ -14,16 +15,19 @@ SHORT = 600  # characters of an answer that are shown
 
 
 def samples(
-    runs: Sequence[RunView], *, evaluation: str, prompts: Annotated[int, Range("[1, 10000]")] = 12
+    runs: Sequence[RunView],
+    *,
+    benchmarks: tuple[str, ...],
+    evaluation: str | None = None,
+    prompts: Annotated[int, Range("[1, 10000]")] = 12,
 ) -> Table:
     """Show some prompts with the answer of each method's first seed; evenly spread, none chosen by its answers."""
+    evaluation = choose_evaluation(runs, evaluation, benchmarks)
     answers: dict[str, dict[str, dict]] = {}
     finished = [run for run in runs if run.status == "finished" and evaluation in (run["eval"] or {})]
     for run in sorted(finished, key=lambda run: (run["phase"] != "sft", run["seed"])):
         rows = read_jsonl(run.folder / "eval" / evaluation / "samples.jsonl")
         answers.setdefault(method_title(run["method"], [run]), {row["prompt_id"]: row for row in rows})
-    if not answers:
-        raise ValueError(f"no finished run has the evaluation {evaluation!r}; evaluate them first")
     first = next(iter(answers.values()))
     ids = [key for key in first if all(key in own for own in answers.values())]
     shown: list[list[Entry | str]] = [
