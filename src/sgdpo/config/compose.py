@@ -1,7 +1,7 @@
 """Compose `conf/` into the typed RunConfig, and keep what the typed form cannot catch out of it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sgdpo.config.schema import DataConfig, RunConfig
-from sgdpo.method import with_parts
+from sgdpo.method import Method, bind_method, with_parts
 from sgdpo.places import CONF
 
 T = TypeVar("T")
@@ -131,6 +131,12 @@ def to_typed(config: DictConfig, schema: type[T]) -> T:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ValueError(f"{f'{key}: ' if key else ''}{composition_words(error)}") from None
+
+
+def method_of(config: RunConfig) -> Method:
+    """Bind the method of a run, with its ratio, its pilot and what the run logs of tokens."""
+    logged = ["entropy"] if config.trainer.entropy else []
+    return bind_method(config.method, asdict(config.ratio), config.extra, pilot=config.pilot, logged=logged)
 
 
 def to_run_config(config: DictConfig) -> RunConfig:

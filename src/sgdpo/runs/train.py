@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from sgdpo.config.compose import method_of
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.batching import RowSampler, StepSampler, planned_examples, rows_per_step
 from sgdpo.data.example import Examples
 from sgdpo.data.overlap import OverlapCollator
 from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import Prepared, describe, prepare
-from sgdpo.method import Method, bind_method
+from sgdpo.method import Method
 from sgdpo.models.adapters import WithoutAdapter, fit_adapter, write_base
 from sgdpo.models.allocator import keep_freed_memory
 from sgdpo.models.architectures import path_words
@@ -109,13 +110,7 @@ def train(run: Run) -> None:
     checkpoint = rank_0_decides(lambda: find_checkpoint(run))
     with open_attempt(run, checkpoint, state.process_index) as attempt:
         set_seed(config.seed)
-        method = bind_method(
-            config.method,
-            asdict(config.ratio),
-            config.extra,
-            pilot=config.pilot,
-            logged=["entropy"] * config.trainer.entropy,
-        )
+        method = method_of(config)
         tokenizer = load_tokenizer(config.model)
         if errors := config_errors(load_config(config.model), config.adapter):  # of a hub's model, here now
             raise ValueError("\n".join(errors))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sgdpo.config.compose import config_folders, to_run_config, unknown_keys
+from sgdpo.config.compose import config_folders, method_of, to_run_config, unknown_keys
 from sgdpo.config.identity import needs_start
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors, needs_of
@@ -124,17 +124,10 @@ def _adapter_errors(config: RunConfig) -> Iterator[str]:
 def logged_metrics(config: RunConfig) -> list[str]:
     """List the metrics that a run will log and that its weights can be chosen by, as "split/name"."""
     from sgdpo.data.sources import load_rows
-    from sgdpo.method import bind_method
     from sgdpo.training.metrics import metric_names
     from sgdpo.training.samples import MEANS
 
-    method = bind_method(
-        config.method,
-        asdict(config.ratio),
-        config.extra,
-        pilot=config.pilot,
-        logged=["entropy"] * config.trainer.entropy,
-    )
+    method = method_of(config)
     names = metric_names(method)
     if load_rows(config.data, method.phase, "test", config.extra) is None:
         return [f"train/{name}" for name in names]
