@@ -227,7 +227,7 @@ def test_make_constraints_goes_from_nothing_to_its_tables(tmp_path) -> None:
     assert len(trained) == 3 + 2 * 2 + 2 * 3, "the start of each seed, the tuning, the best rates"
     findings = Table.read(tmp_path / "o" / "constraints" / "constraints.json")
     assert [row[1].text for row in findings.rows] == ["SFT less start", "DPO less start"]
-    arms = Table.read(tmp_path / "o" / "constraints" / "arms.json")
+    arms = Table.read(tmp_path / "o" / "constraints" / "constraints-arms.json")
     shown = {row[1].text: row[2].value for row in arms.rows}
     assert all(shown[arm] is not None for arm in ("start", "SFT", "DPO"))
     page = Table.read(tmp_path / "o" / "constraints-samples" / "constraints-samples.json")
