@@ -168,6 +168,7 @@ def test_a_judge_and_a_generator_are_used_together(house):
 def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch, tmp_path):
     """The judge gives the number of letters e, at most 10; nothing is asked twice."""
     monkeypatch.chdir(house)
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-123456")
     evaluated, varied, compared = (
         recipes.commands("benchmark", f"python scripts/{name}.py")[0]

@@ -134,7 +134,7 @@ def alpaca_file(file: Path, wins: int, models: tuple[str, ...] = ("ours",)) -> P
 PLAIN = ["benchmark.difficulties=null", "benchmark.gamed=null"]
 
 
-def test_published_alpaca_eval_files_are_scored_without_a_run(tmp_path):
+def test_published_alpaca_eval_files_are_scored_without_a_run(tmp_path, monkeypatch):
     """30 of 40 at 0.9 and 10 at 0.1: 70 %, discretely 75 %."""
     files = [alpaca_file(tmp_path / "a.json", 30), alpaca_file(tmp_path / "b.json", 10)]
     benchmark, results = score_files(files, None, ["benchmark=alpaca_eval", *PLAIN])
@@ -142,6 +142,7 @@ def test_published_alpaca_eval_files_are_scored_without_a_run(tmp_path):
     assert (first["win_rate"], first["discrete_win_rate"]) == (pytest.approx(70.0), 75.0)
     assert second["win_rate"] == pytest.approx(30.0)
     assert first["lc_form"] == "plain"
+    monkeypatch.setenv("COLUMNS", "200")
     shown = show(benchmark, results).console()
     assert "discrete win rate" in shown
     assert "70.00 ± " in shown

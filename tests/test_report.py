@@ -147,13 +147,15 @@ def test_sft_runs_are_judged_first_as_the_others_are_compared_with_them(tmp_path
 def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     write_run(tmp_path, "table3", "dpo")
     ran = []
-    options = Options("figure1", outputs=str(tmp_path))
+    # A judge that needs no package: `make judge` need not have run here.
+    served = ("judge.base_url=http://127.0.0.1:9/v1", "judge.model=m", "judge.key_variable=''")
+    options = Options("figure1", judge="openai", outputs=str(tmp_path), arguments=served)
     with pytest.raises(ValueError, match="finished run with ratios of table3"):
         reproduce(options, lambda command: ran.append(command) or 0)
     folder = write_run(tmp_path, "table3", "sgdpo", ratio=(0.6, 0.9))
     reproduce(options, lambda command: ran.append(command) or 0)
     twice, drawn = ran[-2:]
-    assert twice[:3] == ["scripts/judge_variance.py", str(folder), "judge=local"]
+    assert twice[:3] == ["scripts/judge_variance.py", str(folder), "judge=openai"]
     assert "benchmark.limit=20" in twice
     assert twice[-1] == f"{tmp_path}/figure1/judge_variance.json"
     assert drawn[:2] == ["scripts/exhibit.py", "figure1"]
