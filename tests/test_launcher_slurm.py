@@ -99,8 +99,8 @@ def test_the_starts_come_first_then_the_cells_as_one_array(cluster, straight, tm
     assert len(re.findall("submitted", cluster.log())) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["limit", pytest.param("node_fail", marks=pytest.mark.proof)])
+@pytest.mark.proof
+@pytest.mark.parametrize("what", ["limit", "node_fail"])
 def test_a_cell_that_is_stopped_continues_on_another_host_bit_for_bit(tmp_path, straight, what):
     """The start and both cells are stopped once, after their first checkpoint; array_parallelism=1 tells them apart."""
     cluster = Cluster(

@@ -57,6 +57,7 @@ def test_a_search_finds_the_best_and_more_trials_go_on_from_there(
     )
 
 
+@pytest.mark.proof
 def test_a_killed_search_goes_on_with_the_trials_that_ran(tmp_path: Path) -> None:
     """Nobody is left running, no trial is lost and none is counted twice; a torn line of the journal is cut off."""
     space = (*SEARCH, "seed=3,4", "n_jobs=2", number(4))
