@@ -18,7 +18,8 @@ from sgdpo.runs.run import execute
 
 EVALUATION = "verifiable-checker"
 METHODS = ("sgdpo", "dpo")
-# Where the two part by several standard errors on every seed and processor tried (README): DPO overshoots.
+# Six times the default rate, where DPO overshoots: SGDPO led in seven of seven tries over four seeds and two kinds of
+# arithmetic, by four to six standard errors in six and by 2.2 in one (README).
 SETTINGS = ("experiment=demo", "optimizer.lr=6e-4")
 
 

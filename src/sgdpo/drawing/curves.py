@@ -61,7 +61,7 @@ def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
         figure = Figure(figsize=(12.0 if has_rewards else 7.0, 4.2), layout="constrained")
         axes_P = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
         for axes, panel in zip(axes_P, panels, strict=True):
-            _draw_panel(axes, panel, metrics)
+            label_end(axes, _draw_panel(axes, panel, metrics))
         captioned(figure, title, LEGEND)
         save(figure, path)
 
@@ -71,14 +71,17 @@ def method_curves(metrics: Mapping[str, Rows]) -> Figure:
     with styled():
         figure = Figure(figsize=(5.4 * len(metrics) + 0.6, 4.2), layout="constrained")
         axes_M = figure.subplots(1, len(metrics), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, (label, rows) in zip(axes_M, metrics.items(), strict=True):
-            _draw_panel(axes, replace(REWARDS, title=label), rows)
+        drawn = zip(axes_M, metrics.items(), strict=True)
+        ends_M = [_draw_panel(axes, replace(REWARDS, title=label), rows) for axes, (label, rows) in drawn]
+        for axes, ends in zip(axes_M, ends_M, strict=True):
+            label_end(axes, ends)  # only now is the shared axis as long as it will be
             axes.label_outer()
         figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> None:
+def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> list[tuple[float, str, str]]:
+    """Draw a panel; return where its curves end, to be labelled."""
     if panel.zero is not None:
         axes.axhline(panel.zero, color=QUIET, linewidth=0.8)
     ends = []
@@ -93,8 +96,7 @@ def _draw_panel(axes: Axes, panel: Panel, metrics: Rows) -> None:
         axes.plot(*held_out, "o", markersize=5, markerfacecolor="white", color=colour, markeredgewidth=1.5)
     axes.set(title=panel.title, xlabel="optimizer step", ylabel=panel.unit)
     axes.margins(x=0.02)
-    if len(panel.curves) > 1:
-        label_end(axes, ends)
+    return ends if len(panel.curves) > 1 else []
 
 
 def series(metrics: Rows, split: str, key: str) -> tuple[np.ndarray, np.ndarray]:
