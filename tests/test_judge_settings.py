@@ -48,6 +48,8 @@ def test_every_number_of_a_judge_or_generator_has_a_range_and_every_setting_a_ty
         ({"base_url": "http://host:99999/v1"}, "base_url must look like"),
         ({"base_url": "https://[::1/v1"}, "base_url must look like"),
         ({"unusable": "maybe"}, "judge.unusable='maybe' does not fit one of count, again, error"),
+        ({"label": "../../x"}, "judge.label"),
+        ({"label": "/x"}, "judge.label"),
         ({"class": "lab.judging.judges.NoJudge"}, "defines no function or class 'NoJudge'"),
         ({"class": "lab.judging.judges.JudgeRequest"}, "lacks ['ask']; a judge has ['ask']"),
         ({"class": "os.system"}, "os is neither of sgdpo and lab nor a file named on this command"),
@@ -55,5 +57,5 @@ def test_every_number_of_a_judge_or_generator_has_a_range_and_every_setting_a_ty
 )
 def test_settings_that_do_not_go_together_are_one_error(changes, words):
     settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/judge/openai.yaml"), resolve=False)
-    (error,) = judge_errors({**settings, **changes})
+    (error,) = judge_errors({**settings, "label": "m", **changes})
     assert words in error

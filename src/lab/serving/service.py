@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from sgdpo.contract import Kind, binding_errors, build, settings_of
+from sgdpo.values import NAME, value_error
 
 
 class Service:
@@ -35,6 +36,9 @@ def service_errors(kind: Kind, settings: Mapping[str, Any], extra: Sequence[str]
     """List everything wrong with a YAML and its settings, as sentences with advice; nothing is started."""
     if errors := binding_errors(kind, settings, extra):
         return errors
+    # A label becomes part of a folder's name.
+    if "label" in settings and (problem := value_error(settings["label"], Annotated[str, NAME])):
+        return [f"{kind.group}.label{problem}"]
     return [f"{kind.group}.{error}" for error in build(kind, settings, extra).errors()]
 
 
