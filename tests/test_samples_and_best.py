@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lab.report.page import _samples
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.data.conversation import stop_ids
+from sgdpo.overlap import repetition
 from sgdpo.runs.records import view_run
 from sgdpo.runs.run import Run, execute
 from sgdpo.runs.validate import run_errors
 from sgdpo.store import read_jsonl
-from sgdpo.training.samples import repetition, sample_means
+from sgdpo.training.samples import REPEATED, sample_means
 from sweep_fixtures import cells_of
 from test_tracking import entries
 from tiny_training import tiny_config
@@ -203,9 +204,9 @@ def test_a_metric_that_only_the_run_can_tell_is_refused_at_the_first_evaluation(
 
 
 def test_repetition_is_the_share_of_runs_of_four_tokens_that_stood_there_before() -> None:
-    assert repetition([1, 2, 3]) == 0
-    assert repetition(list(range(20))) == 0
-    assert repetition([7] * 13) == pytest.approx(0.9)  # ten runs, one of them new
+    assert repetition([1, 2, 3], REPEATED) == 0
+    assert repetition(list(range(20)), REPEATED) == 0
+    assert repetition([7] * 13, REPEATED) == pytest.approx(0.9)  # ten runs, one of them new
 
 
 def test_wandb_has_one_table_with_the_step_as_a_column(alone: Path) -> None:

@@ -1,7 +1,7 @@
-"""The longest common subsequence of two sequences: which of their items lie in it.
+"""What sequences share: the longest common subsequence of two, and what one says again.
 
-Bit-parallel (Hyyrö, 2004): a row of the usual table is one Python integer, so two answers of 1,000 tokens take about
-two milliseconds. Of several longest ones it is always the same.
+The subsequence is bit-parallel (Hyyrö, 2004): a row of the usual table is one Python integer, so two answers of 1,000
+tokens take about two milliseconds. Of several longest ones it is always the same.
 """
 
 from collections.abc import Hashable, Sequence
@@ -34,3 +34,14 @@ def similarity(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
     """Return the length of the longest common subsequence over that of the longer sequence; 1 for two empty ones."""
     longer = max(len(one), len(other))
     return sum(common(one, other)[0]) / longer if longer else 1.0
+
+
+def runs(items: Sequence[Hashable], length: int) -> list[tuple[Hashable, ...]]:
+    """List every `length` items in a row."""
+    return [tuple(items[start : start + length]) for start in range(len(items) - length + 1)]
+
+
+def repetition(items: Sequence[Hashable], length: int) -> float:
+    """Return the share of runs of `length` items that came before, 0 to 1: what loops say again and again."""
+    found = runs(items, length)
+    return 1 - len(set(found)) / len(found) if found else 0.0

@@ -40,8 +40,7 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
     room_B = torch.tensor([prompt.new for prompt in fitted.values()], device=model.device)
     keys = [prompt_key(sampling.seed, key) for key in fitted]
     key_B = torch.tensor(keys, dtype=torch.int64, device=model.device)
-    width = max(len(prompt.ids) for prompt in fitted.values())
-    token_BN, mask_BN = pad_left([prompt.ids for prompt in fitted.values()], width, stops[0], model.device)
+    token_BN, mask_BN = pad_left([prompt.ids for prompt in fitted.values()], stops[0], model.device)
     place_BN, index_B = (mask_BN.cumsum(-1) - 1).clamp(min=0), torch.arange(len(rows), device=model.device)
     past = None
     for step in range(int(room_B.max())):

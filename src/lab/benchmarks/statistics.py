@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 9999
 NORMAL_95 = 1.959964
+# A p-value below it is beyond noise.
+LEVEL = 0.05
 # Up to so many prompts that differ every sign is tried, beyond it random ones.
 MOST_EXACT = 14
 _BATCH = 1000
@@ -114,6 +116,13 @@ def win_rate(preferences_B: ArrayLike) -> Interval:
 def discrete_win_rate(preferences_B: ArrayLike) -> float:
     """Return the win rate in per cent when every preference counts as won, lost or tied."""
     return 100 * float(((np.sign(_checked(preferences_B) - 0.5) + 1) / 2).mean())
+
+
+def verdict(value: float, p_value: float, same: bool, above: str, below: str) -> str:
+    """Say in words what a test of a difference says; same: whether one beyond the bound is ruled out."""
+    if p_value < LEVEL:
+        return (above if value > 0 else below) + ", within the bound" * same
+    return "no difference" if same else "cannot be said"
 
 
 def compare(ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0) -> Comparison:

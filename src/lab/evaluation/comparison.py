@@ -11,12 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from lab.benchmarks.statistics import TEST_OVER_PROMPTS, Comparison, compare, holm
+from lab.benchmarks.statistics import LEVEL, TEST_OVER_PROMPTS, Comparison, compare, holm
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, differences, view_run
 from sgdpo.store import read_jsonl
-
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from sgdpo.config.precision import PRECISIONS
 from sgdpo.config.schema import EngineConfig, ModelConfig, PrecisionConfig
 from sgdpo.models.head import chunk_size
 from sgdpo.models.load import load_config
@@ -106,8 +107,6 @@ class States:
         return self.weights + self.gradients + self.optimizer + self.buffers
 
 
-# Bytes of AdamW's state for a parameter: two moments in float32; in bfloat16, with what rounding took; in 8 bits.
-MOMENTS = {"float32": 8, "bf16": 8, "lean": 6, "lean8": 2}
 NF4 = 0.516  # bytes of a weight in 4 bits, with the scales of its block
 
 
@@ -125,9 +124,14 @@ def model_states(
     precision = precision or PrecisionConfig()
     size = 2 if precision.lean else FLOAT
     whole = int(NF4 * shape.body + size * (count - shape.body)) if quantise else size * count
-    trained, gradient, moments = count, size, MOMENTS[precision.name]
+    trained, gradient, moments = count, size, precision.facts.moments
     if adapted is not None:
-        whole, trained, gradient, moments = whole + FLOAT * adapted, adapted, FLOAT, MOMENTS["float32"]
+        whole, trained, gradient, moments = (
+            whole + FLOAT * adapted,
+            adapted,
+            FLOAT,
+            PRECISIONS["float32"].moments,
+        )
     if not engine.deepspeed:
         # DDP reduces gradients in buckets beside them.
         return States(whole, gradient * trained, moments * trained, gradient * trained if world > 1 else 0)

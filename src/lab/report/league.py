@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lab.benchmarks.statistics import Comparison, compare_over_seeds, equivalence, holm, t_test
+from lab.benchmarks.statistics import (
+    LEVEL,
+    Comparison,
+    compare_over_seeds,
+    equivalence,
+    holm,
+    t_test,
+    verdict,
+)
 from lab.report.cells import (
     Repeats,
     evaluation_keys,
@@ -38,7 +46,6 @@ from sgdpo.drawing.style import QUIET, Picture, captioned, label_end, label_poin
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, flatten, read_runs
 
-LEVEL = 0.05
 TUNING = "tuning-"  # before an experiment: the experiment that its settings are chosen in
 LOG_RATIO = "eval/incentive/log_ratio"
 
@@ -116,12 +123,8 @@ class Against:
 
     @property
     def verdict(self) -> str:
-        same = self.p_equal < LEVEL
-        if self.p_value < LEVEL:
-            return (
-                "better" if self.comparison.difference.value > 0 else "worse"
-            ) + ", within the bound" * same
-        return "no difference" if same else "cannot be said"
+        difference = self.comparison.difference.value
+        return verdict(difference, self.p_value, self.p_equal < LEVEL, "better", "worse")
 
 
 def _compared(cells: Mapping[str, Repeats], key: str, baseline: str, bound: float) -> dict[str, Against]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test
+from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test, verdict
 from lab.report.cells import Read, Repeats, by_prompt, group, read_metric, refuse_mixtures, seeds_of
 from lab.report.claim import final_reward
 from lab.report.entries import facts, number_entry
@@ -23,7 +23,6 @@ from sgdpo.drawing.style import Picture
 from sgdpo.drawing.table import Entry, Table, number, signed
 from sgdpo.runs.records import RunView, flatten
 
-LEVEL = 0.05
 END = "end/"  # a training metric, averaged over the last tenth of the steps
 PROMPTS = ":score_mean"  # a judged score, which every prompt has
 Condition = tuple[Any, ...]
@@ -44,9 +43,7 @@ class Finding:
     def verdict(self, bound: float | None) -> str:
         """Say what can be said."""
         within = bound is not None and -bound < self.difference.low and self.difference.high < bound
-        if self.p_value < LEVEL:
-            return f"{'above' if self.difference.value > 0 else 'below'} 0{', within the bound' if within else ''}"
-        return "no difference" if within else "cannot be said"
+        return verdict(self.difference.value, self.p_value, within, "above 0", "below 0")
 
 
 def study(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.benchmarks.statistics import LEVEL
 from lab.report.cells import Estimate, Repeats, evaluation_keys, last_metric, paired, read_metric
 from lab.report.exhibit import find_exhibit, make
 from lab.report.names import headline, lower_is_better, metric_title, metrics_in_order
@@ -15,7 +16,6 @@ from sgdpo.runs.records import RunView, flatten, require_runs
 from sgdpo.runs.tracking import choose_mode
 from sgdpo.store import write_json, write_whole
 
-NOISE_LEVEL = 0.05
 # The name of a group stands for all that it sets, so it is told first.
 NAMES = {"method.name": "method", "model.name": "model", "data.name": "data"}
 # Seeds are folded; an SFT start has the seed in it.
@@ -223,7 +223,7 @@ def _verdict(runner_up: Mapping[str, Any] | None) -> str:
     p_value = runner_up["p_value"]
     if p_value is None:
         return "one seed and no scores by prompt: noise cannot be told; run more seeds (seed=0,1,2)"
-    says = "differs" if p_value < NOISE_LEVEL else "does not differ"
+    says = "differs" if p_value < LEVEL else "does not differ"
     test = f"paired over {runner_up['paired_over']}, p = {p_value:.3g}"
     return f"the best {says} from the runner-up beyond noise ({test})"
 

@@ -24,12 +24,13 @@ T = TypeVar("T")
 NOISE = ("full_key:", "object_type=", "reference_type=")
 
 
-def register_schema() -> None:
-    """Make the typed form known to Hydra; conf/config.yaml names it first in its defaults."""
-    node = OmegaConf.structured(RunConfig)
-    # A data set's YAML holds the settings of its own function beside the common ones.
-    OmegaConf.set_struct(node.data, False)
-    ConfigStore.instance().store(name="run_schema", node=node)
+def register_schema(name: str = "run_schema", schema: type = RunConfig) -> None:
+    """Make a typed form known to Hydra; conf/config.yaml, or another command's, names it first in its defaults."""
+    node = OmegaConf.structured(schema)
+    if "data" in node:
+        # A data set's YAML holds the settings of its own function beside the common ones.
+        OmegaConf.set_struct(node.data, False)
+    ConfigStore.instance().store(name=name, node=node)
 
 
 def compose_run(overrides: list[str]) -> DictConfig:

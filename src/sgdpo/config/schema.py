@@ -8,6 +8,7 @@ dataclasses travel, never a config object.
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from sgdpo.config.precision import PRECISIONS, Precision
 from sgdpo.values import NAME, PLACE, HalfOpenShare, Name, OneOf, Range, Share
 
 Decay = Annotated[float, Range("[0, 1)")]
@@ -122,17 +123,21 @@ class TrainerConfig:
 
 @dataclass
 class PrecisionConfig:
-    name: Annotated[str, OneOf("float32", "bf16", "lean", "lean8")] = "float32"
+    name: Annotated[str, OneOf(*PRECISIONS)] = "float32"
+
+    @property
+    def facts(self) -> Precision:
+        return PRECISIONS[self.name]
 
     @property
     def bf16(self) -> bool:
         """Say whether matrix products run in bfloat16."""
-        return self.name != "float32"
+        return self.facts.bf16
 
     @property
     def lean(self) -> bool:
         """Say whether the weights themselves are bfloat16."""
-        return self.name.startswith("lean")
+        return self.facts.lean
 
 
 @dataclass

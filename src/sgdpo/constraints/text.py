@@ -2,6 +2,8 @@
 
 import re
 
+from sgdpo import overlap
+
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 RUN = 3  # words that make a repetition when they come again
 
@@ -27,16 +29,10 @@ def paragraphs(text: str) -> list[str]:
 
 
 def repetition(text: str) -> float:
-    """Return the share of runs of three words that came before, 0 to 1: what loops say again and again."""
-    runs = _runs(words(text))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    return overlap.repetition(words(text), RUN)
 
 
 def echo(text: str, prompt: str) -> float:
     """Return the share of a text's runs of three words that the prompt holds, 0 to 1."""
-    runs, there = _runs(words(text)), set(_runs(words(prompt)))
+    runs, there = overlap.runs(words(text), RUN), set(overlap.runs(words(prompt), RUN))
     return sum(run in there for run in runs) / len(runs) if runs else 0.0
-
-
-def _runs(found: list[str]) -> list[tuple[str, ...]]:
-    return [tuple(found[start : start + RUN]) for start in range(len(found) - RUN + 1)]

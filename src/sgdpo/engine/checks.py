@@ -76,8 +76,12 @@ def _package_errors(config: RunConfig) -> Iterator[str]:
         )
     elif config.adapter.quantise and importlib.util.find_spec("bitsandbytes") is None:
         yield f"adapter={config.adapter.name} needs the package bitsandbytes: pip install bitsandbytes"
-    if config.precision.name == "lean8" and importlib.util.find_spec("torchao") is None:
-        yield "precision=lean8 needs the package torchao: pip install torchao, or use precision=lean"
+    package = config.precision.facts.package
+    if package and importlib.util.find_spec(package) is None:
+        yield (
+            f"precision={config.precision.name} needs the package {package}: pip install {package}, or use"
+            " precision=lean"
+        )
     if engine.deepspeed and importlib.util.find_spec("deepspeed") is None:
         yield (
             f"engine={engine.name} needs the package deepspeed, which is not installed; run `make setup`, or "

@@ -16,8 +16,7 @@ def continue_rows(
 
     more: passed to generate. Greedy: it draws nothing.
     """
-    width = max(map(len, rows))
-    input_ids_BN, mask_BN = pad_left(rows, width, stops[0], model.device)
+    input_ids_BN, mask_BN = pad_left(rows, stops[0], model.device)
     config = GenerationConfig(
         max_new_tokens=longest,
         do_sample=False,
@@ -33,7 +32,7 @@ def continue_rows(
         )
     finally:
         model.generation_config = own
-    return out_BN[:, width:].tolist()
+    return out_BN[:, input_ids_BN.shape[1] :].tolist()
 
 
 def until_stop(new: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
@@ -42,10 +41,9 @@ def until_stop(new: Sequence[int], stops: Sequence[int]) -> tuple[list[int], boo
     return list(new[:end]), end is not None
 
 
-def pad_left(
-    rows: Sequence[Sequence[int]], width: int, pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, int64, shape (B, width); the mask, not the pad id, says what is real."""
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, int64, as wide as the longest row; the mask, not the pad id, says what is real."""
+    width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -330,7 +330,7 @@ def build_trainer(
         live = WithoutAdapter(model)
     return PairTrainer(
         args=arguments,
-        optimizer_cls_and_kwargs=compensated_adamw(config) if config.precision.name == "lean" else None,
+        optimizer_cls_and_kwargs=compensated_adamw(config) if config.precision.facts.compensated else None,
         model=model,
         train_dataset=train,
         eval_dataset=test,

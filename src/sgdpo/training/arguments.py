@@ -48,7 +48,7 @@ def training_arguments(
         adam_epsilon=optimizer.eps,
         max_grad_norm=optimizer.max_grad_norm,
         optim=_optimizer_name(config),
-        optim_args="bf16_stochastic_round=True" if config.precision.name == "lean8" else None,
+        optim_args=config.precision.facts.optimizer_args,
         bf16=config.precision.bf16 and not config.engine.deepspeed,
         use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
         deepspeed=_deepspeed(config),
@@ -76,10 +76,9 @@ def training_arguments(
 
 
 def _optimizer_name(config: RunConfig) -> str:
-    """Return transformers' name of the optimizer; `lean`'s is handed to the trainer (`compensated_adamw`)."""
-    if config.precision.name == "lean8":
-        return "adamw_torch_8bit"
-    return "adamw_torch" if config.engine.deepspeed else "adamw_torch_fused"
+    """Return transformers' name of the optimizer; a compensated one is handed to the trainer (`compensated_adamw`)."""
+    plain = "adamw_torch" if config.engine.deepspeed else "adamw_torch_fused"
+    return config.precision.facts.optimizer or plain
 
 
 def compensated_adamw(config: RunConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

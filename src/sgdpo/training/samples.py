@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sgdpo.data.conversation import stop_ids
 from sgdpo.data.example import Example
 from sgdpo.models.decode import continue_rows, until_stop
+from sgdpo.overlap import repetition
 
 REPEATED = 4  # tokens that count as a repetition when they come again in their order
 MEANS = {"length": "tokens", "end_rate": "ended", "repetition_rate": "repetition"}
@@ -60,16 +61,10 @@ class Samples:
         prompt, response = (
             self.tokenizer.decode(part, skip_special_tokens=True) for part in (self.prompts[number], ids)
         )
-        facts = {"tokens": len(ids), "ended": ended, "repetition": repetition(ids)}
+        facts = {"tokens": len(ids), "ended": ended, "repetition": repetition(ids, REPEATED)}
         return {"number": number, "prompt": prompt, "response": response, **facts}
 
 
 def sample_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics of a set of answers: mean tokens, share that ended, mean share of repetition."""
     return {name: sum(row[key] for row in rows) / len(rows) for name, key in MEANS.items()}
-
-
-def repetition(ids: Sequence[int]) -> float:
-    """Return the share of an answer's runs of REPEATED tokens that stood in it before."""
-    runs = list(zip(*(ids[start:] for start in range(REPEATED)), strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0

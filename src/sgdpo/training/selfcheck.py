@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 
+from sgdpo.config.precision import PRECISIONS
 from sgdpo.method import Method
 from sgdpo.pairs import DrawKey, Pair, PairLoss, Side
-
-# Mean |log-ratio| of a token, nats. In float32 only the order of sums differs; in bf16 a packed row rounds
-# otherwise than the row that filled the cache. Dropout or a wrong template gives ten times more.
-MEAN_RATIO_LIMIT = {"float32": 1e-3, "bf16": 5e-2, "lean": 5e-2, "lean8": 5e-2}
 
 
 def check_step0(
@@ -24,7 +21,7 @@ def check_step0(
     """Raise ValueError, saying what differs, unless the step-0 identities hold on this row."""
     if not method.reference:
         return
-    limit = MEAN_RATIO_LIMIT[precision]
+    limit = PRECISIONS[precision].ratio_limit
     sides = {"chosen": pair.chosen, "rejected": pair.rejected}
     found = {name: _mean_ratio(side) for name, side in sides.items()}
     ideal = method(
