@@ -46,7 +46,7 @@ REWARDS = Panel(
 MARGINS = Panel("Margin", "nats", (("rewards/margins", "margin", MARGIN),), zero=0.0)
 ACCURACIES = Panel("Accuracy", "share of pairs", (("rewards/accuracies", "accuracy", ACCURACY),), zero=0.5)
 LEGEND = "thin: each step   thick: moving mean   ring: held-out pairs"
-LOSS = Panel("Loss", "", (("loss", "loss", INK),))
+LOSS = Panel("Loss", "nats a token", (("loss", "loss", INK),))
 
 
 def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
