@@ -29,7 +29,9 @@ from lab.answers.generate import generate
 from lab.answers.prompts import Prompt, Sampling
 from lab.judging.judges import JudgeRequest, ask_all
 from lab.serving.endpoint import EndpointError
-from lab.serving.ledger import BudgetError
+from lab.serving.ledger import Budget, BudgetError, Ledger
+from lab.serving.reply import Tokens
+from sgdpo.store import DamagedError
 
 TESTS = Path(__file__).parent
 COUNT, BAD = 20, 7  # of 20 replies one may be unusable
@@ -345,6 +347,29 @@ def test_a_damaged_line_of_the_ledger_is_named_and_can_be_removed(tmp_path):
         file.write_text("".join(lines[:4] + lines[5:]))
         run_judge(server, tmp_path)[1]()
     assert len(server.requests) <= COUNT + 1
+
+
+@pytest.mark.parametrize("event", ["sent", "answer"])
+def test_no_thread_pays_on_beyond_a_damaged_line(event, tmp_path):
+    path, budget, bound = tmp_path / "model.jsonl", Budget(), Tokens(30, 1)
+    path.touch()
+    before = Ledger(path, budget)
+    for key in ("a", "b", "c"):
+        before.keep(before.reserve(key, bound), "yes", Tokens(10, 1))
+    lines = path.read_text().splitlines(keepends=True)
+    assert json.loads(lines[2])["event"] == "sent"
+    number = 2 if event == "sent" else 3
+    path.write_text("".join([*lines[:number], "{\n", *lines[number + 1 :]]))
+    damaged = path.read_bytes()
+    ledger = Ledger(path, budget)
+    for ask in [
+        partial(ledger.find, "a"),
+        partial(ledger.find, "b"),
+        partial(ledger.reserve, "c", bound),
+    ] * 2:
+        with pytest.raises(DamagedError, match=f"line {number + 1}: not a line of this ledger"):
+            ask()
+    assert path.read_bytes() == damaged
 
 
 def test_a_budget_of_nothing_sends_nothing(tmp_path):

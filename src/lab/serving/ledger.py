@@ -148,18 +148,20 @@ class Ledger:
                     # The lock is ours, so its writer was killed; what it sent is counted at its worst.
                     os.truncate(self.path, self._offset)
                     return
+                # A damaged line is not passed: no thread of this process pays on beyond it.
+                self._take(line)
                 self._rows += 1
                 self._offset += len(line)
-                self._take(line)
 
     def _take(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-            self._spent += Tokens(int(row["prompt_tokens"]), int(row["completion_tokens"]))
+            spent = self._spent + Tokens(int(row["prompt_tokens"]), int(row["completion_tokens"]))
             if row["event"] == "answer":
                 self._answers[row["key"]] = str(row["text"])
+            self._spent = spent
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedError(
-                f"{self.path}, line {self._rows}: not a line of this ledger ({error!r}); remove the line (its answer "
-                "is then paid for again), or the file to start from nothing"
+                f"{self.path}, line {self._rows + 1}: not a line of this ledger ({error!r}); remove the line (its "
+                "answer is then paid for again), or the file to start from nothing"
             ) from None
