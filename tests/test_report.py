@@ -279,6 +279,27 @@ def test_results_of_several_commits_are_refused_or_said(tmp_path):
     assert re.search(f"of several commits: {mixture}", (tmp_path / "published" / "RESULTS.md").read_text())
 
 
+def test_what_was_published_before_stays_as_it_was_and_is_named(tmp_path):
+    grid_runs(tmp_path)
+    build("table1", tmp_path)
+    build("ratio_grid", tmp_path)
+    publish(tmp_path)
+    results = tmp_path / "published" / "RESULTS.md"
+    first = results.read_text()
+    (tmp_path / "table1" / "table1.json").unlink()
+    build("figure3", tmp_path)
+    publish(tmp_path)
+    text = results.read_text()
+    assert "Published before, and as they were: table1." in text
+    headings = re.findall(r"^## (.*)", text, re.M)
+    assert headings == ["table1", "ratio_grid", "figure3"]
+    kept, between = (each[each.index("## table1") : each.index("## ratio_grid")] for each in (first, text))
+    assert kept == between
+    assert text.count("### Table 1") == 1
+    publish(tmp_path)
+    assert results.read_text() == text
+
+
 def test_a_published_table_goes_between_its_marks_in_the_readme(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(

@@ -9,7 +9,7 @@ gathered into one tracked folder by `publish`, with the command and the commit t
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ FOLDER = CONF / "report"
 PUBLISHED = "published"  # the folder of the tracked copies
 PUBLISHED_FORMS = (".md", ".csv", ".json", ".png", ".pdf")
 BLOCK = re.compile(r"<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->", re.S)
+SECTION = re.compile(r"^## ([\w-]+)\n(.*?)(?=^## [\w-]+\n|\Z)", re.S | re.M)  # of RESULTS.md: an exhibit's
 # The JSON of a work, and the table or what a picture's JSON says.
 Work = tuple[Path, Table | dict[str, Any]]
 
@@ -80,6 +81,12 @@ def exhibit_names() -> list[str]:
         return order is None, order or 0, name
 
     return sorted((name for name, config in found.items() if "function" in config), key=place)
+
+
+def in_order(names: Iterable[str | None]) -> list[str | None]:
+    """Sort names as `make paper` makes them, those of no exhibit last."""
+    order = exhibit_names()
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), str(name)))
 
 
 def find_exhibit(name: str, changes: Sequence[str] = ()) -> Exhibit:
@@ -149,7 +156,7 @@ def standing(outputs: Path) -> tuple[list[Work], list[str]]:
 
     In the order of `make paper`; published copies are left out.
     """
-    works, damaged, order = [], [], exhibit_names()
+    works, damaged = [], []
     for path in sorted(outputs.glob("*/*.json")):
         drawn = path.with_suffix(".md").is_file() or path.with_suffix(".svg").is_file()
         if path.parent.name == PUBLISHED or not drawn:
@@ -160,12 +167,8 @@ def standing(outputs: Path) -> tuple[list[Work], list[str]]:
                 works.append((path, found if "picture" in found else Table.read(path)))
         except ValueError as error:
             damaged.append(str(error))
-
-    def place(work: Work) -> tuple[int, Path]:
-        name = whose(work[1]).get("exhibit")
-        return (order.index(name) if name in order else len(order), work[0])
-
-    return sorted(works, key=place), damaged
+    places = in_order({whose(work).get("exhibit") for _, work in works})
+    return sorted(works, key=lambda work: (places.index(whose(work[1]).get("exhibit")), work[0])), damaged
 
 
 def whose(work: Table | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -176,8 +179,9 @@ def whose(work: Table | Mapping[str, Any]) -> Mapping[str, Any]:
 def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Path]:
     """Copy what stands under <outputs>/<exhibit><suffix>/ to <outputs>/published/ and write RESULTS.md beside it.
 
-    suffix: "-smollm2" or "-paper" for another scale. mixed: results of several commits are published all the same,
-    and RESULTS.md says so. Raises ValueError if nothing stands yet, if something is damaged, or for a mixture.
+    What was published before and does not stand now stays published, and RESULTS.md says so. suffix: "-smollm2" or
+    "-paper" for another scale. mixed: results of several commits are published all the same, and RESULTS.md says so.
+    Raises ValueError if nothing stands yet, if something is damaged, or for a mixture.
     """
     works, damaged = standing(outputs)
     named = [
@@ -195,9 +199,13 @@ def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Pat
     for path, _ in named:
         files = [path.with_suffix(form) for form in PUBLISHED_FORMS if path.with_suffix(form).is_file()]
         copied += [Path(shutil.copy(file, folder / published_name(file, suffix))) for file in files]
-    copied.append(folder / f"RESULTS{suffix}.md")
-    write_whole(copied[-1], "\n".join([_head(suffix, mixture), *_sections(named, suffix)]))
-    return copied
+    results = folder / f"RESULTS{suffix}.md"
+    before = dict(SECTION.findall(results.read_text("utf-8"))) if results.is_file() else {}
+    now = _sections(named, suffix)
+    kept = [name for name in before if name not in now]
+    sections = "".join(f"## {name}\n{(before | now)[name]}" for name in in_order(before | now))
+    write_whole(results, f"{_head(suffix, mixture, kept)}\n{sections}")
+    return [*copied, results]
 
 
 def _mixture(works: Sequence[Work]) -> str:
@@ -230,11 +238,13 @@ def published_name(path: Path, suffix: str) -> str:
     return f"{path.stem}{suffix}{path.suffix}"
 
 
-def _head(suffix: str, mixture: str) -> str:
+def _head(suffix: str, mixture: str, kept: Sequence[str]) -> str:
     memory = psutil.virtual_memory().total / 2**30
     runs = "All runs are of one commit, below each table."
     if mixture:
         runs = f"The runs are of several commits: {mixture}."
+    if kept:
+        runs += f" Published before, and as they were: {', '.join(kept)}."
     return (
         f"# Results: {suffix.removeprefix('-') or 'tiny'} scale\n\n"
         f"Gathered by `make publish` at commit {commit_text(git_state())} on a machine with {psutil.cpu_count()} CPU "
@@ -242,17 +252,18 @@ def _head(suffix: str, mixture: str) -> str:
     )
 
 
-def _sections(works: Sequence[Work], suffix: str) -> list[str]:
+def _sections(works: Sequence[Work], suffix: str) -> dict[str, str]:
+    """Give what RESULTS.md says of each exhibit."""
     scale = f" SCALE={suffix.removeprefix('-')}" if suffix else ""
     exhibits: dict[str, list[Work]] = {}
     for path, work in works:
         exhibits.setdefault(whose(work)["exhibit"], []).append((path, work))
-    lines = []
+    said = {}
     for name, own in exhibits.items():
         seeds = max(len(whose(work).get("seeds", [])) for _, work in own)
-        lines += [f"## {name}", "", f"`make {name}{scale}{f' SEEDS={seeds}' if seeds > 1 else ''}`", ""]
-        lines += [_shown(path, work, suffix) for path, work in own]
-    return lines
+        command = f"`make {name}{scale}{f' SEEDS={seeds}' if seeds > 1 else ''}`"
+        said[name] = "\n".join(["", command, "", *(_shown(*work, suffix) for work in own), ""])
+    return said
 
 
 def _shown(path: Path, work: Table | Mapping[str, Any], suffix: str) -> str:
