@@ -100,6 +100,19 @@ def test_the_answers_cost_training_no_bit(alone: Path, tmp_path: Path) -> None:
     assert torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
+def test_what_is_asked_for_more_rarely_than_there_are_steps_comes_once_at_the_end(
+    alone: Path, tmp_path: Path
+) -> None:
+    """A sweep that reads only what runs end with says so, and gets the same numbers."""
+    rare = execute(
+        config(
+            tmp_path, "trainer.eval_steps=1000000", "trainer.save_steps=1000000", "trainer.keep_finished=true"
+        )
+    )
+    assert metrics(rare) == [row for row in metrics(alone) if row["split"] == "train" or row["step"] == 16]
+    assert [path.name for path in (rare / "checkpoints").iterdir()] == ["checkpoint-16"]
+
+
 def test_the_run_ends_with_its_best_weights_and_says_so(alone: Path) -> None:
     view, rows = view_run(alone), [row for row in metrics(alone) if row["split"] == "eval"]
     best = max(rows, key=lambda row: row["rewards/accuracies"])

@@ -63,7 +63,7 @@ def training_arguments(
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=trainer.eval_steps or max(steps // EVALS_A_RUN, 1),
+        eval_steps=min(trainer.eval_steps or max(steps // EVALS_A_RUN, 1), steps),
         save_strategy="steps",
         save_steps=trainer.save_steps or max(steps // SAVES_A_RUN, 1),
         # The name under which the trainer gives it, whichever it is.
