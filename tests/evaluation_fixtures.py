@@ -22,6 +22,7 @@ from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.identity import Identity
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.records import Record
+from sgdpo.store import seal
 
 KEY = "sk-secret-0123456789"
 
@@ -187,6 +188,7 @@ def finished_run(folder: Path, *, start: str | None = None, seed: int = 0, promp
     record = Record.open(folder, Identity(folder.name, settings, {}, *[folder.name] * 4), phase="preference")
     load_model(config.model, seed=seed).save_pretrained(folder / "model")
     load_tokenizer(config.model).save_pretrained(folder / "model")
+    seal(folder / "model")
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     record.note(start=start)
     record.finish()

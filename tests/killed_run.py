@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -177,3 +177,28 @@ DAMAGES = {
     "newest torn": (lambda folder: os.truncate(newest(folder) / "optimizer.pt", 100), "older"),
     "all torn": (lambda folder: shutil.rmtree(folder / "checkpoints"), "start"),
 }
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+# What may happen to any file that is said to be whole.
+SPOILS: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "empty": lambda file: os.truncate(file, 0),
+    "cut": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "flipped": flip,
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+}
+
+
+def spoiled(folder: Path, spoil: str) -> Iterator[Path]:
+    """Spoil one file of a folder after the other; each is whole again when the next one is asked for."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        SPOILS[spoil](file)
+        yield file
+        file.write_bytes(content)

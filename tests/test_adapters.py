@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,17 @@ from transformers import AutoModelForCausalLM
 
 from killed_run import kill_in_the_middle, overrides, rows, write_inputs
 from lab.answers.generators import VllmGenerator
+from lab.evaluation.evaluate import read_config
 from lab.evaluation.settings import compose_evaluation, evaluation_errors
+from lab.pair import show_pair
 from lab.sampling.settings import model_of
 from packed_rows import make_examples, model_config, tiny_model
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
 from sgdpo.data.packing import RowCollator, model_inputs
+from sgdpo.data.prepare import prepare
 from sgdpo.models.adapters import fit_adapter
-from sgdpo.models.load import base_of, load_config, load_model, model_errors
+from sgdpo.models.load import base_of, load_config, load_model, load_tokenizer, model_errors
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.runs.run import Run, execute
 from sgdpo.runs.train import taught
@@ -96,6 +100,19 @@ def test_the_adapter_loads_onto_its_base_and_equals_what_was_merged(place: Path,
 def test_evaluation_and_sampling_take_an_adapter_run_for_a_finished_one(lora: Path) -> None:
     assert evaluation_errors(compose_evaluation([f"runs=[{lora}]", "benchmark=verifiable"])) == []
     assert model_of(str(lora), "cache").path == str(lora / "model")
+
+
+@pytest.mark.parametrize("more", [[], ["reference=live"], ["adapter.merge=true"]], ids=" ".join)
+def test_a_pair_of_an_adapter_run_has_the_rewards_that_the_run_wrote(place: Path, more: list[str]) -> None:
+    run = execute(config_of(place, *more))
+    config = read_config(run)
+    prepared = prepare(config.data, "preference", load_tokenizer(config.model), Path(config.cache))
+    written = json.loads((run / "pairs.json").read_text())["pairs"][2]
+    shown = show_pair(str(prepared.train.ids[2]), config, run)
+    for side in ("chosen", "rejected"):
+        (reward,) = re.findall(rf"^{side}: .* reward (-?[\d.]+)$", shown, re.MULTILINE)
+        assert float(reward) == pytest.approx(sum(token["reward"] for token in written[side]), abs=2e-4)
+        assert abs(float(reward)) > 1e-3
 
 
 def test_the_base_is_the_start_and_no_other(place: Path, lora: Path, tmp_path: Path) -> None:

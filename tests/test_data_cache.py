@@ -22,6 +22,7 @@ from data_helpers import (
     pair,
     write_jsonl,
 )
+from killed_run import SPOILS, spoiled
 from sgdpo.data.prepare import prepare
 from sgdpo.store import hash_tokenizer
 
@@ -99,27 +100,17 @@ def test_a_tokenizer_used_before_hashes_as_a_fresh_one(tokenizer):
     assert hash_tokenizer(character_tokenizer(LLAMA31)) != fresh
 
 
-def test_a_half_written_set_is_written_again(run, tmp_path):
-    first = run(MIXED)
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_set_with_any_file_damaged_is_tokenised_again(run, tmp_path, spoil):
+    def tokens():
+        found = run(MIXED)
+        return found.fingerprint, [example.chosen_ids.tolist() for example in found.train], found.cached
+
+    *first, _ = tokens()
     (name,) = written(tmp_path / "cache")
-    (tmp_path / "cache" / "tokens" / name / "manifest.json").unlink()
-    again = run(MIXED)
-    assert not again.cached
-    assert again.fingerprint == first.fingerprint
-
-
-def test_a_flipped_bit_is_found_and_the_set_is_tokenised_again(run, tmp_path):
-    first = run(MIXED)
-    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
-    content = bytearray(arrow.read_bytes())
-    content[len(content) // 2] ^= 1
-    arrow.write_bytes(content)
-    again = run(MIXED)
-    assert not again.cached
-    assert again.fingerprint == first.fingerprint
-    assert [example.chosen_ids.tolist() for example in again.train] == [
-        example.chosen_ids.tolist() for example in first.train
-    ]
+    for file in spoiled(tmp_path / "cache" / "tokens" / name, spoil):
+        assert tokens() == (*first, False), file
+        assert tokens() == (*first, True)
 
 
 def _prepare_in_process(arguments: tuple[str, str]) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.engine.launch import LaunchError, is_distributed, last_sign_of_life, launch
+from sgdpo.engine.launch import LaunchError, is_distributed, launch, signs_of_life
 from sgdpo.engine.ranks import RankFiles
 from sgdpo.runs.run import Run
 
@@ -115,7 +115,7 @@ def test_checkpoints_may_go_while_the_watch_looks_at_them(tmp_path: Path) -> Non
     thread = threading.Thread(target=save_and_prune)
     thread.start()
     try:
-        assert {last_sign_of_life(tmp_path, 1.0) for _ in range(1000)} == {1.0}
+        assert not any(signs_of_life(tmp_path) for _ in range(1000))
     finally:
         done.set()
         thread.join()
@@ -126,9 +126,26 @@ def test_what_other_processes_write_is_no_sign_of_a_ranks_life(tmp_path: Path) -
     for name in ("wandb/offline-run-1/run-1.wandb", ".heartbeat", "ranks/rank0.log"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    now = time.time()
-    os.utime(tmp_path / "ranks/rank0.log", (now - 50, now - 50))
-    assert last_sign_of_life(tmp_path, now - 100) == pytest.approx(now - 50)
+    signs = signs_of_life(tmp_path)
+    for name in ("wandb/offline-run-1/run-1.wandb", "wandb/new", ".heartbeat"):
+        (tmp_path / name).write_text("more")
+    assert signs_of_life(tmp_path) == signs
+    for earlier in (0, 3 * 3600):  # a clock set back gives new signs older times
+        os.utime(tmp_path / "ranks/rank0.log", (time.time() - earlier,) * 2)
+        assert signs_of_life(tmp_path) != signs
+        signs = signs_of_life(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_is_set_stops_no_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    began, real = time.monotonic(), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (hours * 3600 if time.monotonic() - began > 2 else 0))
+    run, files = play("done", tmp_path, "engine.timeout_minutes=1")
+    assert launched(run) == 0
+    assert files.result.is_file()
 
 
 def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,16 +12,18 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
+from killed_run import SPOILS, spoiled
 from lab.answers.generate import Generator
 from lab.answers.prompts import Sample
 from lab.benchmarks.benchmark import Subject
 from lab.benchmarks.verifiable import Verifiable
 from lab.evaluation.command import show
 from lab.evaluation.evaluate import answer, evaluate, judge_samples, lengths, read_config, sample_rows
-from lab.evaluation.settings import compose_evaluation, runs_first
+from lab.evaluation.settings import compose_evaluation, evaluation_errors, runs_first
 from lab.judging.judges import Checker
 from lab.report.cells import Repeats, read_metric
 from lab.report.entries import number_entry
+from lab.sampling.settings import model_of
 from sgdpo.runs.records import RunView
 from sgdpo.store import read_jsonl, write_jsonl
 from sgdpo.world.checker import check
@@ -180,6 +183,20 @@ def test_a_run_without_a_model_is_not_finished(runs, tmp_path):
     (run / "model" / "config.json").unlink()
     with pytest.raises(ValueError, match="holds no model; it is not finished"):
         evaluate(compose_evaluation(runs_first([str(run)])))
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_weights_that_are_not_whole_are_neither_evaluated_nor_sampled_from(tmp_path, spoil):
+    start = finished_run(tmp_path / "exp" / "start", seed=1)
+    run = finished_run(tmp_path / "exp" / "run", start=start.name)
+    for file in spoiled(run / "model", spoil):
+        said = evaluation_errors(compose_evaluation([f"runs=['{run}']", f"cache={tmp_path}/cache"]))
+        assert re.search(f"{file.name}|holds no model", "".join(said)), (file, said)
+        with pytest.raises(ValueError, match=f"{file.name}|holds no model"):
+            model_of(str(run), f"{tmp_path}/cache")
+    SPOILS[spoil](start / "model" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"start has weights that are not whole .*model\.safetensors"):
+        evaluate(composed(tmp_path, "run", words=(f"cache={tmp_path}/cache",)))
 
 
 GROUPS = {

@@ -189,17 +189,32 @@ def test_a_killed_run_is_interrupted_and_may_be_resumed(tmp_path):
 @pytest.mark.parametrize("force", [True, False])
 def test_on_another_host_a_sign_of_life_tells_the_living_from_the_dead(tmp_path, force):
     """A record that says running must neither count as alive for ever nor be taken from a process that works."""
-    folder = tmp_path / "default" / "run"
+    folder, long_ago = tmp_path / "default" / "run", time.time() - 3600
     with opened_elsewhere(folder, "another host") as child:
         assert view_run(folder).status == "running"
         with pytest.raises(ValueError, match=f"being trained by process {child.pid}"):
             open_record(folder, force=force)
-    long_ago = time.time() - 3600
     os.utime(folder / ".heartbeat", (long_ago, long_ago))
     assert view_run(folder).status == "interrupted"
     open_record(folder, force=force).finish()
     machines = [attempt["machine"] for attempt in view_run(folder)["attempts"]]
     assert len(set(machines)) == 2
+
+
+@pytest.mark.parametrize("host", ["", "another host"])
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_is_set_takes_no_run_from_the_living(tmp_path, monkeypatch, host, hours):
+    """The clock of whoever looks is wrong by hours; then that of the disk is set, so that the last beat looks old."""
+    folder, real, off = tmp_path / "default" / "run", time.time, hours * 3600
+    with opened_elsewhere(folder, host) as child:
+        monkeypatch.setattr(time, "time", lambda: real() + off)
+        assert view_run(folder).status == "running"
+        os.utime(folder / ".heartbeat", (real() - off, real() - off))
+        with pytest.raises(ValueError, match=f"being trained by process {child.pid}"):
+            open_record(folder)
+        assert view_run(folder).status == "running"
+    os.utime(folder / ".heartbeat", (real() - off, real() - off))
+    assert view_run(folder).status == "interrupted"
 
 
 def test_a_recycled_process_id_does_not_look_alive_and_another_machine_is_judged_by_its_sign_of_life(

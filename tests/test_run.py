@@ -5,6 +5,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from killed_run import SPOILS, spoiled
 from lab.evaluation.evaluate import read_config
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.data.batching import StepSampler
 from sgdpo.data.prepare import prepare
 from sgdpo.models.load import load_tokenizer
 from sgdpo.runs.records import read_runs, view_run
-from sgdpo.runs.run import execute
+from sgdpo.runs.run import Run, execute
 from sgdpo.runs.summary import summarise
 from sgdpo.store import read_jsonl, write_json
 
@@ -146,6 +148,39 @@ def test_a_finished_run_is_not_trained_again_unless_forced(tmp_path: Path) -> No
     assert (first / "record.json").stat().st_mtime_ns == written
     assert run(tmp_path, "force=true") == first
     assert (first / "record.json").stat().st_mtime_ns != written
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with a finished run and its SFT start, made in this process."""
+    return run(tmp_path_factory.mktemp("started")).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_start_with_any_file_damaged_is_never_used(
+    started: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: str
+) -> None:
+    """It is named and trained again to the same bits; a record that cannot be read waits for the user's word."""
+    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
+    start = Run.of(to_run_config(compose_run(quick(tmp_path, "tracking=off")))).start
+    whole, weights = start.result().folder, start.folder / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    for file in spoiled(whole / "model", spoil):
+        assert start.result() is None, file
+        assert file.name in caplog.text
+        caplog.clear()
+    SPOILS[spoil](weights)
+    assert view_run(run(tmp_path, "method=dpo"))["shared"]["start"] == "trained"
+    assert weights.read_bytes() == before
+    SPOILS[spoil](whole / "record.json")
+    try:
+        run(tmp_path, "method=ipo")
+    except ValueError as error:
+        assert re.search(r"record\.json.*force=true", str(error))  # noqa: PT017
+        run(tmp_path, "method=ipo", "force=true")
+    assert start.result() is not None
+    assert weights.read_bytes() == before
 
 
 def test_two_methods_share_one_start_and_one_tokenised_set_and_one_reference(tmp_path: Path) -> None:

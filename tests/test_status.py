@@ -1,8 +1,10 @@
 """The status page: every state a cell can be in, from the sweep's roster and the records."""
 
+import os
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -64,6 +66,13 @@ class TestPage:
 
     def test_what_to_run_next(self, page):
         assert page.endswith("next (finished cells are skipped): python src/train.py -m the command")
+
+    @pytest.mark.parametrize("hours", [-3, 3])
+    def test_a_clock_that_is_set_ends_no_sweep(self, tmp_path, monkeypatch, hours):
+        cells, real = cells_of(*ARGUMENTS, f"outputs={tmp_path}"), time.time
+        with open_roster(cells, "the command"):
+            monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)
+            assert f"the sweep is running (process {os.getpid()})" in experiment_status(tmp_path, "x")
 
     def test_when_all_is_done_the_next_step_is_the_selection(self, tmp_path):
         cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")

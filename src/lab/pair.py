@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sgdpo.config.schema import EngineConfig, RunConfig
+from sgdpo.config.schema import AdapterConfig, EngineConfig, RunConfig
 from sgdpo.data.example import Example
 from sgdpo.data.prepare import Prepared, prepare
-from sgdpo.method import bind_method
+from sgdpo.method import Method, bind_method
 from sgdpo.models.load import load_tokenizer
 from sgdpo.runs.attempt import SilentAttempt
+from sgdpo.runs.contents import reference_folder, why_no_model
 from sgdpo.runs.records import MODEL
 from sgdpo.runs.run import Run
-from sgdpo.runs.train import Parts, Reference, Schedule, build_trainer, policy, start_weights
+from sgdpo.runs.train import Parts, Reference, Schedule, build_trainer, start_weights, taught
 from sgdpo.training.token_rewards import token_rewards
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -35,9 +36,7 @@ def show_pair(wanted: str, config: RunConfig, trained: Path | None = None) -> st
     split, row, example = _find(prepared, wanted)
     rewards: dict[str, Any] = {}
     if trained is not None:
-        run = Run.of(config)
-        parts = Parts(run, method, prepared, tokenizer, start_weights(run), 1)
-        rewards = _rewards(parts, trained, example)
+        rewards = _rewards(_parts(config, method, prepared, tokenizer), trained, example)
     lines = [f"pair {example.example_id}: row {row} (from 0) of {prepared.counts[split]['source']}, {split}"]
     for side in SIDES:
         lines += ["", *_side(side, getattr(example, f"{side}_ids"), rewards.get(side), tokenizer)]
@@ -66,13 +65,26 @@ def _find(prepared: Prepared, wanted: str) -> tuple[str, int, Example]:
     return found.popitem()[1]
 
 
+def _parts(
+    config: RunConfig, method: Method, prepared: Prepared, tokenizer: PreTrainedTokenizerBase
+) -> Parts:
+    """Return what a run was made of; its adapter is merged into its weights as they load."""
+    run = Run.of(config)
+    if run.start is not None and run.start.result() is None:
+        raise ValueError(
+            f"the SFT start {run.start.identity.name} that rewards are held against is gone, or its data has changed;"
+            " leave --run out, or train the run again"
+        )
+    whole = replace(run, config=replace(config, adapter=AdapterConfig(), reference="cached"))
+    return Parts(whole, method, prepared, tokenizer, start_weights(run), 1)
+
+
 def _rewards(parts: Parts, trained: Path, example: Example) -> dict[str, float]:
-    """Return each side's reward under a run's final weights, against the weights that it started from."""
-    if not (trained / MODEL).is_dir():
-        raise ValueError(f"{trained} holds no weights: the run is not finished")
-    live = (
-        policy(parts.config, parts.start, ()).requires_grad_(False).eval() if parts.method.reference else None
-    )
+    """Return each side's reward under a run's final weights, against its reference."""
+    if wrong := why_no_model(trained, parts.config.cache):
+        raise ValueError(f"{trained} {wrong}")
+    reference = reference_folder(parts.config) or parts.start
+    live = taught(parts.config, reference).requires_grad_(False).eval() if parts.method.reference else None
     trainer = build_trainer(
         replace(parts, start=trained / MODEL), Reference(live=live), Schedule(1, 1), SilentAttempt()
     )

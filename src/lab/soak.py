@@ -128,9 +128,9 @@ def _finish(overrides: Sequence[str], outputs: Path, host: str = "") -> Path:
 def _kill(overrides: Sequence[str], outputs: Path, host: str, draw: random.Random, outcome: Outcome) -> bool:
     """Start or continue a run and kill it at a random moment; return False if it ended before that."""
     target = _last_step(outputs) + draw.randint(1, MOST_STEPS_AHEAD)
-    delay, until = draw.uniform(0, 0.3), time.time() + PATIENCE
+    delay, until = draw.uniform(0, 0.3), time.monotonic() + PATIENCE
     process = _start(overrides, outputs, host)
-    while _last_step(outputs) < target and process.poll() is None and time.time() < until:
+    while _last_step(outputs) < target and process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     time.sleep(delay)
     if process.poll() is not None:

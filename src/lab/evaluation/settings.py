@@ -19,8 +19,8 @@ from lab.judging.judges import judge_errors
 from sgdpo.config.compose import to_typed
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
-from sgdpo.runs.contents import holds_model
-from sgdpo.runs.records import MODEL
+from sgdpo.runs.contents import why_no_model
+from sgdpo.runs.records import RECORD
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, schema_errors
 
@@ -123,7 +123,7 @@ def _run_errors(config: EvaluateConfig) -> list[str]:
     errors = [
         f"{run} is not a run: it holds no record.json; give outputs/<experiment>/<run>"
         for run in config.runs
-        if not (Path(run) / "record.json").is_file()
+        if not (Path(run) / RECORD).is_file()
     ]
     if len({Path(run).resolve() for run in config.runs}) != len(config.runs):
         errors.append("a run is named more than once")
@@ -148,8 +148,8 @@ def _match_errors(config: EvaluateConfig) -> list[str]:
         errors.append(f"benchmark={name} scores with the model itself: leave generator={generator_name} out")
     if generator.of_run or not benchmark.answered:
         errors += [
-            f"{run} holds no model; it is not finished: train it first"
+            f"{run} {wrong}"
             for run in map(Path, config.runs)
-            if (run / "record.json").is_file() and not holds_model(run / MODEL)
+            if (run / RECORD).is_file() and (wrong := why_no_model(run, config.cache))
         ]
     return errors

@@ -24,7 +24,7 @@ from sgdpo.data.sources import data_errors
 from sgdpo.models.adapters import is_adapter
 from sgdpo.models.load import model_errors
 from sgdpo.places import CONF
-from sgdpo.runs.contents import holds_model
+from sgdpo.runs.contents import why_no_model
 from sgdpo.runs.records import MODEL, RECORD
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, OneOf, Range, schema_errors
@@ -111,8 +111,8 @@ def model_of(name: str, cache: str) -> ModelConfig:
     """
     folder, yaml = Path(name), CONF / "model" / f"{name}.yaml"
     if (folder / RECORD).is_file():
-        if not holds_model(folder / MODEL):
-            raise ValueError(f"policy={name} is a run without weights; it is not finished: train it first")
+        if wrong := why_no_model(folder, cache):
+            raise ValueError(f"{name} {wrong}")
         run = to_run_config(OmegaConf.load(folder / "config.yaml"))
         return replace(
             run.model, name=folder.name, path=str(folder / MODEL), revision=None, chat_template=None

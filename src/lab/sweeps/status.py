@@ -20,7 +20,7 @@ from lab.sweeps.cells import Cell, SweepError, label_cells
 from lab.sweeps.pool import Outcome
 from lab.sweeps.screen import run_progress
 from sgdpo.runs.records import RunView, list_experiments, read_runs
-from sgdpo.store import Lock, read_json, write_json
+from sgdpo.store import Lock, age, read_json, write_json
 
 FORMAT = 2
 ROSTER = "sweep.json"
@@ -71,10 +71,7 @@ class Roster:
     @property
     def alive(self) -> bool:
         """Say whether the sweep goes on: it has not ended, and its last sign of life is fresh."""
-        return (
-            self.pid is not None
-            and abs(time.time() - (self.folder / ROSTER).stat().st_mtime) < SILENT_SECONDS
-        )
+        return self.pid is not None and age(self.folder / ROSTER) < SILENT_SECONDS
 
 
 @contextlib.contextmanager

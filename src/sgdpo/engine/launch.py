@@ -90,10 +90,13 @@ def _watch(
     """Show rank 0's output until the agent ends; stop it if nothing has moved for too long."""
     shown = Tail(files.log(first_rank))
     limit = config.engine.timeout_minutes * 60
+    signs, moved = signs_of_life(run_folder), time.monotonic()
     try:
         while agent.poll() is None:
             shown.copy()
-            if time.time() - last_sign_of_life(run_folder, shown.started) > limit:
+            if (now := signs_of_life(run_folder)) != signs:
+                signs, moved = now, time.monotonic()
+            if time.monotonic() - moved > limit:
                 raise LaunchError(
                     f"no rank has shown a sign of life for {limit / 60:.1f} minutes, so the run was stopped "
                     f"(engine.timeout_minutes={config.engine.timeout_minutes}); the logs: {files.folder}\n"
@@ -117,20 +120,22 @@ def _stop(agent: subprocess.Popen[bytes]) -> None:
             agent.wait()
 
 
-def last_sign_of_life(folder: Path, started: float) -> float:
-    """Return when anything in a run's folder was last written: a sign of life, a log, a row, a checkpoint.
+def signs_of_life(folder: Path) -> set[tuple[str, int]]:
+    """Return which files of a run's folder were written when: a sign of life, a log, a row, a checkpoint.
 
-    A hidden file is a thread's and W&B's are its service's: they tell only that a process exists. Not `rglob`: it
-    raises where a folder goes while it is read, and checkpoints are renamed and pruned all along.
+    What changes lives; no time is held against a clock, which may be set. A hidden file is a thread's and W&B's are its
+    service's: they tell only that a process exists. Not `rglob`: it raises where a folder goes while it is read, and
+    checkpoints are renamed and pruned all along.
     """
-    latest = started
+    signs = set()
     for parent, folders, names in os.walk(folder):
         if parent == str(folder) and "wandb" in folders:
             folders.remove("wandb")
         for name in (name for name in names if not name.startswith(".")):
             with contextlib.suppress(FileNotFoundError):
-                latest = max(latest, os.stat(os.path.join(parent, name)).st_mtime)
-    return latest
+                path = os.path.join(parent, name)
+                signs.add((path, os.stat(path).st_mtime_ns))
+    return signs
 
 
 def where_ranks_are(agent: int, files: RankFiles) -> list[str]:
@@ -159,7 +164,6 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._position = path.stat().st_size if path.is_file() else 0
-        self.started = time.time()
 
     def copy(self) -> None:
         """Show what was added since the last call."""

@@ -115,7 +115,8 @@ def open_attempt(run: Run, checkpoint: Path | None, rank: int) -> Iterator[Silen
     logging.getLogger().addHandler(handler)
     try:
         OmegaConf.save(OmegaConf.create(asdict(config)), run.folder / "config.yaml")
-        attempt.tracker = open_tracker(config.tracking, record, asdict(config))
+        again = config.force or config.resume == "never"
+        attempt.tracker = open_tracker(config.tracking, record, asdict(config), again)
         yield attempt
     except Exception as error:
         with suppress(OSError):  # of a disk that stays full, which is then what the error says

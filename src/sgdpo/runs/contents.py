@@ -14,7 +14,7 @@ from sgdpo.config.schema import ModelConfig, RunConfig
 from sgdpo.hub import hub_commit
 from sgdpo.places import ROOT
 from sgdpo.source import find
-from sgdpo.store import hash_file, hash_folder, hash_json
+from sgdpo.store import hash_file, hash_folder, hash_json, what_is_wrong
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 MODEL_CODE = ("config.json", "*.py")
@@ -48,9 +48,13 @@ def reference_folder(config: RunConfig) -> Path | None:
     return place / "model" if (place / "model" / "config.json").is_file() else place
 
 
-def holds_model(folder: Path) -> bool:
-    """Say whether a folder holds weights that can be loaded: a model, or an adapter that knows its base."""
-    return any((folder / name).is_file() for name in ("config.json", "adapter_base.json"))
+def why_no_model(run: Path, cache: str) -> str | None:
+    """Return why a run's folder has no weights to use, as a phrase; None if they are as they were written."""
+    folder = run / "model"
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_base.json")):
+        return "holds no model; it is not finished: train it first"
+    wrong = what_is_wrong(folder, Path(cache) / "hashes")
+    return wrong and f"has weights that are not whole (model: {wrong}); train it again"
 
 
 def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:

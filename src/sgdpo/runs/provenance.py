@@ -17,14 +17,14 @@ import psutil
 
 from sgdpo.places import ROOT
 from sgdpo.processes import ask
-from sgdpo.store import hash_text
+from sgdpo.store import age, hash_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "hydra-core", "wandb", "numpy")
 # Another machine's process counts as gone when its sign of life is older; long enough for a process that writes tens
 # of gigabytes while it holds the interpreter's lock.
 BEAT_SECONDS, DEAD_SECONDS = 2.0, 30.0
-# Clocks of machines that share a disk do not differ by more.
-CLOCKS_DIFFER = 600.0
+# So old a sign is a dead process's, or the clock was set since it was given: then a few beats tell.
+LONG_AGO, FEW_BEATS = 600.0, 3 * BEAT_SECONDS
 HOST = "SGDPO_HOST"  # names this machine where several share one host name
 
 
@@ -64,28 +64,21 @@ def process_is_gone(fields: Mapping[str, Any], heartbeat: Path | None = None) ->
     counts as alive."""
     if fields.get("machine") == _machine():
         return _started(fields["pid"]) != fields["pid_started"]
-    return heartbeat is not None and _age(heartbeat) > DEAD_SECONDS
+    return heartbeat is not None and age(heartbeat) > DEAD_SECONDS
 
 
 def wait_until_judged(fields: Mapping[str, Any], heartbeat: Path) -> bool:
-    """Tell as `process_is_gone`, but watch another machine's sign of life instead of trusting two clocks."""
-    if fields.get("machine") == _machine() or _age(heartbeat) > CLOCKS_DIFFER:
+    """Tell as `process_is_gone`, but watch another machine's sign of life instead of trusting a clock."""
+    if fields.get("machine") == _machine() or not heartbeat.exists():
         return process_is_gone(fields, heartbeat)
-    before, until = heartbeat.stat().st_mtime_ns, time.monotonic() + DEAD_SECONDS
+    patience = FEW_BEATS if age(heartbeat) > LONG_AGO else DEAD_SECONDS
+    before, until = heartbeat.stat().st_mtime_ns, time.monotonic() + patience
     while time.monotonic() < until:
         time.sleep(BEAT_SECONDS / 4)
         with suppress(OSError):
             if heartbeat.stat().st_mtime_ns != before:
                 return False
     return True
-
-
-def _age(heartbeat: Path) -> float:
-    """Return the seconds since a sign of life; infinite if there is none."""
-    try:
-        return abs(time.time() - heartbeat.stat().st_mtime)
-    except OSError:
-        return float("inf")
 
 
 class Heartbeat:

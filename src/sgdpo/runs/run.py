@@ -20,7 +20,7 @@ from sgdpo.engine.nodes import this_node
 from sgdpo.processes import without_environment
 from sgdpo.runs.contents import changes, read_contents
 from sgdpo.runs.records import CHECKPOINTS, MODEL, RECORD, RunView, amend_record, find_runs, view_run
-from sgdpo.store import held, what_is_wrong, write_json
+from sgdpo.store import DamagedError, held, read_json, what_is_wrong, write_json
 
 log = logging.getLogger("sgdpo")
 
@@ -142,9 +142,20 @@ def _ensure_start(run: Run) -> str | None:
         return None
     if run.start.result() is not None:
         return "found"
+    if run.config.force:
+        _forget_damaged(run.start.folder / RECORD)
     log.info("the SFT start %s does not exist yet: training it first", run.start.identity.name)
     with without_environment("WANDB_RUN_ID", "WANDB_SWEEP_ID"):  # a W&B agent means the run itself
         return "trained" if _train_once(run.start, as_start=True)[1] else "waited"
+
+
+def _forget_damaged(record: Path) -> None:
+    """Remove a start's record if it cannot be read: force, which trains no whole start again, is the word for that."""
+    try:
+        read_json(record, default={}, kind=dict)
+    except DamagedError as error:
+        log.warning("%s; it is removed", error)
+        record.unlink()
 
 
 def _take_over(run: Run) -> None:

@@ -8,6 +8,9 @@ steps it already has (the resumed steps are the same numbers). Offline, a killed
 last rows: so the offline file is written again from metrics.jsonl under the same id and the old one is
 removed. Only if the old one was synced before does the new file hold the new steps alone; `wandb sync` then
 appends them.
+
+A run that starts again by the user's word (force=true, resume=never) replaces what is offline, once it has a row. What
+W&B has already stays there as a run of its own: its server would drop the new steps under the old id.
 """
 
 from __future__ import annotations
@@ -115,11 +118,14 @@ class WandbThread:
 class WandbTracker(NoTracker):
     """Mirror a run into one W&B run. Use `open_tracker`."""
 
-    def __init__(self, thread: WandbThread, run: Any):
+    def __init__(self, thread: WandbThread, run: Any, replaces: Sequence[Path]):
         self._thread, self._run, self._step, self._open = thread, run, 0, True
+        self._replaces = list(replaces)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirror one row: its metrics as `train/<key>` or `eval/<key>`, with `step` and `epoch`."""
+        while self._replaces:
+            shutil.rmtree(self._replaces.pop())
         step = self._step = row["step"]
         self._thread.do(lambda: self._run.log(wandb_row(row), step=step))
 
@@ -159,10 +165,12 @@ def wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
 
 
-def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, Any]) -> NoTracker:
+def open_tracker(
+    tracking: TrackingConfig, record: Record, config: Mapping[str, Any], again: bool = False
+) -> NoTracker:
     """Open the run's tracker and keep its id in the record.
 
-    config: the resolved run, nested, as W&B shows and groups it. Falls back to offline when there is no key
+    config: the resolved run, nested, as W&B shows and groups it. again: the user's word starts it again. Falls back to offline when there is no key
     or no server within `tracking.init_timeout` seconds, and to none when W&B does not start.
     """
     if tracking.name == "off" or wanted_mode(tracking.mode) == "disabled":
@@ -170,10 +178,13 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     _import_wandb(record.folder / "wandb" / "tmp")
     mode = choose_mode(tracking.mode)
     before = record.fields.get("tracker") or {}
+    offline = sorted((record.folder / "wandb").glob("offline-run-*"))
+    synced = {_id_of(folder) for folder in offline if any(folder.glob("*.synced"))}
+    if again and (before.get("mode") == "online" or before.get("id") in synced):
+        before = {}
     # The second: a W&B agent's name for the run that it started.
     run_id = before.get("id") or os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]
-    earlier = sorted((record.folder / "wandb").glob(f"offline-run-*-{run_id}"))
-    replaces = earlier and not any(path for folder in earlier for path in folder.glob("*.synced"))
+    replaces = [f for f in offline if (again or _id_of(f) == run_id) and _id_of(f) not in synced]
     # Before W&B starts: what a kill leaves of it is found by the id.
     record.note(tracker={"mode": mode, "folder": None, "url": None, **before, "id": run_id})
     thread = WandbThread("the run", tracking.finish_timeout)
@@ -187,14 +198,14 @@ def open_tracker(tracking: TrackingConfig, record: Record, config: Mapping[str, 
     record.note(
         tracker={"id": run.id, "mode": mode, "folder": folder, "url": run.url if mode == "online" else None}
     )
-    tracker = WandbTracker(thread, run)
-    if replaces:
+    tracker = WandbTracker(thread, run, replaces)
+    if again and replaces:
+        log.info("W&B: the first row replaces %d offline runs of the earlier training", len(replaces))
+    elif replaces:
         with contextlib.suppress(OSError):
             tracker.note((record.folder / LOG).read_text(encoding="utf-8", errors="replace"))
         for row in record.kept_rows():
             tracker.log(row)
-        for old in earlier:
-            shutil.rmtree(old)
     return tracker
 
 
@@ -345,6 +356,10 @@ def _close(run: Any, exit_code: int = 0) -> None:
 def _tags(tracking: TrackingConfig, record: Record) -> list[str]:
     own = [record.fields.get(key) for key in ("method", "model", "dataset")]
     return list(dict.fromkeys(str(tag)[:TAG_LENGTH] for tag in [*own, *tracking.tags] if tag))
+
+
+def _id_of(offline: Path) -> str:
+    return offline.name.rpartition("-")[2]
 
 
 def _inside(path: Path, base: Path) -> Path:

@@ -12,7 +12,8 @@ from sgdpo.config.identity import needs_start
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors, needs_of
 from sgdpo.places import CONF
-from sgdpo.runs.contents import holds_model, reference_folder
+from sgdpo.runs.contents import reference_folder, why_no_model
+from sgdpo.runs.records import RECORD
 from sgdpo.runs.tracking import wanted_mode
 from sgdpo.values import schema_errors
 
@@ -85,8 +86,10 @@ def _reference_errors(config: RunConfig) -> Iterator[str]:
         return
     if not needs_of(config.method).get("reference"):
         yield f"reference_weights={place}: method={config.method.get('name')} takes no reference; leave it out"
-    elif not holds_model(folder) or not list(folder.glob("*.safetensors")):
+    elif not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         yield f"reference_weights={place} holds no weights; give a finished run's folder, or one with safetensors"
+    elif (Path(place) / RECORD).is_file() and (wrong := why_no_model(Path(place), config.cache)):
+        yield f"reference_weights={place} {wrong}"
 
 
 def _optimizer_errors(optimizer: OptimizerConfig) -> Iterator[str]:

@@ -23,6 +23,6 @@ from sgdpo.store.hashes import (
     hash_text,
     hash_tokenizer,
 )
-from sgdpo.store.life import beat
+from sgdpo.store.life import age, beat
 from sgdpo.store.once import Lock, build_once, held, remove
 from sgdpo.store.sealed import MANIFEST, read_seal, seal, what_is_wrong

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sgdpo.store.files import DamagedError, open_to_others, read_json, sync
-from sgdpo.store.life import beat
+from sgdpo.store.life import age, beat
 from sgdpo.store.sealed import read_seal, seal, what_is_wrong
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Lock:
                 time.sleep(LOOK_SECONDS)
             else:
                 with suppress(OSError):
-                    self._owner.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}))
+                    self._owner.write_text(json.dumps({"pid": os.getpid()}))
                 return True
 
     def release(self) -> None:
@@ -137,7 +137,7 @@ class Lock:
         owner: dict[str, Any] = {}
         with suppress(DamagedError):
             owner = read_json(self._owner, default={}, kind=dict)
-        since = f", at it for {_clock(time.time() - owner['since'])}" if "since" in owner else ""
+        since = f", at it for {_clock(age(self._owner))}" if owner else ""
         log.info(
             "waiting for it: process %s makes %s%s; waited %s",
             owner.get("pid", "?"),
