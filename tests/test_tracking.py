@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import without_environment
 from sgdpo.runs.records import Record, RunView, read_runs, view_run
+from sgdpo.runs.run import execute
 from sgdpo.runs.tracking import GRACE, NoTracker, browse_hint, choose_mode, open_tracker, wandb_row
 from sgdpo.store import read_jsonl
 
@@ -148,6 +150,42 @@ def test_a_run_that_starts_again_from_nothing_replaces_its_offline_file(tmp_path
     tracker.finish({})
     assert again.fields["tracker"]["id"] == record.fields["tracker"]["id"]
     assert history(again) == mirrored(rows(range(1, 3)))
+
+
+@pytest.mark.parametrize("ended", ["finished", "failed"])
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_run_that_is_told_to_start_again_is_never_mixed_with_the_earlier_one(tmp_path, ended, synced):
+    """What is offline is replaced by the first row, a further file of it too; what W&B has stays a run of its own."""
+    folder = tmp_path / "default" / "run"
+    record = open_record(folder)
+    tracker = open_tracker(TrackingConfig(), record, CONFIG)
+    log(record, tracker, rows(range(1, 7)))
+    tracker.finish({})
+    record.finish() if ended == "finished" else record.fail("out of memory")
+    old = offline_file(record).parent
+    if synced:
+        (old / "run.wandb.synced").touch()
+    else:
+        shutil.copytree(old, old.with_name(f"offline-run-20200101_000000-{old.name.split('-')[-1]}"))
+    again = open_record(folder)
+    tracker = open_tracker(TrackingConfig(), again, CONFIG, again=True)
+    assert old.exists(), "an attempt that ends before its first row has replaced nothing"
+    log(again, tracker, rows(range(1, 3)))
+    tracker.finish({})
+    again.finish()
+    assert old.exists() == synced
+    if synced:
+        assert again.fields["tracker"]["id"] not in old.name
+        shutil.rmtree(old)
+    assert history(view_run(folder)) == mirrored(rows(range(1, 3)))
+
+
+def test_a_forced_run_leaves_one_offline_run_and_its_metrics_are_in_it(tmp_path):
+    train.write_inputs(tmp_path / "place")
+    config = replace(train.composed(tmp_path / "place"), tracking=TrackingConfig(mode="offline"))
+    folder = execute(config)
+    assert execute(replace(config, force=True)) == folder
+    assert history(view_run(folder)) == mirrored(read_jsonl(folder / "metrics.jsonl"))
 
 
 def test_what_was_synced_before_is_not_written_twice(tmp_path):

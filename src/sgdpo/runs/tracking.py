@@ -125,7 +125,7 @@ class WandbTracker(NoTracker):
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirror one row: its metrics as `train/<key>` or `eval/<key>`, with `step` and `epoch`."""
         while self._replaces:
-            shutil.rmtree(self._replaces.pop())
+            shutil.rmtree(self._replaces.pop(), ignore_errors=True)
         step = self._step = row["step"]
         self._thread.do(lambda: self._run.log(wandb_row(row), step=step))
 
@@ -170,8 +170,9 @@ def open_tracker(
 ) -> NoTracker:
     """Open the run's tracker and keep its id in the record.
 
-    config: the resolved run, nested, as W&B shows and groups it. again: the user's word starts it again. Falls back to offline when there is no key
-    or no server within `tracking.init_timeout` seconds, and to none when W&B does not start.
+    config: the resolved run, nested, as W&B shows and groups it. again: the user's word starts it again. Falls back to
+    offline when there is no key or no server within `tracking.init_timeout` seconds, and to none when W&B does not
+    start.
     """
     if tracking.name == "off" or wanted_mode(tracking.mode) == "disabled":
         return NoTracker()
