@@ -11,7 +11,8 @@ import pytest
 from lab.benchmarks.statistics import Interval
 from lab.report.exhibit import exhibit_names, find_exhibit
 from lab.report.explained import explained
-from lab.report.studies import Finding, arms_of, as_typed, conditions, findings_of, reader, sentence, study
+from lab.report.measures import reader
+from lab.report.studies import Finding, arms_of, as_typed, conditions, findings_of, sentence, study
 from lab.reproduce import Options, call_python, reproduce, train_command
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import read_runs
@@ -109,12 +110,13 @@ def test_contrasts_are_paired_corrected_and_told(runs) -> None:
     short, long = findings_of(cells, {"low less high": {"low": 1, "high": -1}}, {"score": SCORES})
     assert short.difference.value == pytest.approx(2, abs=0.02)
     assert long.difference.value == pytest.approx(0, abs=0.02)
-    assert (short.verdict(0.1), long.verdict(0.1), long.verdict(None)) == (
+    near = {"score": 0.1}
+    assert tuple(each.verdict(bounds) for each, bounds in ((short, near), (long, near), (long, {}))) == (
         "above 0",
         "no difference",
         "cannot be said",
     )
-    told = sentence([short, long], 0.1)
+    told = sentence([short, long], {"score": 0.1})
     assert told.startswith("low less high: verifiable score +2.0")
     assert "(no difference; 3 seeds)" in told
 
@@ -124,11 +126,13 @@ def test_the_end_of_training_and_sums_of_magnitudes_are_measures(runs) -> None:
     assert reader("end/rewards/chosen")(run)[0] == pytest.approx(2)
     assert reader("end/rewards/chosen + end/rewards/rejected")(run)[0] == pytest.approx(0)
     assert reader("|end/rewards/chosen| + |end/rewards/rejected|")(run)[0] == pytest.approx(4)
+    assert reader("mean/rewards/chosen")(run)[0] == pytest.approx(2)
     assert reader("eval/loss + eval/loss")(run) == (None, None)
 
 
 def test_a_study_makes_two_tables_and_a_picture_and_says_what_is_missing(runs, tmp_path: Path) -> None:
-    said = {"question": "Which?", "expected": "High.", "arms": {**ARMS, "none": {"ratio.chosen": 0.0}}, "bound": 0.1,
+    said = {"question": "Which?", "expected": "High.", "arms": {**ARMS, "none": {"ratio.chosen": 0.0}},
+            "bounds": {"score": 0.1},
             "contrasts": {"low less high": {"low": 1, "high": -1}, "none less low": {"none": 1, "low": -1}},
             "measures": {"score": SCORES, "end": "end/rewards/chosen"}, "tested": ("score",)}  # fmt: skip
     for figure in ("contrasts", "conditions", "walk"):
@@ -144,6 +148,31 @@ def test_a_study_makes_two_tables_and_a_picture_and_says_what_is_missing(runs, t
     assert "nothing yet" in tables[0].facts[0]
 
 
+def test_an_arm_is_held_against_the_mixture_of_its_measure_and_beyond_the_row_against_the_end(
+    runs, tmp_path: Path
+) -> None:
+    """The ends are at 2 and 10: an arm at 4 is 3/4 of the low and 1/4 of the high one, one at 12 the high one."""
+    for seed, (ratio, score) in product((1, 2, 3), ((0.4, 6.5), (1.2, 5.5))):
+        write_run(tmp_path, seed, ratio, [score + seed] * 40)
+    arms = ARMS | {"inside": {"ratio.chosen": 0.4}, "outside": {"ratio.chosen": 1.2}}
+    rule = {"ladder": {"row": list(ARMS), "by": ["end"], "arms": ["inside", "outside"]}}
+    measures = {"score": SCORES, "end": "end/rewards/chosen", "all": "mean/rewards/chosen"}
+    findings, matched, _ = study(
+        read_runs(tmp_path, "study"), question="", expected="", arms=arms, contrasts={}, measures=measures,
+        tested=("score",), matched=rule,
+    )  # fmt: skip
+    assert [row[1].text for row in findings.rows] == [
+        f"{arm} less ladder of its end" for arm in rule["ladder"]["arms"]
+    ]
+    assert [row[3].value for row in findings.rows] == pytest.approx(
+        [6.5 - (0.75 * 7 + 0.25 * 5), 0.5], abs=0.02
+    )
+    assert [[entry.text for entry in row[1:]] for row in matched.rows] == [
+        ["inside", "end", "4.000", "4.000", "0.75 × low + 0.25 × high"],
+        ["outside", "end", "12.000", "10.000", "1.00 × high"],
+    ]
+
+
 def test_a_run_of_two_arms_is_one_error(runs) -> None:
     with pytest.raises(ValueError, match="belongs to the arms low and any; tell them apart"):
         conditions(runs, {"low": ARMS["low"], "any": {}}, ["data.name"])
@@ -153,10 +182,10 @@ def test_verdicts() -> None:
     def finding(low: float, high: float, p_value: float) -> Finding:
         return Finding((), "a", "score", Interval((low + high) / 2, 0.1, low, high), p_value, 5)
 
-    assert finding(0.1, 0.3, 0.01).verdict(0.2) == "above 0"
-    assert finding(0.01, 0.1, 0.01).verdict(0.2) == "above 0, within the bound"
-    assert finding(-0.1, 0.1, 0.9).verdict(0.2) == "no difference"
-    assert finding(-0.3, 0.1, 0.9).verdict(0.2) == "cannot be said"
+    assert finding(0.1, 0.3, 0.01).verdict({"score": 0.2}) == "above 0"
+    assert finding(0.01, 0.1, 0.01).verdict({"score": 0.2}) == "above 0, within the bound"
+    assert finding(-0.1, 0.1, 0.9).verdict({"score": 0.2}) == "no difference"
+    assert finding(-0.3, 0.1, 0.9).verdict({"score": 0.2}) == "cannot be said"
 
 
 @pytest.mark.proof

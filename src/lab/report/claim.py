@@ -55,7 +55,7 @@ def check_claim(runs: Sequence[RunView]) -> list[Claim]:
 
 
 def _check(model: str, runs: Sequence[RunView]) -> Claim:
-    magnitude_RK = np.array([[abs(final_reward(run, key)) for key in REWARDS] for run in runs])
+    magnitude_RK = np.array([[abs(late_mean(run, key)) for key in REWARDS] for run in runs])
     ratio_RK = np.array([ratio_of(run) for run in runs])
     seeds = np.array([run["seed"] for run in runs])
     mean_R1 = ratio_RK.mean(1, keepdims=True)
@@ -69,10 +69,10 @@ def _check(model: str, runs: Sequence[RunView]) -> Claim:
     return Claim(model, overall, tuple(single), runs)
 
 
-def final_reward(run: RunView, key: str) -> float:
-    """Average a training reward over the last tenth of the logged steps, nats."""
+def late_mean(run: RunView, key: str, share: float = LAST_SHARE) -> float:
+    """Average a training metric over the last logged steps, this share of them."""
     _, values = series(run.metrics(), "train", key)
-    return float(np.nanmean(values[-max(1, round(LAST_SHARE * len(values))) :]))
+    return float(np.nanmean(values[-max(1, round(share * len(values))) :]))
 
 
 def _slopes(

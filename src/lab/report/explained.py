@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from lab.report.cells import Repeats, seeds_of
-from lab.report.studies import Cells, conditions, reader, study, title
+from lab.report.measures import Cells, reader
+from lab.report.studies import conditions, study, title
 from sgdpo.drawing.table import Table, number
 from sgdpo.runs.records import RunView
 
@@ -26,12 +27,13 @@ def explained(
     expected: str,
     contrasts: dict[str, Any],
     each: tuple[str, ...] = ("data.name",),
-    bound: float | None = None,
+    bounds: dict[str, float] | None = None,
+    matched: dict[str, Any] | None = None,
 ) -> list[Table]:
     """Show a study, and the rank correlation of its first tested measure with each predictor."""
     cells = conditions(runs, arms, each)
     works = study(runs, question=question, expected=expected, arms=arms, contrasts=contrasts, measures=measures,
-                  tested=tested, each=each, bound=bound)  # fmt: skip
+                  tested=tested, each=each, bounds=bounds, matched=matched)  # fmt: skip
     return [_correlations(cells, measures, tested[0], predictors, len(seeds_of(runs))), *works]
 
 

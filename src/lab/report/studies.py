@@ -3,7 +3,7 @@
 An arm is a name and the settings that its runs have. A contrast is a weighted sum of arms (a difference, a slope, a
 curvature, an interaction), taken for each training seed, so that every comparison is paired; a judged score is paired
 over prompts too, and the wider interval and the larger p of the two count. Holm's correction is over all contrasts of a
-study. With a `bound`, an interval inside it says "no difference".
+study. A measure with a bound has "no difference" where the interval lies inside it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 
 from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test, verdict
-from lab.report.cells import Read, Repeats, by_prompt, group, read_metric, refuse_mixtures, seeds_of
-from lab.report.claim import final_reward
+from lab.report.cells import Repeats, by_prompt, group, refuse_mixtures, seeds_of
 from lab.report.entries import facts, number_entry
 from lab.report.intervals import Row, interval_chart
+from lab.report.matched import HEADER, Match, matches
+from lab.report.measures import Cells, Condition, reader
 from lab.report.names import load_paper
 from sgdpo.drawing.style import Picture
 from sgdpo.drawing.table import Entry, Table, number, signed
 from sgdpo.runs.records import RunView, flatten
 
-END = "end/"  # a training metric, averaged over the last tenth of the steps
 PROMPTS = ":score_mean"  # a judged score, which every prompt has
-Condition = tuple[Any, ...]
-Cells = Mapping[Condition, Mapping[str, Repeats]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,9 @@ class Finding:
     p_value: float
     seeds: int
 
-    def verdict(self, bound: float | None) -> str:
+    def verdict(self, bounds: Mapping[str, float]) -> str:
         """Say what can be said."""
+        bound = bounds.get(self.measure)
         within = bound is not None and -bound < self.difference.low and self.difference.high < bound
         return verdict(self.difference.value, self.p_value, within, "above 0", "below 0")
 
@@ -56,30 +55,39 @@ def study(
     measures: dict[str, str],
     tested: tuple[str, ...],
     each: tuple[str, ...] = ("data.name",),
-    bound: float | None = None,
+    bounds: dict[str, float] | None = None,
+    matched: dict[str, Any] | None = None,
     figure: str = "",
 ) -> list[Table | Picture]:
     """Show the arms, test the contrasts, draw them.
 
-    contrasts: {name: {arm: weight}}. measures: {column: metric}, "<benchmark>-<judge>:<field>", "eval/<metric>" or
-    "end/<metric>". tested: those of them that are tested. each: the settings that make a condition. figure: none,
-    "contrasts" or "conditions" (what has a row; the other has the panels), or "walk": each arm less the last, in order.
+    contrasts: {name: {arm: weight}}. measures: {column: metric}, "<benchmark>-<judge>:<field>", "eval/<metric>",
+    "end/<metric>" or "mean/<metric>". tested: those of them that are tested. each: the settings that make a condition.
+    bounds: {measure: what a difference that counts as none stays below}. matched: further contrasts, in the form that
+    `lab.report.matched.matches` takes. figure: none, "contrasts" or "conditions" (what has a row; the other has the
+    panels), or "walk": each arm less the last, in order.
     """
-    cells = conditions(runs, arms, each)
-    findings = findings_of(cells, contrasts, {name: measures[name] for name in tested})
+    cells, bounds = conditions(runs, arms, each), bounds or {}
+    pairs = {condition: list(matches(own, measures, matched or {})) for condition, own in cells.items()}
+    findings = findings_of(cells, contrasts, {name: measures[name] for name in tested}, pairs)
     below = [
         f"Question: {question}",
         f"Expected, before the runs: {expected}",
-        f"Found: {sentence(findings, bound)}",
+        f"Found: {sentence(findings, bounds)}",
     ]
     works: list[Table | Picture] = [
-        findings_table(findings, bound, [*below, *_how(bound, seeds_of(runs)), *facts(runs)]),
+        findings_table(findings, bounds, [*below, *_how(bounds, seeds_of(runs)), *facts(runs)]),
+        *([_matched_table(pairs)] if matched else []),
         _arms_table(cells, arms, measures, seeds_of(runs), facts(runs)),
     ]
     if figure and (rows := _drawn(cells, findings, arms, measures, tested, figure)):
         axis = ", ".join(tested) + (f", less that of {list(arms)[-1]}" if figure == "walk" else "")
         works.append(
-            replace(interval_chart(rows, axis, bound, figure == "walk"), title=question, facts=below)
+            replace(
+                interval_chart(rows, axis, bounds.get(tested[0]), figure == "walk"),
+                title=question,
+                facts=below,
+            )
         )
     return works
 
@@ -138,13 +146,17 @@ def arms_of(settings: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) 
 
 
 def findings_of(
-    cells: Cells, contrasts: Mapping[str, Mapping[str, float]], tested: Mapping[str, str]
-) -> list[Finding]:
+    cells: Cells, contrasts: Mapping[str, Mapping[str, float]], tested: Mapping[str, str],
+    pairs: Mapping[Condition, Sequence[Match]] | None = None,
+) -> list[Finding]:  # fmt: skip
     """Take every contrast that the finished runs allow, and correct their p-values together."""
     found = [
         finding
         for condition, own in cells.items()
-        for name, weights in contrasts.items()
+        for name, weights in [
+            *contrasts.items(),
+            *((pair.contrast, pair.weights) for pair in (pairs or {}).get(condition, ())),
+        ]
         for measure, metric in tested.items()
         if (finding := _contrast(condition, name, own, weights, measure, metric))
     ]
@@ -189,35 +201,18 @@ def _scores(run: RunView, metric: str) -> dict[str, float]:
     return {} if value is None else {"": value}
 
 
-def reader(metric: str) -> Read:
-    """Return a reader of a metric, of the end of a training metric, or of a sum of these, each perhaps |absolute|."""
-    terms = [(term.strip("|"), term != term.strip("|")) for term in metric.split(" + ")]
-    if terms == [(metric, False)]:
-        name = metric.removeprefix(END)
-        return read_metric(metric) if name == metric else lambda run: (final_reward(run, name), None)
-    reads = [(reader(term), absolute) for term, absolute in terms]
-
-    def total(run: RunView) -> tuple[float | None, None]:
-        values = [(read(run)[0], absolute) for read, absolute in reads]
-        if any(value is None for value, _ in values):
-            return None, None
-        return sum(abs(value) if absolute else value for value, absolute in values), None
-
-    return total
-
-
 def title(condition: Condition) -> str:
     """Name a condition for people."""
     words = [f"{value:g}" if isinstance(value, float) else str(value) for value in condition]
     return ", ".join(load_paper().title(word) for word in words)
 
 
-def sentence(findings: Iterable[Finding], bound: float | None) -> str:
+def sentence(findings: Iterable[Finding], bounds: Mapping[str, float]) -> str:
     """Say what the first contrast came to, under every condition; that there is nothing yet, if there is nothing."""
     findings = list(findings)
     told = [f for f in findings if f.contrast == findings[0].contrast]
     parts = [
-        f"{title(f.condition)} {f.measure} {_signed(f.difference)} ({f.verdict(bound)}; {f.seeds} seeds)"
+        f"{title(f.condition)} {f.measure} {_signed(f.difference)} ({f.verdict(bounds)}; {f.seeds} seeds)"
         for f in told
     ]
     return f"{told[0].contrast}: {'; '.join(parts)}." if told else "nothing yet."
@@ -228,12 +223,12 @@ def _signed(found: Interval) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def findings_table(findings: Sequence[Finding], bound: float | None, below: Sequence[str]) -> Table:
+def findings_table(findings: Sequence[Finding], bounds: Mapping[str, float], below: Sequence[str]) -> Table:
     """Show every contrast with its interval, its p and what can be said."""
     rows = [
         [title(f.condition), f.contrast, f.measure,
          *signed(f.difference.value, f.difference.low, f.difference.high),
-         number(f.p_value, 3), str(f.seeds), f.verdict(bound)]
+         number(f.p_value, 3), str(f.seeds), f.verdict(bounds)]
         for f in findings
     ]  # fmt: skip
     header = ["Condition", "contrast", "of", "difference", "from", "to", "p", "seeds", "verdict"]
@@ -257,12 +252,21 @@ def _arms_table(
     return Table("-arms", "The arms", ["Condition", "arm", *measures], rows, 2, notes)
 
 
-def _how(bound: float | None, seeds: Sequence[int]) -> list[str]:
+def _matched_table(pairs: Mapping[Condition, Sequence[Match]]) -> Table:
+    rows: list[list[Entry | str]] = [
+        [title(condition), *pair.cells()] for condition, own in pairs.items() for pair in own
+    ]
+    note = "A mixture's measure differs from the arm's own where no arm of the row reaches as far."
+    return Table("-matched", "What is held against what", ["Condition", *HEADER], rows, 3, [note])
+
+
+def _how(bounds: Mapping[str, float], seeds: Sequence[int]) -> list[str]:
     said = [
         "Differences with 95 % intervals, paired over training seeds (t) and, for scores, over prompts (bootstrap): "
         "the wider counts. p: the larger of both tests, Holm-corrected over all rows."
     ]
-    if bound is not None:
-        said.append(f"No difference: the interval lies within ±{bound:g}.")
+    if bounds:
+        within = ", ".join(f"±{bound:g} ({measure})" for measure, bound in bounds.items())
+        said.append(f"No difference: the interval lies within {within}.")
     one = "One seed speaks of two models, not of the methods that trained them."
     return said if len(seeds) > 1 else [*said, one]

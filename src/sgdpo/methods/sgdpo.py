@@ -25,9 +25,9 @@ from sgdpo.values import Above0
 def sgdpo(pair: Pair, *, beta: Above0, draw: Draw, ratios: Ratios, draws: DrawKey, pilot: Pilot) -> PairLoss:
     """Return SGDPO's loss; gradient flows through R_w and R_l, none through the pilots (`pilot.through: value`).
 
-    metrics: `pilot/chosen`, `pilot/rejected` (beta P), `pilot/log_balance` (log f of Theorem 3; 0 is DPO's
-    balance), `pilot/size_chosen`, `pilot/size_rejected` (tokens), `pilot/ratio_chosen` and
-    `pilot/ratio_rejected` (k/m, which rounding makes smaller than the ratio asked for).
+    metrics: `pilot/chosen`, `pilot/rejected` (beta P), `pilot/abs_chosen`, `pilot/abs_rejected` (their magnitudes),
+    `pilot/log_balance` (log f of Theorem 3; 0 is DPO's balance), `pilot/size_chosen`, `pilot/size_rejected` (tokens),
+    `pilot/ratio_chosen` and `pilot/ratio_rejected` (k/m, which rounding makes smaller than the ratio asked for).
     """
     pilot_w, pilot_l = pilot.values(pair, ratios, draws, draw)
     up_B = logsigmoid(beta * (pair.chosen.ratio_B - pilot_l.value_B))
@@ -42,4 +42,7 @@ def sgdpo(pair: Pair, *, beta: Above0, draw: Draw, ratios: Ratios, draws: DrawKe
 def _metrics(chosen_B: Tensor, rejected_B: Tensor, pilot_w_B: Tensor, pilot_l_B: Tensor) -> dict[str, Tensor]:
     """Return the pilots' numbers; log p, log q and log u are differences of rewards and pilot rewards."""
     balance_B = log_balance(pilot_w_B - chosen_B, pilot_l_B - rejected_B, chosen_B - rejected_B)
-    return {"pilot/chosen": pilot_w_B, "pilot/rejected": pilot_l_B, "pilot/log_balance": balance_B}
+    return {
+        "pilot/chosen": pilot_w_B, "pilot/rejected": pilot_l_B, "pilot/abs_chosen": pilot_w_B.abs(),
+        "pilot/abs_rejected": pilot_l_B.abs(), "pilot/log_balance": balance_B,
+    }  # fmt: skip
