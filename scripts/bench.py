@@ -17,6 +17,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--data", help="a parquet, json or jsonl file of preference rows instead of generated ids")
     add("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
     add("--peers", action="store_true", help="against TRL's DPOTrainer, in an environment of its own")
+    add("--gpu", action="store_true",
+        help="on a GPU, both: a 1B Llama in bf16, ours and TRL's; skipped, and said so, without one")  # fmt: skip
     add("--references", nargs="+", default=["cached", "live"], choices=["cached", "live"],
         help="of TRL, in the comparison with it")  # fmt: skip
     add("--batch", type=COUNT, default=4, help="pairs of a step")
@@ -30,7 +32,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--profile", action="store_true", help="where a step's time goes instead of the table")
     add("--out", type=Path, default=Path("outputs/bench"), help="tables, plots and their numbers")
     options = parser.parse_args(arguments)
-    options.words = [word for word in arguments if word != "--peers"]
+    options.given = {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word[:2] == "--"}
+    options.words = [word for word in arguments if word not in ("--peers", "--gpu")]
+    options.target = "bench-gpu" if options.gpu else "bench-peers" if options.peers else "bench"
     return options
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import parse
 from lab.bench import cli, rounds
+from lab.bench.peers import write_random
 from lab.bench.rounds import Measurement, Variant, around, fixed_lengths, load, save, ultrafeedback_like
-from lab.bench.steps import Stepper, build_model, measure, useful_flops
+from lab.bench.steps import Stepper, build_model, measure, random_model, useful_flops
 from packed_rows import tiny_model
 from sgdpo.drawing.table import Table
 from sgdpo.places import CONF
@@ -199,3 +202,24 @@ def test_a_profile_is_kept(folder, tmp_path, capsys) -> None:
         assert "matrix products" in [row[0].text for row in table.rows]
         assert table.title in said
         assert (tmp_path / f"bench_profile-{precision}-operators.md").is_file()
+
+
+def test_on_a_gpu_what_is_not_given_is_chosen_and_without_one_it_is_skipped(capsys, monkeypatch):
+    options = parse(["--gpu", "--batch=2", "--steps", "1"])
+    assert (options.target, options.words) == ("bench-gpu", ["--batch=2", "--steps", "1"])
+    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    cli.measure(options)
+    assert "skipped: torch finds no CUDA device" in capsys.readouterr().out
+    assert options.given >= {"gpu", "batch", "steps"}
+    assert not options.given & cli.ON_A_GPU.keys() - {"batch", "steps"}
+
+
+def test_random_weights_are_written_once_where_trl_can_load_them(tmp_path: Path):
+    model = {**cli.VOCABULARY_MODEL, "vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 1}
+    folder = write_random(model, tmp_path / "random")
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert write_random(model, folder) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(loaded.lm_head.weight, random_model(model).lm_head.weight)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|end|>"

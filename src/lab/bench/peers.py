@@ -6,12 +6,15 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lab.bench import cli, rounds
 from lab.bench.rounds import Measurement, Variant
+from lab.bench.steps import random_model
 from sgdpo.drawing.table import Table
+from sgdpo.models.tiny import tiny_tokenizer
 from sgdpo.processes import run
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "trl==1.16.0")
@@ -21,10 +24,12 @@ Both = tuple[Measurement, dict[str, Any]]
 
 
 def peer_python(folder: Path) -> Path:
-    """Return the interpreter of the peers' environment, made and filled if it is not there.
+    """Return an interpreter that has TRL: this one, or that of the peers' environment, made if it is not there.
 
     Raise ValueError if it cannot be installed.
     """
+    if find_spec("trl") is not None:
+        return Path(sys.executable)
     python = folder / "bin" / "python"
     if (folder / ".installed").is_file() and (folder / ".installed").read_text().split() == list(PINNED):
         return python
@@ -37,6 +42,15 @@ def peer_python(folder: Path) -> Path:
             raise ValueError(f"cannot install the peers: `{' '.join(command)}` failed; check the network")
     (folder / ".installed").write_text("\n".join(PINNED) + "\n")
     return python
+
+
+def write_random(model: dict[str, Any], folder: Path) -> Path:
+    """Write a model with random weights, and a tokenizer for it, where TRL can load them; once."""
+    if not (folder / "config.json").is_file():
+        print(f"writing a model with random weights to {folder}")
+        tiny_tokenizer().save_pretrained(folder)
+        random_model(model).save_pretrained(folder)
+    return folder
 
 
 def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) -> list[list[Both]]:
@@ -79,18 +93,18 @@ def table(variants: Sequence[Variant], found: Sequence[Sequence[Both]], facts: s
 def measure_peers(options: argparse.Namespace) -> None:
     """Measure ours and TRL's in turn, print the ratios and write them under `--out`."""
     base = cli.base_variant(options)
-    if isinstance(base.model, dict):
-        raise ValueError("TRL is measured on a model folder; give --model one")
     python = peer_python(Path(os.environ.get("PEERS_VENV", ".venv-peers")))
+    options.out.mkdir(parents=True, exist_ok=True)
+    if isinstance(base.model, dict):
+        base = replace(base, model=str(write_random(base.model, options.out / options.model)))
     variants = [
         replace(base, method="dpo", precision=precision, reference=reference)
         for precision in options.precisions
         for reference in options.references
     ]
-    options.out.mkdir(parents=True, exist_ok=True)
     pairs, examples = options.out / "pairs.npz", cli.pairs_of(base, options)
     rounds.save(pairs, examples)
     compared = compare(python, variants, pairs, options.rounds)
-    shown = table(variants, compared, cli.facts("bench-peers", options, examples))
+    shown = table(variants, compared, cli.facts(options.target, options, examples))
     print(f"\n{shown.console()}")
     shown.write(options.out)

@@ -63,12 +63,16 @@ class DenseHead(nn.Linear):
         return logits_LV.float().log_softmax(-1).gather(-1, target_L[:, None])[:, 0]
 
 
+def random_model(arguments: dict[str, Any]) -> PreTrainedModel:
+    """Return a model with random weights. arguments: of its config class, `model_type` among them."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**arguments)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
 def build_model(variant: Variant) -> PreTrainedModel:
     if isinstance(variant.model, dict):
-        torch.manual_seed(0)
-        arguments = dict(variant.model)
-        config = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = random_model(variant.model)
     else:
         model = load_model(ModelConfig(name="bench", path=variant.model), seed=0)
     teach_logprobs(model, head_budget_mb=64, fast=variant.layout != "own")
@@ -206,8 +210,9 @@ def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - began
 
 
-def matrix_peak(variant: Variant, size: int = 2048, repeats: int = 6) -> float:
+def matrix_peak(variant: Variant, repeats: int = 6) -> float:
     """Return the best rate of a large matrix product in the variant's precision, operations a second."""
+    size = 2048 if variant.device == "cpu" else 8192
     dtype = torch.bfloat16 if variant.precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=variant.device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(seconds_of(lambda: left @ right, variant.device) for _ in range(repeats))

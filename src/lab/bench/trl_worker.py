@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def measure(spec: dict[str, Any], pairs: Path) -> dict[str, Any]:
             logging_steps=1,
             disable_tqdm=True,
             dataloader_pin_memory=not cpu,
+            use_liger_kernel=not cpu and find_spec("liger_kernel") is not None,
         )
         clock = Clock()
         tokenizer = transformers.AutoTokenizer.from_pretrained(spec["model"])

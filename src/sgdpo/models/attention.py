@@ -2,21 +2,20 @@
 
 A row's spans say what attends to what: `trunk` tokens causally among themselves, then `branch` tokens to the
 first `prefix` tokens of the trunk and causally among themselves (`data/packing.py`). On a CPU `row_kernel.py`
-does it, or `padded_spans.py` if all spans are short; on a GPU FlexAttention with a block mask; elsewhere sdpa
-with the dense mask, which defines them all.
+does it, or `padded_spans.py` if all spans are short; on a GPU `flex_rows.py`; elsewhere sdpa with the dense mask,
+which defines them all.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from sgdpo.models.flex_rows import attend_blocks, block_mask, visibility
 from sgdpo.models.padded_spans import LONGEST, PaddedSpans, attend_padded, pad_spans
 from sgdpo.models.row_kernel import Span, attend_row
 
@@ -41,8 +40,7 @@ def plan_row(span_S3: Tensor, tokens: int, kernel: str) -> RowPlan:
     if kernel == "padded":
         return RowPlan(padded=pad_spans(span_S3))
     if kernel == "flex":
-        visible = visibility(span_S3, tokens)
-        return RowPlan(mask=create_block_mask(visible, None, None, tokens, tokens, device=span_S3.device))
+        return RowPlan(mask=block_mask(span_S3, tokens))
     return RowPlan(mask=dense_mask(span_S3, tokens)[None, None])
 
 
@@ -53,29 +51,11 @@ def kernel_for(span_S3: Tensor) -> str:
     return "padded" if int(span_S3[:, 1:].sum(-1).max()) <= LONGEST else "spans"
 
 
-def visibility(span_S3: Tensor, tokens: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return FlexAttention's mask function of a row: (batch, head, query, key) to whether it is seen.
-
-    Built on the row's device without a synchronisation: `tokens` is known from the input's shape.
-    """
-    prefix_S, trunk_S, branch_S = span_S3.unbind(-1)
-    length_S = trunk_S + branch_S
-    span_N = torch.repeat_interleave(length_S, output_size=tokens)
-    offset_N = torch.arange(tokens, device=span_S3.device) - (length_S.cumsum(0) - length_S)[span_N]
-    branch_N = offset_N >= trunk_S[span_N]
-    prefix_N = offset_N < prefix_S[span_N]
-
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        causal = (span_N[query] == span_N[key]) & (key <= query)
-        return causal & (~branch_N[query] | branch_N[key] | prefix_N[key])
-
-    return visible
-
-
 def dense_mask(span_S3: Tensor, tokens: int) -> Tensor:
     """Return the boolean mask of a row, N x N; True where a query (row) sees a key (column)."""
     index_N = torch.arange(tokens, device=span_S3.device)
-    return visibility(span_S3, tokens)(index_N, index_N, index_N[:, None], index_N[None, :])
+    visible, _ = visibility(span_S3, tokens)
+    return visible(index_N, index_N, index_N[:, None], index_N)
 
 
 def row_attention(
@@ -97,11 +77,7 @@ def row_attention(
     if row_plan.padded is not None:
         return attend_padded(query, key, value, row_plan.padded, scale), None
     if isinstance(row_plan.mask, BlockMask):
-        # Autocast leaves rotated queries and keys wider than the values; the kernel wants one type.
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        return flex_attention_forward(module, query, key, value, row_plan.mask, scaling=scale, **kwargs)[
-            0
-        ], None
+        return attend_blocks(query, key, value, row_plan.mask, scale), None
     return sdpa_attention_forward(module, query, key, value, row_plan.mask, scaling=scale, **kwargs)
 
 

@@ -28,11 +28,16 @@ def higher_is_better(trainer: TrainerConfig) -> bool:
     return trainer.better == "higher"
 
 
+# Our samplers deal the rows to the ranks.
+OWN_ROWS = {"split_batches": False, "dispatch_batches": False, "even_batches": False}
+
+
 def training_arguments(
     config: RunConfig, folder: Path, steps: int, rows: int, evaluates: bool
 ) -> TrainingArguments:
     """Return the Trainer's arguments for a run of `steps` steps, `rows` rows a step and rank."""
     optimizer, trainer = config.optimizer, config.trainer
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
@@ -50,14 +55,14 @@ def training_arguments(
         optim=_optimizer_name(config),
         optim_args=config.precision.facts.optimizer_args,
         bf16=config.precision.bf16 and not config.engine.deepspeed,
-        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        use_cpu=not on_gpu,
         deepspeed=_deepspeed(config),
         ddp_timeout=int(config.engine.timeout_minutes * 60),
         ddp_find_unused_parameters=False,
         seed=config.seed,
         data_seed=config.seed,
         dataloader_num_workers=trainer.workers,
-        accelerator_config={"split_batches": False, "dispatch_batches": False, "even_batches": False},
+        accelerator_config={**OWN_ROWS, "non_blocking": on_gpu},
         remove_unused_columns=False,
         logging_steps=trainer.log_steps,
         logging_first_step=True,

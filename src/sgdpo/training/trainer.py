@@ -105,7 +105,7 @@ class PairTrainer(Trainer):
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
             examples, batch_sampler=rows, collate_fn=self.data_collator, num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0, pin_memory=self.args.device.type == "cuda",
         )  # fmt: skip
         return self.accelerator.prepare(loader)
 
