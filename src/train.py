@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     set_up_process()
     from sgdpo.runs.validate import config_errors
 
-    if errors := config_errors(config):
+    if errors := config_errors(config, greet):
         fail(errors)
     run = to_run_config(config)
     if run.dry_run:
@@ -34,7 +34,6 @@ def main(config: DictConfig) -> None:
     from sgdpo.runs.run import execute
     from sgdpo.runs.summary import summarise
 
-    greet(run)
     with expected_failures(code=1):
         print(summarise(execute(run)))
 

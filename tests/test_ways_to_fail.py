@@ -50,25 +50,44 @@ def test_a_script_ends_in_the_one_handler(script: Path) -> None:
     assert [step.value.func.id for step in last.body] == ["run_command"]
 
 
+def watched(script: Path, *words: str, cwd: Path, before: str = "") -> tuple[int, str, str, list[str]]:
+    """Call a script; return its code, what it said, its errors, and what heavy it had imported by its end.
+
+    What was imported says that it is quick, on a busy machine too.
+    """
+    program = f"import sys; sys.argv[:1] = [{str(script)!r}]\n{before}\n{WATCHED}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    *errors, heavy = done.stderr.splitlines(keepends=True)
+    return done.returncode, done.stdout, "".join(errors), json.loads(heavy)
+
+
 @EVERY
 def test_help_is_a_page_and_loads_nothing_heavy(script: Path, tmp_path: Path) -> None:
-    """What was imported says that it is quick, on a busy machine too."""
-    program = f"import sys; sys.argv[:1] = [{str(script)!r}]\n{WATCHED}"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stderr) == []
-    assert len(done.stdout.splitlines()) > 5
+    code, said, errors, heavy = watched(script, "--help", cwd=tmp_path)
+    assert (code, errors, heavy) == (0, "", [])
+    assert len(said.splitlines()) > 5
     assert list(tmp_path.iterdir()) == []
 
 
 @EVERY
-def test_a_wrong_option_is_one_line_with_code_2(script: Path, tmp_path: Path) -> None:
-    done = call(script, "--nonsense", cwd=tmp_path)
-    assert done.returncode == 2
-    assert is_one_line(done.stderr), done.stderr
+def test_a_wrong_option_is_one_line_with_code_2_and_loads_nothing_heavy(script: Path, tmp_path: Path) -> None:
+    code, _, errors, heavy = watched(script, "--nonsense", cwd=tmp_path)
+    assert (code, heavy) == (2, [])
+    assert is_one_line(errors), errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_value_is_said_and_a_run_is_announced_before_anything_heavy_loads(tmp_path: Path) -> None:
+    train, scripts = ROOT / "src" / "train.py", ROOT / "scripts"
+    for script, word in ((train, "optimizer.lr=-1"), (scripts / "sample.py", "temperature=-1")):
+        code, _, errors, heavy = watched(script, word, cwd=tmp_path)
+        assert (code, heavy, word.partition("=")[0] in errors) == (2, [], True), errors
+    then_end = "import sgdpo.console as c; greet = c.greet; c.greet = lambda run: (greet(run), sys.exit(0))"
+    code, said, _, heavy = watched(train, "seed=3", cwd=tmp_path, before=then_end)
+    assert (code, heavy) == (0, [])
+    assert said.startswith("sgdpo ratio=0.6,0.9 on verifiable with tiny_llama, seed 3")
 
 
 @EVERY

@@ -187,7 +187,9 @@ def _is_advice(error: ValueError) -> bool:
 
 
 def greet(run: RunConfig) -> None:
-    """Say in one line what is about to happen."""
+    """Say in one line what is about to happen; a plan says it itself."""
+    if run.dry_run:
+        return
     ratio = f" ratio={run.ratio.chosen},{run.ratio.rejected}" if run.ratio.chosen is not None else ""
     print(
         f"{run.method['name']}{ratio} on {run.data.name} with {run.model.name}, seed {run.seed}, "

@@ -1,12 +1,14 @@
 """Ask the Hugging Face hub: one quick, clear error without network, for a gated repository or a wrong name."""
 
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 SECONDS = 4.0
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 T = TypeVar("T")
 
 

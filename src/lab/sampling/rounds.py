@@ -24,7 +24,6 @@ from sgdpo.config.identity import needs_start, start_config
 from sgdpo.config.schema import ModelConfig, RunConfig
 from sgdpo.data.sources import data_errors
 from sgdpo.method import needs_of
-from sgdpo.models.load import model_errors
 from sgdpo.places import CONF
 from sgdpo.runs.records import MODEL, amend_record
 from sgdpo.runs.run import execute
@@ -85,6 +84,8 @@ class Chain:
         """List everything wrong with the chain, before its first round, as sentences with advice."""
         if errors := [*schema_errors(self.settings), *value_errors(self.run)]:
             return errors
+        from sgdpo.models.load import model_errors  # torch and all that
+
         errors = model_errors(self.run.model) + sample_errors(self.sampling, policy=False)
         if needs_start(self.run):
             errors += data_errors(self.run.data, "sft", self.run.extra)

@@ -20,7 +20,7 @@ from lab.judging.guard import guard, markers_of
 from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_judge
 from lab.serving.service import Service, open_service, service_errors
 from sgdpo.contract import Kind, binding_errors
-from sgdpo.models.load import HUB_ID
+from sgdpo.hub import HUB_ID
 from sgdpo.source import load_dotted
 from sgdpo.store import JsonLines, cut_jsonl, hash_file, hash_json, held
 from sgdpo.values import Range

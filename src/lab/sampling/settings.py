@@ -21,8 +21,6 @@ from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknow
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
-from sgdpo.models.adapters import is_adapter
-from sgdpo.models.load import model_errors
 from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model
 from sgdpo.runs.records import MODEL, RECORD
@@ -97,6 +95,9 @@ def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
 
 
 def _model_errors(name: str, cache: str) -> list[str]:
+    from sgdpo.models.adapters import is_adapter
+    from sgdpo.models.load import model_errors
+
     try:
         model = model_of(name, cache)
         return [] if is_adapter(Path(model.path or "")) else model_errors(model)

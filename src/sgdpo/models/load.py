@@ -4,7 +4,6 @@ Only safetensors are read. Dropout is off in both phases: at step 0 the policy m
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from sgdpo.config.schema import AdapterConfig, ModelConfig
-from sgdpo.hub import from_hub
+from sgdpo.hub import HUB_ID, from_hub
 from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
 from sgdpo.models.architectures import architecture_errors, supports_sdpa
 from sgdpo.models.folder import MERGE_IT, folder_errors
@@ -38,7 +37,6 @@ log = logging.getLogger("sgdpo")
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
 # What a model's config says that changes none of its outputs.
 NO_OUTPUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 NAMES_SHOWN = 4
 T = TypeVar("T")
 

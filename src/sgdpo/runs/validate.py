@@ -1,7 +1,7 @@
 """Find everything wrong with a composed run before anything heavy loads: all errors at once, none a traceback."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,21 +20,27 @@ from sgdpo.values import schema_errors
 MIN_FREE_MB = 64
 
 
-def config_errors(config: DictConfig) -> list[str]:
-    """List every error of a composed run, each a sentence that says what, where and what to do."""
+def config_errors(config: DictConfig, sound: Callable[[RunConfig], object] = id) -> list[str]:
+    """List every error of a composed run, each a sentence that says what, where and what to do.
+
+    sound: is told of the run once its values are sound, before seconds of imports.
+    """
     if unknown := unknown_keys(config):
         return [f"unknown key {key!r}: no setting has this name (see conf/)" for key in unknown]
     try:
         typed = to_run_config(config)
     except ValueError as error:
         return [str(error)]
-    return run_errors(typed, config_folders())
+    return run_errors(typed, config_folders(), sound)
 
 
-def run_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> list[str]:
+def run_errors(
+    config: RunConfig, folders: Sequence[Path] = (CONF,), sound: Callable[[RunConfig], object] = id
+) -> list[str]:
     """List every error of a typed run. What needs a library or a file comes only once the values are sound."""
     if errors := list(value_errors(config, folders)):
         return errors
+    sound(config)
     from sgdpo.data.sources import data_errors
     from sgdpo.engine.checks import engine_errors
     from sgdpo.models.load import model_errors
