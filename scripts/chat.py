@@ -17,12 +17,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokens", type=number(int, "[1, 100000]"), default=256, help="longest answer")
     parser.add_argument("--seed", type=number(int, "[0, 4294967296)"), default=0, help="of the draws")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the model brings"
+    )
     options = parser.parse_args(arguments)
     set_up_process()
     from lab.sampling.settings import model_of
     from sgdpo.models.load import model_errors
 
-    model = model_of(options.run, "outputs/cache")
+    model = model_of(options.run, "outputs/cache", options.trust_remote_code)
     if errors := model_errors(model):
         fail(errors)
     from lab.chat import Chat, talk

@@ -2,11 +2,18 @@
 
 python scripts/pair.py 2621479101317797913 data=ultrafeedback       of the data set that these settings read
 python scripts/pair.py 26214791 --run outputs/demo/dpo-...          of a run's data, with its rewards
+
+With --run: extra=[FILE] where the run's method or data is in a file of yours, model.trust_remote_code=true where its
+model brings code that you trust.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from sgdpo.console import Parser, fail, run_command, set_up_process
+
+# What is said of code on the command itself: a run's folder may come from anywhere.
+OURS = ("extra=", "model.trust_remote_code=")
 
 
 def main(arguments: list[str]) -> None:
@@ -17,17 +24,22 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     if not options.id.isdecimal():
         parser.error(f"an id is a number, not {options.id!r}")
-    if options.run and options.words:
+    if options.run and not all(word.startswith(OURS) for word in options.words):
         parser.error("give --run or settings, not both: a run has its own")
     set_up_process()
     from lab.evaluation.evaluate import read_config
     from sgdpo.config.compose import compose_run, to_run_config
+    from sgdpo.runs.contents import why_not_trusted
     from sgdpo.runs.validate import config_errors
 
     composed = compose_run(options.words)
     if errors := config_errors(composed):
         fail(errors)
-    config = read_config(options.run) if options.run else to_run_config(composed)
+    config = to_run_config(composed)
+    if options.run:
+        given, config = config, replace(read_config(options.run), extra=config.extra)
+        if wrong := why_not_trusted(config.model, given.model.trust_remote_code):
+            fail([f"{options.run} {wrong}".replace("trust_", "model.trust_")])
     from lab.pair import show_pair
 
     print(show_pair(options.id, config, options.run))

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from killed_run import SPOILS, spoiled
 from lab.evaluation.evaluate import read_config
+from lab.sampling.settings import model_of
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.data.batching import StepSampler
 from sgdpo.data.prepare import prepare
@@ -293,6 +294,7 @@ def test_the_row_of_a_pair_is_the_sources_though_others_were_dropped(
         ([""], "an id is a number"),
         (["1", "--run", "nowhere"], "holds no config.yaml"),
         (["1", "--run", "nowhere", "seed=1"], "not both"),
+        (["1", "--run", "nowhere", "extra=[nowhere.py]"], "nowhere.py is no Python file"),
         (["1", "data.world.pairs=-1"], "data.world.pairs"),
     ],
 )
@@ -302,6 +304,28 @@ def test_what_names_no_pair_is_one_line(
     with pytest.raises((ValueError, SystemExit)) as refused:
         pair(capsys, *words, *([f"cache={tmp_path}"] if "--run" not in words else []))
     assert said in str(refused.value) + " ".join(getattr(refused.value, "errors", []))
+
+
+def test_a_run_from_elsewhere_runs_no_code_that_the_command_does_not_name(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither what its model brings nor a file that its settings name."""
+    shutil.copytree(finished, tmp_path / "run")
+    settings, evil = tmp_path / "run" / "config.yaml", tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef evil(pair): ...\n")
+    text = settings.read_text()
+    settings.write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
+    with pytest.raises(SystemExit):
+        pair(capsys, "1", "--run", tmp_path / "run")
+    assert "say model.trust_remote_code=true on this command" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="say trust_remote_code=true on this command"):
+        model_of(str(tmp_path / "run"), str(tmp_path / "cache"))
+    assert model_of(str(tmp_path / "run"), str(tmp_path / "cache"), trusted=True).trust_remote_code
+    function = re.search(r"function: (sgdpo\.methods\.sgdpo\S*)", text)[1]
+    settings.write_text(text.replace("extra: []", f"extra: [{evil}]").replace(function, "evil.evil"))
+    with pytest.raises(ValueError, match=r"evil"):
+        pair(capsys, "1", "--run", tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

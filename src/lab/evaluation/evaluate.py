@@ -31,7 +31,7 @@ from lab.judging.judges import Judge, JudgeRequest, ask_all, open_judge
 from sgdpo.config.compose import to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.places import CONF
-from sgdpo.runs.contents import why_no_model
+from sgdpo.runs.contents import why_no_model, why_not_trusted
 from sgdpo.runs.records import amend_record, view_run
 from sgdpo.runs.tracking import add_evaluation
 from sgdpo.store import hash_json, write_json, write_jsonl
@@ -141,12 +141,10 @@ class Evaluation:
     def _generator(self, run: Path, run_config: RunConfig, generator: Generator) -> Generator:
         """Return what answers for a run. Raise ValueError if its weights are not whole, or bring code that nobody
         asked for."""
-        if generator.of_run and (wrong := why_no_model(run, self.config.cache)):
+        trusted = self.config.trust_remote_code
+        wrong = why_no_model(run, self.config.cache) or why_not_trusted(run_config.model, trusted)
+        if generator.of_run and wrong:
             raise ValueError(f"{run} {wrong}")
-        if generator.of_run and run_config.model.trust_remote_code and not self.config.trust_remote_code:
-            raise ValueError(
-                f"{run} was trained with code that its model brings; if you trust it, say trust_remote_code=true"
-            )
         # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
         own = {"name": run.name, "path": str(run / "model"), "revision": None, "chat_template": None}
         return generator.of(replace(run_config.model, **own), self.config.device)

@@ -58,7 +58,8 @@ def sample(config: SampleConfig, model: ModelConfig | None = None) -> Path:
             open_scorer(config.scorer, config.judge, cache, config.device, config.extra)
         )
         if generator.of_run:
-            generator = generator.of(model or model_of(config.policy, config.cache), config.device)
+            policy = model or model_of(config.policy, config.cache, config.trust_remote_code)
+            generator = generator.of(policy, config.device)
         asked = {split: found for split in ("train", "test") if (found := _prompts(config, split))}
         for prompt in (prompt for found in asked.values() for prompt in found):
             scorer.fits(Answered(prompt.row, prompt.messages, ""))

@@ -22,7 +22,7 @@ from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
 from sgdpo.places import CONF
-from sgdpo.runs.contents import why_no_model
+from sgdpo.runs.contents import why_no_model, why_not_trusted
 from sgdpo.runs.records import MODEL, RECORD
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, OneOf, Range, schema_errors
@@ -48,6 +48,7 @@ class SampleConfig:
     outputs: Annotated[str, PLACE] = "outputs"
     cache: Annotated[str, PLACE] = "outputs/cache"
     device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
+    trust_remote_code: bool = False
     extra: list[str] = field(default_factory=list)
 
     def sampling(self) -> Sampling:
@@ -90,36 +91,37 @@ def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
         errors.append(f"part ({config.part}) must be smaller than parts ({config.parts}); they count from 0")
     bound = not binding_errors(GENERATOR, config.generator, config.extra)
     if policy and bound and load_dotted(config.generator["class"], config.extra).of_run:
-        errors += _model_errors(config.policy, config.cache)
+        errors += _model_errors(config)
     return errors + data_errors(config.data, "prompts", config.extra, config_folders())
 
 
-def _model_errors(name: str, cache: str) -> list[str]:
+def _model_errors(config: SampleConfig) -> list[str]:
     from sgdpo.models.adapters import is_adapter
     from sgdpo.models.load import model_errors
 
     try:
-        model = model_of(name, cache)
+        model = model_of(config.policy, config.cache, config.trust_remote_code)
         return [] if is_adapter(Path(model.path or "")) else model_errors(model)
     except ValueError as error:
         return [str(error)]
 
 
-def model_of(name: str, cache: str) -> ModelConfig:
+def model_of(name: str, cache: str, trusted: bool = False) -> ModelConfig:
     """Return the model that a word names: a run's folder, a name of conf/model, a model's folder or a hub id.
 
-    Raises ValueError if it is a run that has no weights, or a model of conf/model without any.
+    trusted: Python code that it brings may run. Raises ValueError if it is a run that has no weights or brings such
+    code, or a model of conf/model without weights.
     """
     folder, yaml = Path(name), CONF / "model" / f"{name}.yaml"
     if (folder / RECORD).is_file():
-        if wrong := why_no_model(folder, cache):
-            raise ValueError(f"{name} {wrong}")
         run = to_run_config(OmegaConf.load(folder / "config.yaml"))
+        if wrong := why_no_model(folder, cache) or why_not_trusted(run.model, trusted):
+            raise ValueError(f"{name} {wrong}")
         return replace(
             run.model, name=folder.name, path=str(folder / MODEL), revision=None, chat_template=None
         )
     if not yaml.is_file():
-        return ModelConfig(name=folder.name, path=name)
+        return ModelConfig(name=folder.name, path=name, trust_remote_code=trusted)
     node = OmegaConf.create({"cache": cache, "model": _model_yaml(name)})
     model = ModelConfig(**OmegaConf.to_container(node, resolve=True)["model"])
     if model.path is None:

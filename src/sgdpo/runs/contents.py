@@ -57,6 +57,13 @@ def why_no_model(run: Path, cache: str) -> str | None:
     return wrong and f"has weights that are not whole (model: {wrong}); train it again"
 
 
+def why_not_trusted(model: ModelConfig, trusted: bool) -> str | None:
+    """Return why the model of a run, which may come from anywhere, is not loaded, as a phrase; None if it is."""
+    if not model.trust_remote_code or trusted:
+        return None
+    return "was trained with code that its model brings; if you trust it, say trust_remote_code=true on this command"
+
+
 def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:
     """Name what is read that has another content."""
     return [
