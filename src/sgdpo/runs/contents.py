@@ -53,6 +53,8 @@ def why_no_model(run: Path, cache: str) -> str | None:
     folder = run / "model"
     if not any((folder / name).is_file() for name in ("config.json", "adapter_base.json")):
         return "holds no model; it is not finished: train it first"
+    if folder.is_symlink():  # of a run that trains nothing: a model that no run has sealed
+        return None
     wrong = what_is_wrong(folder, Path(cache) / "hashes")
     return wrong and f"has weights that are not whole (model: {wrong}); train it again"
 
