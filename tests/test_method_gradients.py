@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sgdpo.pairs import DrawKey, Pair
-from sgdpo.pilot import CHOSEN, REJECTED, draw_subset, pilot_size
-from toy_pairs import METHODS, bind, gradients, random_pair, side
+from sgdpo.pilot import CHOSEN, REJECTED, pilot_size
+from toy_pairs import METHODS, bind, draw_subset, gradients, random_pair, side
 
 DRAWS = DrawKey(42)
 LENGTHS = [(6, 9), (9, 4), (5, 5)]

@@ -12,8 +12,10 @@ from scipy import stats
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sgdpo.pairs import DrawKey, Side
-from sgdpo.pilot import CHOSEN, POLICY, REFERENCE, REJECTED, draw_subset, pilot_size, subset_ratio
+from sgdpo.pairs import DrawKey, Pair, Ratios, Side
+from sgdpo.pilot import CHOSEN, POLICY, REFERENCE, REJECTED, Pilot, pilot_size
+from sgdpo.selects import uniform
+from toy_pairs import draw_subset
 
 MASK = (1 << 64) - 1
 
@@ -280,11 +282,13 @@ def test_shared_draws_sum_the_log_ratio_over_one_subset_and_independent_ones_ove
     generator = torch.Generator().manual_seed(2)
     logp_BT, reference_BT = torch.randn(2, 6, 9, generator=generator, dtype=torch.float64)
     part = Side(logp_BT, reference_BT, torch.ones(6, 9, dtype=torch.bool))
-    size_B, ids_B, draws = torch.full((6,), 4), torch.arange(6), DrawKey(42, 1)
+    pair, pilot, draws = Pair(part, part, torch.arange(6)), Pilot(uniform, {}), DrawKey(42, 1)
+    shared_B, apart_B = (
+        pilot.values(pair, Ratios(0.5, 0.5), draws, draw)[REJECTED].value_B
+        for draw in ("shared", "independent")
+    )
     for i in range(6):
         policy = sorted(drawn_by_hand(9, 4, i, REJECTED, draws, POLICY))
         reference = sorted(drawn_by_hand(9, 4, i, REJECTED, draws, REFERENCE))
-        shared = subset_ratio(part, size_B, ids_B, REJECTED, draws, "shared")[i]
-        apart = subset_ratio(part, size_B, ids_B, REJECTED, draws, "independent")[i]
-        torch.testing.assert_close(shared, (logp_BT - reference_BT)[i, policy].sum())
-        torch.testing.assert_close(apart, logp_BT[i, policy].sum() - reference_BT[i, reference].sum())
+        torch.testing.assert_close(shared_B[i], (logp_BT - reference_BT)[i, policy].sum())
+        torch.testing.assert_close(apart_B[i], logp_BT[i, policy].sum() - reference_BT[i, reference].sum())

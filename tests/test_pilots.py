@@ -19,9 +19,9 @@ from sgdpo.data.packing import pair_of
 from sgdpo.method import bind_method, method_errors
 from sgdpo.overlap import common
 from sgdpo.pairs import DrawKey, Pair, Ratios, Side
-from sgdpo.pilot import Pilot, pilot_size, subset_ratio
+from sgdpo.pilot import REFERENCE, Pilot, pilot_size
 from test_methods import changed
-from toy_pairs import CONF, at_step_0, bind, gradients, method_yaml, pilot_yaml, random_pair
+from toy_pairs import CONF, at_step_0, bind, draw_subset, gradients, method_yaml, pilot_yaml, random_pair
 
 PILOTS = sorted(path.stem for path in (CONF / "pilot").glob("*.yaml"))
 LENGTHS = [(20, 33), (33, 20), (24, 24), (9, 61)]
@@ -135,7 +135,7 @@ def test_uniform_and_noise_have_the_variance_of_a_draw_without_replacement() -> 
 
 @pytest.mark.parametrize("draw", ["shared", "independent"])
 def test_uniform_is_the_papers_pilot_bit_for_bit(draw: str) -> None:
-    """The draw of `subset_ratio`, on which SamPO rests and SGDPO rested before there was a family."""
+    """The sums over the k tokens of smallest keys, the side's and the stream's own."""
     pair, key = random_pair(LENGTHS), DrawKey(9, 2)
     shorter_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
     for piece, side, number, ratio in zip(
@@ -145,7 +145,11 @@ def test_uniform_is_the_papers_pilot_bit_for_bit(draw: str) -> None:
         (0.6, 0.9),
         strict=True,
     ):
-        expected_B = subset_ratio(side, pilot_size(shorter_B, ratio), pair.example_id_B, number, key, draw)
+        given = (side.mask_BT, pilot_size(shorter_B, ratio), pair.example_id_B, number, key)
+        expected_B = (side.ratio_BT * draw_subset(*given)).sum(-1)
+        if draw == "independent":
+            apart_B = (side.reference_BT * draw_subset(*given, REFERENCE)).sum(-1)
+            expected_B = (side.logp_BT * draw_subset(*given)).sum(-1) - apart_B
         assert torch.equal(piece.value_B, expected_B.detach())
 
 

@@ -10,8 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from sgdpo import keyed
 from sgdpo.method import Method, bind_method, needs_of, with_parts
-from sgdpo.pairs import Pair, Side
+from sgdpo.pairs import DrawKey, Pair, Side
+from sgdpo.pilot import POLICY, Place
+from sgdpo.selects import uniform
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
@@ -119,3 +122,11 @@ def _scored(chosen: Side, rejected: Side, example_id_B: Tensor) -> Pair:
 
 def _padded(rows: list[list[float]], width: int) -> Tensor:
     return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], dtype=torch.float64)
+
+
+def draw_subset(
+    mask_BT: Tensor, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, stream: int = POLICY
+) -> Tensor:
+    """Draw `size_B` tokens of each example by the paper's pilot, bool BT; the sizes are given, not a ratio's."""
+    key_B = keyed.mix64_(example_id_B + keyed.signed(keyed.fold(draws.seed, draws.epoch, side, stream)))
+    return uniform(Place(Side(mask_BT, None, mask_BT), mask_BT, size_B, side, key_B))

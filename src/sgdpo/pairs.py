@@ -101,6 +101,7 @@ class PairLoss:
     metrics: the method's own per-pair numbers, detached, keys as logged ("pilot/chosen").
     sums: numbers that the method's state wants of a step, by name, flat, detached; each is summed over the step's rows
     and ranks, in float64, and handed to the state's `advance` with how many there were.
+    taken: what the method's pilots weigh of each side's tokens, BT, by "chosen" and "rejected", for people to look at.
     """
 
     loss_B: Tensor
@@ -108,6 +109,7 @@ class PairLoss:
     rejected_reward_B: Tensor | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    taken: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ odd epochs, the tokens with the largest keys of the epoch before instead of the 
 the complement.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -28,8 +26,6 @@ from sgdpo.values import OneOf, Range
 Draw = Literal["shared", "independent"]
 CHOSEN, REJECTED = 0, 1
 POLICY, REFERENCE = 0, 1
-
-_watcher: ContextVar[dict[int, Tensor] | None] = ContextVar("watcher", default=None)
 
 _LIMB_DIGITS = 9
 _LAST = torch.iinfo(torch.int64).max
@@ -75,17 +71,11 @@ class Place:
         number_B = keyed.uniform(keyed.mix64_(self.key_B.clone()))
         return 1 - number_B if self.inverted else number_B
 
-    def first(self) -> Tensor:
-        """Return the `size` tokens with the smallest keys, bool BT."""
-        bits_BT = self.bits_BT()
-        kth_B1 = bits_BT.sort(-1).values.gather(-1, (self.size_B - 1).clamp(min=0)[:, None])
-        return (bits_BT <= kth_B1) & self.domain_BT & (self.size_B > 0)[:, None]
-
     def least(self, value_BT: Tensor) -> Tensor:
         """Return the `size` tokens of smallest value, bool BT; of equal ones the earlier."""
-        order_BT = value_BT.masked_fill(~self.domain_BT, float("inf")).argsort(dim=-1, stable=True)
-        rank_BT = order_BT.argsort(dim=-1)
-        return (rank_BT < self.size_B[:, None]) & self.domain_BT
+        last = torch.inf if value_BT.is_floating_point() else _LAST
+        order_BT = value_BT.masked_fill(~self.domain_BT, last).argsort(dim=-1, stable=True)
+        return (order_BT.argsort(dim=-1) < self.size_B[:, None]) & self.domain_BT
 
 
 @dataclass(frozen=True)
@@ -112,49 +102,44 @@ class Pilot:
     through: Annotated[str, OneOf("value", "gradient")] = "value"
 
     def values(self, pair: Pair, ratios: Ratios, draws: DrawKey, draw: Draw) -> tuple[Piece, Piece]:
-        """Return the pilots of the chosen and of the rejected side."""
-        chosen = self._piece(pair, CHOSEN, ratios.chosen, draws, draw, None)
-        taken_BT = chosen.weight_BT if self.coupling == "complement" else None
-        return chosen, self._piece(pair, REJECTED, ratios.rejected, draws, draw, taken_BT)
+        """Return the pilots of the chosen and of the rejected side.
 
-    def _piece(
-        self, pair: Pair, number: int, ratio: float, draws: DrawKey, draw: Draw, taken_BT: Tensor | None
-    ) -> Piece:
-        side = pair.chosen if number == CHOSEN else pair.rejected
+        draw: `shared` takes one subset for policy and reference, `independent` draws the reference's again.
+        """
+        shorter_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
+
+        def piece(number: int, side: Side) -> Piece:
+            weight_BT = self._weights(pair, ratios, draws, number, POLICY)
+            if draw == "shared":
+                value_B = _weighed(side.ratio_BT, weight_BT)
+            else:
+                other_BT = self._weights(pair, ratios, draws, number, REFERENCE)
+                value_B = _weighed(side.logp_BT, weight_BT) - _weighed(side.reference_BT, other_BT)
+            value_B = value_B if self.through == "gradient" else value_B.detach()
+            return Piece(value_B, weight_BT, weight_BT.sum(-1), shorter_B)
+
+        return piece(CHOSEN, pair.chosen), piece(REJECTED, pair.rejected)
+
+    def _weights(self, pair: Pair, ratios: Ratios, draws: DrawKey, number: int, stream: int) -> Tensor:
+        side, ratio = ((pair.chosen, ratios.chosen), (pair.rejected, ratios.rejected))[number]
         shorter_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
         tied = self.coupling in ("shared", "complement")
         domain_BT = side.mask_BT & (side.position_BT < shorter_B[:, None]) if tied else side.mask_BT
-
-        def weights(stream: int) -> Tensor:
-            if taken_BT is not None:
-                return domain_BT & ~_same_places(taken_BT, pair.chosen, side)
-            if ratio == 0:
-                return torch.zeros_like(domain_BT)
-            inverted = self.coupling == "antithetic" and draws.epoch % 2 == 1
-            when = {"epoch": draws.epoch - inverted, "step": _STEPS + draws.step, "never": 0}[self.refresh]
-            made = []
-            for again in range(self.draws):
-                key_B = _key(
-                    pair.example_id_B, draws.seed, when, CHOSEN if tied else number, stream + 2 * again
-                )
-                size_B = self._size(side.length_B if self.of == "own" else shorter_B, ratio, key_B)
-                size_B = torch.minimum(size_B, domain_BT.sum(-1).to(size_B.dtype))
-                place = Place(side, domain_BT, size_B, number, key_B, inverted)
-                made.append(self.select(place, **self.settings))
-            return (
-                made[0]
-                if self.draws == 1
-                else torch.stack([weight_BT.double() for weight_BT in made]).mean(0)
-            )
-
-        weight_BT = weights(POLICY)
-        _watch(number, weight_BT)
-        if draw == "shared":
-            value_B = _weighed(side.ratio_BT, weight_BT)
-        else:
-            value_B = _weighed(side.logp_BT, weight_BT) - _weighed(side.reference_BT, weights(REFERENCE))
-        value_B = value_B if self.through == "gradient" else value_B.detach()
-        return Piece(value_B, weight_BT, weight_BT.sum(-1), shorter_B)
+        if self.coupling == "complement" and number == REJECTED:
+            taken_BT = self._weights(pair, ratios, draws, CHOSEN, POLICY)
+            return domain_BT & ~_same_places(taken_BT, pair.chosen, side)
+        if ratio == 0:
+            return torch.zeros_like(domain_BT)
+        inverted = self.coupling == "antithetic" and draws.epoch % 2 == 1
+        when = {"epoch": draws.epoch - inverted, "step": _STEPS + draws.step, "never": 0}[self.refresh]
+        of_B, made = side.length_B if self.of == "own" else shorter_B, []
+        for again in range(self.draws):
+            words = (draws.seed, when, CHOSEN if tied else number, stream + 2 * again)
+            key_B = keyed.mix64_(pair.example_id_B + keyed.signed(keyed.fold(*words)))
+            size_B = self._size(of_B, ratio, key_B)
+            size_B = torch.minimum(size_B, domain_BT.sum(-1).to(size_B.dtype))
+            made.append(self.select(Place(side, domain_BT, size_B, number, key_B, inverted), **self.settings))
+        return made[0] if self.draws == 1 else torch.stack(made).double().mean(0)
 
     def _size(self, of_B: Tensor, ratio: float, key_B: Tensor) -> Tensor:
         if self.rounding == "floor":
@@ -180,54 +165,6 @@ def pilot_size(length_B: Tensor, ratio: float) -> Tensor:
         left, limb = divmod(left, 10**_LIMB_DIGITS)
         carry_B = (length_B * limb + carry_B) // 10**_LIMB_DIGITS
     return (length_B * left + carry_B).clamp(min=1 if ratio else 0)
-
-
-def subset_ratio(
-    part: Side, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, draw: Draw
-) -> Tensor:
-    """Return R[S], the log-ratio summed over `size_B` drawn tokens, nats, shape B; gradient flows through it.
-
-    draw: `shared` takes one subset for policy and reference, `independent` draws the reference's again.
-    """
-    subset_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws)
-    _watch(side, subset_BT)
-    if draw == "shared":
-        return _weighed(part.ratio_BT, subset_BT)
-    other_BT = draw_subset(part.mask_BT, size_B, example_id_B, side, draws, REFERENCE)
-    return _weighed(part.logp_BT, subset_BT) - _weighed(part.reference_BT, other_BT)
-
-
-def draw_subset(
-    mask_BT: Tensor, size_B: Tensor, example_id_B: Tensor, side: int, draws: DrawKey, stream: int = POLICY
-) -> Tensor:
-    """Draw `size_B` completion tokens of each example, uniformly without replacement; return them as bool BT.
-
-    mask_BT: bool, the completion tokens; the j-th of them has position j wherever it lies in the row.
-    size_B: int64, at most the number of completion tokens. example_id_B: int64.
-    side: CHOSEN or REJECTED. stream: POLICY, or REFERENCE for the reference's own draw (`draw: independent`).
-    """
-    key_B = _key(example_id_B, draws.seed, draws.epoch, side, stream)
-    return Place(Side(mask_BT, None, mask_BT), mask_BT, size_B, side, key_B).first()
-
-
-@contextmanager
-def watch_draws() -> Iterator[dict[int, Tensor]]:
-    """Yield a mapping that gets the policy's weights of each side, BT, as a method draws them inside the block."""
-    drawn: dict[int, Tensor] = {}
-    token = _watcher.set(drawn)
-    try:
-        yield drawn
-    finally:
-        _watcher.reset(token)
-
-
-def _watch(side: int, weight_BT: Tensor) -> None:
-    if (watcher := _watcher.get()) is not None:
-        watcher[side] = weight_BT
-
-
-def _key(example_id_B: Tensor, *words: int) -> Tensor:
-    return keyed.mix64_(example_id_B + keyed.signed(keyed.fold(*words)))
 
 
 def _weighed(value_BT: Tensor, weight_BT: Tensor) -> Tensor:

@@ -4,12 +4,25 @@ With k = place.size_B tokens of n = place.count_B. Those that look at the model'
 Each is named by a YAML of conf/pilot.
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from sgdpo import keyed
 from sgdpo.pilot import CHOSEN, Place
 from sgdpo.values import HalfOpenShare
+
+# What tokens can be ranked by.
+NUMBERS: dict[str, Callable[[Place], Tensor]] = {
+    "position": lambda place: place.position_BT,
+    "reference": lambda place: place.side.reference_BT,
+    "policy": lambda place: place.side.logp_BT.detach(),
+    "moved": lambda place: place.side.ratio_BT.detach().abs(),
+    # Up on the chosen side, down on the rejected one.
+    "helpful": lambda place: place.side.ratio_BT.detach() * (1 if place.number == CHOSEN else -1),
+}
 
 
 def none(place: Place) -> Tensor:
@@ -19,12 +32,7 @@ def none(place: Place) -> Tensor:
 
 def uniform(place: Place) -> Tensor:
     """Take k tokens uniformly without replacement: the paper."""
-    return place.first()
-
-
-def mean(place: Place) -> Tensor:
-    """Weigh every token k/n: the expectation of `uniform` without its variance."""
-    return place.share_B1 * place.domain_BT
+    return place.least(place.bits_BT())
 
 
 def noise(place: Place) -> Tensor:
@@ -36,7 +44,8 @@ def noise(place: Place) -> Tensor:
     count_B1, share_B1 = place.count_B[:, None], place.share_B1
     centred_BT = (ratio_BT - ratio_BT.sum(-1, keepdim=True) / count_B1) * place.domain_BT
     norm_B1 = centred_BT.square().sum(-1, keepdim=True).sqrt()  # S sqrt(n - 1)
-    spread_B1 = (place.size_B.double()[:, None] * (1 - share_B1)).sqrt() * _normal(place)[:, None]
+    normal_B1 = torch.special.ndtri(place.uniform_B())[:, None]
+    spread_B1 = (place.size_B.double()[:, None] * (1 - share_B1)).sqrt() * normal_B1
     step_BT = centred_BT / (norm_B1 * (count_B1 - 1).clamp(min=1).sqrt()).clamp(min=1e-300)
     return (share_B1 + spread_B1 * step_BT) * place.domain_BT
 
@@ -63,16 +72,6 @@ def stride(place: Place) -> Tensor:
     return (after_BT > before_BT) & place.domain_BT
 
 
-def prefix(place: Place) -> Tensor:
-    """Take the first k tokens."""
-    return (place.position_BT < place.size_B[:, None]) & place.domain_BT
-
-
-def suffix(place: Place) -> Tensor:
-    """Take the last k tokens."""
-    return (place.position_BT >= (place.count_B - place.size_B)[:, None]) & place.domain_BT
-
-
 def block(place: Place) -> Tensor:
     """Take k tokens in a row from a keyed start, around the end: every token has chance k/n."""
     start_B = (place.uniform_B() * place.count_B).long()
@@ -81,35 +80,17 @@ def block(place: Place) -> Tensor:
 
 
 def decay(place: Place, *, gamma: HalfOpenShare) -> Tensor:
-    """Weigh tokens by gamma^t, k in all."""
+    """Weigh tokens by gamma^t, k in all; with gamma 1 every one k/n, the expectation of `uniform` without variance."""
     weight_BT = gamma ** place.position_BT.double() * place.domain_BT
     return weight_BT * (place.size_B.double() / weight_BT.sum(-1))[:, None]
 
 
-def confident(place: Place) -> Tensor:
-    """Take the k tokens that the reference finds likeliest."""
-    return place.least(-place.side.reference_BT)
-
-
-def surprising(place: Place) -> Tensor:
-    """Take the k tokens that the reference finds least likely."""
-    return place.least(place.side.reference_BT)
-
-
-def unsure(place: Place) -> Tensor:
-    """Take the k tokens that the policy finds least likely."""
-    return place.least(place.side.logp_BT.detach())
-
-
-def large(place: Place) -> Tensor:
-    """Take the k tokens of largest absolute log-ratio."""
-    return place.least(-place.side.ratio_BT.detach().abs())
-
-
-def helpful(place: Place) -> Tensor:
-    """Take the k tokens of largest log-ratio on the chosen side, of smallest on the rejected one."""
-    ratio_BT = place.side.ratio_BT.detach()
-    return place.least(-ratio_BT if place.number == CHOSEN else ratio_BT)
+def ranked(
+    place: Place, *, by: Literal["position", "reference", "policy", "moved", "helpful"], largest: bool
+) -> Tensor:
+    """Take the k tokens of which a number is smallest, or largest; of equal ones the earlier."""
+    value_BT = NUMBERS[by](place)
+    return place.least(-value_BT if largest else value_BT)
 
 
 def entropy(place: Place) -> Tensor:
@@ -117,15 +98,6 @@ def entropy(place: Place) -> Tensor:
     return place.least(-place.side.features["entropy"])
 
 
-def shared(place: Place) -> Tensor:
-    """Take the tokens inside the longest common subsequence of the two answers."""
-    return place.domain_BT & (place.side.features["shared"] > 0)
-
-
-def differing(place: Place) -> Tensor:
-    """Take the tokens outside the longest common subsequence of the two answers."""
-    return place.domain_BT & (place.side.features["shared"] == 0)
-
-
-def _normal(place: Place) -> Tensor:
-    return torch.special.ndtri(place.uniform_B())
+def common(place: Place, *, inside: bool) -> Tensor:
+    """Take the tokens inside, or outside, the longest common subsequence of the two answers."""
+    return place.domain_BT & ((place.side.features["shared"] > 0) == inside)

@@ -20,9 +20,11 @@ def mix(pair: Pair, *, parts: Sequence[Part]) -> PairLoss:
     loss_B = reduce(add, [part.weight * result.loss_B for part, result in zip(parts, results, strict=True)])
     metrics: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
+    taken: dict[str, Tensor] = {}
     for place, (part, result) in enumerate(zip(parts, results, strict=True)):
         named = {f"mix/{part.name}": result.loss_B.detach(), **result.metrics}
         # Two parts of one method are told apart by their places.
         metrics |= {f"{key}/{place}" if key in metrics else key: value for key, value in named.items()}
         sums |= {f"{place}/{key}": value for key, value in result.sums.items()}
-    return PairLoss(loss_B, results[0].chosen_reward_B, results[0].rejected_reward_B, metrics, sums)
+        taken |= result.taken
+    return PairLoss(loss_B, results[0].chosen_reward_B, results[0].rejected_reward_B, metrics, sums, taken)

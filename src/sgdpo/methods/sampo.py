@@ -10,17 +10,20 @@ and reference where their code draws the reference's again (`draw: independent`)
 
 from __future__ import annotations
 
-import torch
 from torch.nn.functional import logsigmoid
 
-from sgdpo.pairs import DrawKey, Pair, PairLoss, rewards
-from sgdpo.pilot import CHOSEN, REJECTED, Draw, subset_ratio
+from sgdpo.pairs import DrawKey, Pair, PairLoss, Ratios, rewards
+from sgdpo.pilot import Draw, Pilot
+from sgdpo.selects import uniform
 from sgdpo.values import Above0
+
+SHORTER = Pilot(uniform, {}, through="gradient")
 
 
 def sampo(pair: Pair, *, beta: Above0, draw: Draw, draws: DrawKey) -> PairLoss:
     """Return SamPO's loss; gradient flows through the drawn tokens alone."""
-    size_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
-    chosen_B = subset_ratio(pair.chosen, size_B, pair.example_id_B, CHOSEN, draws, draw)
-    rejected_B = subset_ratio(pair.rejected, size_B, pair.example_id_B, REJECTED, draws, draw)
-    return PairLoss(-logsigmoid(beta * (chosen_B - rejected_B)), *rewards(pair, beta))
+    chosen, rejected = SHORTER.values(pair, Ratios(1, 1), draws, draw)
+    taken = {"chosen": chosen.weight_BT, "rejected": rejected.weight_BT}
+    return PairLoss(
+        -logsigmoid(beta * (chosen.value_B - rejected.value_B)), *rewards(pair, beta), taken=taken
+    )

@@ -36,7 +36,8 @@ def sgdpo(pair: Pair, *, beta: Above0, draw: Draw, ratios: Ratios, draws: DrawKe
     metrics = _metrics(chosen_B, rejected_B, beta * pilot_w.value_B.detach(), beta * pilot_l.value_B.detach())
     for name, piece in (("chosen", pilot_w), ("rejected", pilot_l)):
         metrics |= {f"pilot/size_{name}": piece.size_B, f"pilot/ratio_{name}": piece.size_B / piece.shorter_B}
-    return PairLoss(-0.5 * (up_B + down_B), chosen_B, rejected_B, metrics)
+    taken = {"chosen": pilot_w.weight_BT, "rejected": pilot_l.weight_BT}
+    return PairLoss(-0.5 * (up_B + down_B), chosen_B, rejected_B, metrics, taken=taken)
 
 
 def _metrics(chosen_B: Tensor, rejected_B: Tensor, pilot_w_B: Tensor, pilot_l_B: Tensor) -> dict[str, Tensor]:

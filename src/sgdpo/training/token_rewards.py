@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sgdpo.data.example import Example
 from sgdpo.pairs import Side
-from sgdpo.pilot import CHOSEN, REJECTED, watch_draws
 from sgdpo.store import write_json
 from sgdpo.training.trainer import PairTrainer
 
@@ -31,13 +30,13 @@ def token_rewards(trainer: PairTrainer, examples: list[Example], tokenizer: Any)
     model = trainer.model.eval()
     device = next(model.parameters()).device
     row = {key: value.to(device) for key, value in trainer.data_collator(examples).items()}
-    with torch.no_grad(), watch_draws() as drawn:
+    with torch.no_grad():
         pair, result = trainer.pair_loss(model, row, epoch=0)
     if result.chosen_reward_B is None or pair.rejected is None:
         return []
     sides = {
-        "chosen": (pair.chosen, result.chosen_reward_B, drawn.get(CHOSEN)),
-        "rejected": (pair.rejected, result.rejected_reward_B, drawn.get(REJECTED)),
+        "chosen": (pair.chosen, result.chosen_reward_B, result.taken.get("chosen")),
+        "rejected": (pair.rejected, result.rejected_reward_B, result.taken.get("rejected")),
     }
     shown = []
     for index, example in enumerate(examples):
