@@ -27,10 +27,14 @@ class ChunkedLogProb(torch.autograd.Function):
         operand_LD = hidden_LD.to(dtype)
         for start in range(0, weight_VD.shape[0], chunk):
             block_LV = _wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T)
-            block_L = _logsumexp(block_LV)
+            top_L1 = block_LV.amax(-1, keepdim=True)
+            block_LV.sub_(top_L1)
+            exp_LV = block_LV.exp() if features else block_LV.exp_()
+            sum_L = exp_LV.sum(-1)
+            block_L = sum_L.log() + top_L1[:, 0]
             before_L, lse_L = lse_L, block_L if lse_L is None else torch.logaddexp(lse_L, block_L)
             if features:
-                moments.add(block_LV, block_L, before_L, lse_L)
+                moments.add(block_LV, exp_LV, sum_L, block_L, before_L, lse_L)
         picked_L = _wide((operand_LD[:, None] @ weight_VD[target_L].to(dtype)[:, :, None])[:, 0, 0])
         ctx.save_for_backward(hidden_LD, weight_VD, target_L, lse_L)
         ctx.chunk, ctx.dtype = chunk, dtype
@@ -75,7 +79,7 @@ class ChunkedLogProb(torch.autograd.Function):
 
 
 class Moments:
-    """Gather features of each token's distribution from the blocks that `_logsumexp` has used up.
+    """Gather features of each token's distribution from the blocks, and use these up.
 
     They are kept relative to the log-sum-exp so far: logits of 1e4 would leave no digits of their differences.
     """
@@ -84,11 +88,13 @@ class Moments:
         self.wanted = wanted
         self.found: dict[str, Tensor] = {}
 
-    def add(self, exp_LV: Tensor, block_L: Tensor, before_L: Tensor | None, lse_L: Tensor) -> None:
-        """Take in a block: exp(logit - its largest), its log-sum-exp, that of all before it, and that of both."""
-        sum_L = exp_LV.sum(-1)
+    def add(
+        self, below_LV: Tensor, exp_LV: Tensor, sum_L: Tensor, block_L: Tensor, before_L: Tensor | None, lse_L: Tensor
+    ) -> None:  # fmt: skip
+        """Take in a block: logit - its largest, exp of it, its sum; log-sum-exps: its own, before it, of both."""
         if "entropy" in self.wanted:
-            entropy_L = torch.special.entr(exp_LV).sum(-1) / sum_L + sum_L.log()
+            # sum p (log S - below): a logarithm of every p would cost more than twice as much.
+            entropy_L = sum_L.log() - below_LV.mul_(exp_LV).sum(-1) / sum_L
             if before_L is not None:
                 # The entropy of a mixture: each part's own, and what it lacks of the whole, by its share.
                 kept_L, new_L = before_L - lse_L, block_L - lse_L
@@ -106,12 +112,6 @@ class Moments:
     def features(self) -> list[Tensor]:
         """Return what was wanted, in that order: `entropy`, nats; `log_p2`, the log of sum p^2."""
         return [self.found[name] for name in self.wanted]
-
-
-def _logsumexp(block_LV: Tensor) -> Tensor:
-    """Return the log-sum-exp of each row, and use the block up: it is left as exp(logit - largest)."""
-    top_L1 = block_LV.amax(-1, keepdim=True)
-    return block_LV.sub_(top_L1).exp_().sum(-1).log_() + top_L1[:, 0]
 
 
 def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
