@@ -123,7 +123,7 @@ plan: setup ## Plan a run without running it: make plan ARGS="model=llama31_8b d
 # ---- evaluation ---------------------------------------------------------------------------------
 .PHONY: evaluate sample mtbench judge
 evaluate: setup ## Evaluate runs: make evaluate RUNS="outputs/demo/..." ARGS="benchmark=verifiable"
-	$(PY) scripts/evaluate.py $(RUNS) $(ARGS)
+	$(PY) scripts/evaluate.py $(RUNS) n_jobs=$(N_JOBS) $(ARGS)
 
 sample: setup ## Pairs of a model's own answers: make sample ARGS="policy=smollm2_135m data=constraints" (any prompts: data=local)
 	$(PY) scripts/sample.py $(ARGS)

@@ -21,10 +21,10 @@ def main(config: DictConfig) -> None:
     if errors := evaluation_errors(evaluation):
         fail(errors)
     from lab.evaluation.command import show  # heavy imports only once the settings are sound
-    from lab.evaluation.evaluate import evaluate
+    from lab.sweeps.evaluations import evaluate_all
 
     with expected_failures(code=1):
-        print(show(evaluation.benchmark, evaluate(evaluation)).console())
+        print(show(evaluation.benchmark, evaluate_all(evaluation)).console())
 
 
 def prepare(arguments: list[str]) -> list[str]:

@@ -225,6 +225,16 @@ def test_unknown_keys_are_errors(word):
 
 def test_run_folders_come_before_the_overrides_on_the_command_line():
     assert runs_first(["outputs/a/b,c=1", "x=1"]) == ["outputs/a/b,c=1", "x=1"], "an override stays one"
+    words = ["out/a", "x=1", "--config-dir", "mine", "y=2", "--cfg", "job", "out/b"]
+    assert runs_first(words) == [
+        "--config-dir",
+        "mine",
+        "--cfg",
+        "job",
+        "x=1",
+        "y=2",
+        "runs=['out/a','out/b']",
+    ]
     config = compose_evaluation(runs_first(["out/a b", "out/it's", "benchmark=mt_bench", "judge=local"]))
     assert config.runs == ["out/a b", "out/it's"]
 

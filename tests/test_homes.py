@@ -43,6 +43,7 @@ NOTIONS = {
             "src/lab/bench/trl_worker.py": "runs in an environment of its own, without these packages",
             "src/lab/serving/endpoint.py": WIRE,
             "src/lab/serving/reply.py": WIRE,
+            "src/lab/sweeps/evaluations.py": WIRE,
             "src/lab/sweeps/pool.py": WIRE,
             "src/lab/sweeps/worker.py": WIRE,
             "src/lab/report/page.py": "data inside a page of HTML",

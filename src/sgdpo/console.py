@@ -63,7 +63,7 @@ def expected_failures(code: int = 2) -> Iterator[None]:
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
             fail([f"{where}{error.strerror or error or type(error).__name__}"], code=1)
-        if not isinstance(error, ValueError) or not _is_advice(error):
+        if not isinstance(error, ValueError) or not is_advice(error):
             raise
         # A mistake a line; an indented line belongs to the one above.
         fail(re.split(r"\n(?=\S)", str(error)), code=code)
@@ -145,13 +145,14 @@ def hydra_command(
     """
 
     def command(arguments: list[str]) -> None:
-        from sgdpo.config.compose import list_errors
+        from sgdpo.config.compose import list_errors, options_apart
         from sgdpo.config.help import help_asked, help_page
 
         if help_asked(arguments):
             print(help_page(name, page, arguments))
             return
-        sys.argv[1:] = prepare(arguments)
+        options, overrides = options_apart(prepare(arguments))
+        sys.argv[1:] = [*options, *overrides]
         if errors := list_errors(sys.argv[1:]):
             fail(errors)
         main()
@@ -174,7 +175,7 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _is_advice(error: ValueError) -> bool:
+def is_advice(error: ValueError) -> bool:
     """Say whether a `raise` of ours or of Hydra's raised it, and not another library or an operation like int("x")."""
     step = error.__traceback__
     assert step is not None, "it was raised"

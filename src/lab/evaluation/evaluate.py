@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -34,7 +35,7 @@ from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model, why_not_trusted
 from sgdpo.runs.records import amend_record, view_run
 from sgdpo.runs.tracking import add_evaluation
-from sgdpo.store import hash_json, write_json, write_jsonl
+from sgdpo.store import hash_json, held, read_json, write_json, write_jsonl
 
 log = logging.getLogger("sgdpo")
 
@@ -46,25 +47,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def opened(config: EvaluateConfig):
-    """Give an Evaluation for the length of a block: its judge and generator are open, its budget is one."""
+def opened(config: EvaluateConfig, done: Path | None = None):
+    """Give an Evaluation for the length of a block: its judge and generator are open, its budget is one.
+
+    done: a folder of what this command has evaluated, for several processes; None: it is this process's alone.
+    """
     if errors := evaluation_errors(config):
         raise ValueError("\n".join(errors))
     cache = Path(config.cache)
     with (
         open_generator(config.generator, cache, config.extra) as generator,
         open_judge(config.judge, cache, config.extra) as judge,
+        TemporaryDirectory() as own,
     ):
-        yield Evaluation(config, generator, judge)
+        yield Evaluation(config, generator, judge, done or Path(own))
 
 
 class Evaluation:
     """Evaluate one run after the other; a run that others start from is evaluated once."""
 
-    def __init__(self, config: EvaluateConfig, generator: Generator, judge: Judge):
-        self.config, self.generator, self.judge = config, generator, judge
+    def __init__(self, config: EvaluateConfig, generator: Generator, judge: Judge, done: Path):
+        self.config, self.generator, self.judge, self.done = config, generator, judge, done
         self.cache = Path(config.cache)
-        self._done: dict[str, tuple[Path, dict[str, Any]]] = {}
 
     def of(self, run: Path) -> dict[str, Any]:
         return self._once(run, self.config, self.generator)[1]
@@ -77,10 +81,13 @@ class Evaluation:
         return benchmark, answer(generator, benchmark.prompts(), benchmark.sampling(), self.cache)
 
     def _once(self, run: Path, config: EvaluateConfig, generator: Generator) -> tuple[Path, dict[str, Any]]:
-        name = hash_json([str(run.resolve()), config.benchmark])
-        if name not in self._done:
-            self._done[name] = self._evaluate(run, config, generator)
-        return self._done[name]
+        """Evaluate a run, or wait for the process that does, or take what one has made."""
+        place = self.done / hash_json([str(run.resolve()), config.benchmark])
+        with held(place, f"the evaluation of {run.name}"):
+            if (made := read_json(place, default=None)) is None:
+                folder, result = self._evaluate(run, config, generator)
+                write_json(place, made := {"folder": str(folder), "result": result})
+        return Path(made["folder"]), made["result"]
 
     def _evaluate(
         self, run: Path, config: EvaluateConfig, generator: Generator

@@ -4,7 +4,7 @@ Every key's comment is in its YAML, in conf/benchmark, conf/judge, conf/generato
 benchmark, judge or generator may be set to, its class says. Importing this loads nothing heavy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,16 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import judge_errors
-from sgdpo.config.compose import to_typed
+from sgdpo.config.compose import options_apart, to_typed
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model
-from sgdpo.runs.records import RECORD
+from sgdpo.runs.records import RECORD, RunView
 from sgdpo.source import load_dotted
-from sgdpo.values import PLACE, schema_errors
+from sgdpo.store import hash_json
+from sgdpo.values import PLACE, Range, schema_errors
 
 CONFIG_DIR = "--config-dir"
-TAKE_A_VALUE = (CONFIG_DIR, "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class EvaluateConfig:
     outputs: Annotated[str, PLACE] = "outputs"
     cache: Annotated[str, PLACE] = "outputs/cache"
     device: str = "auto"
+    n_jobs: Annotated[int, Range("[1, 1000]")] = 1
     trust_remote_code: bool = False
     extra: list[str] = field(default_factory=list)
 
@@ -63,14 +64,10 @@ def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
 
 def runs_first(arguments: Sequence[str]) -> list[str]:
     """Turn leading folders into `runs=[...]`: Hydra takes overrides only. Options and overrides stay."""
-    previous = ["", *arguments]
-    runs = [
-        argument
-        for argument, before in zip(arguments, previous, strict=False)
-        if not argument.startswith("-") and "=" not in argument and before not in TAKE_A_VALUE
-    ]
-    others = [argument for argument in arguments if argument not in runs]
-    return [*others, f"runs=[{','.join(map(_quoted, runs))}]"] if runs else others
+    options, others = options_apart(arguments)
+    runs = [word for word in others if "=" not in word]
+    named = [f"runs=[{','.join(map(_quoted, runs))}]"] if runs else []
+    return [*options, *(word for word in others if "=" in word), *named]
 
 
 def _quoted(text: str) -> str:
@@ -97,6 +94,26 @@ def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         errors.append(f"device must be auto, cpu or cuda, not {config.device!r}")
     return errors
+
+
+def results_asked(runs: Sequence[RunView], config: EvaluateConfig) -> list[list[str]]:
+    """List of each run the keys of its results that have these settings of benchmark and generator, by this judge."""
+    benchmark = build_benchmark(config)
+    judge = benchmark.decides or config.judge["label"]
+    asked = {"benchmark": config.benchmark["name"], "settings": benchmark.settings(), "generator": None}
+    if benchmark.answered:
+        generator = build(GENERATOR, config.generator, config.extra)
+        generator.cache = Path(config.cache)
+        asked["generator"] = generator.how()
+
+    wanted, usual = hash_json(asked), f"{config.benchmark['name']}-{judge}" if is_usual(config) else None
+
+    def is_asked(key: str, result: Mapping[str, Any]) -> bool:
+        if not (identity := result.get("identity")):
+            return key == usual
+        return result.get("judge") == judge and hash_json({k: identity.get(k) for k in asked}) == wanted
+
+    return [[key for key, result in (run["eval"] or {}).items() if is_asked(key, result)] for run in runs]
 
 
 def is_usual(config: EvaluateConfig) -> bool:

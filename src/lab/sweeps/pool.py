@@ -201,10 +201,14 @@ def slots_for(cells: Sequence[Cell], n_jobs: int) -> list[dict[str, str]]:
 
     They depend on n_jobs, not on how many cells are left: a continued sweep computes with the same threads.
     """
-    gpus = [] if all(cell.config.device == "cpu" for cell in cells) else visible_gpus()
-    processes = max(cell.config.engine.num_processes for cell in cells)
-    slots = [slot | share_of_cores(n_jobs) for slot in gpu_slots(gpus, n_jobs, processes)]
-    return slots[: len(cells)]
+    on_gpus = any(cell.config.device != "cpu" for cell in cells)
+    return slots(n_jobs, max(cell.config.engine.num_processes for cell in cells), on_gpus)[: len(cells)]
+
+
+def slots(n_jobs: int, processes: int, on_gpus: bool) -> list[dict[str, str]]:
+    """Return the environment of each of n_jobs slots of so many processes: its share of the cores, its GPUs."""
+    gpus = visible_gpus() if on_gpus else []
+    return [slot | share_of_cores(n_jobs) for slot in gpu_slots(gpus, n_jobs, processes)]
 
 
 def share_of_cores(n_jobs: int) -> dict[str, str]:

@@ -20,6 +20,10 @@ from sgdpo.method import Method, bind_method, with_parts
 from sgdpo.places import CONF
 
 T = TypeVar("T")
+TAKE_A_VALUE = (
+    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c",
+    "--info", "-i",
+)  # fmt: skip
 # Lines of OmegaConf's errors that tell a user nothing.
 NOISE = ("full_key:", "object_type=", "reference_type=")
 
@@ -86,6 +90,14 @@ def composition_words(error: Exception) -> str:
     options = ", ".join(line.strip() for line in lines if line.startswith("\t"))
     sentence = ": ".join(line.rstrip(".:") for line in lines if not line.startswith("\t"))
     return f"{sentence}: {options}" if options else sentence
+
+
+def options_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the options with their values, and the overrides: Hydra takes overrides in one piece only."""
+    options: tuple[list[str], list[str]] = ([], [])
+    for word, before in zip(arguments, ["", *arguments], strict=False):
+        options[not word.startswith("-") and before not in TAKE_A_VALUE].append(word)
+    return options
 
 
 def list_errors(arguments: Sequence[str]) -> list[str]:
