@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,9 +13,10 @@ import pytest
 from evaluation_fixtures import finished_run
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
+from lab.report.cells import with_evaluation
 from lab.report.exhibit import find_exhibit
 from lab.report.samples import samples
-from lab.reproduce import Options, reproduce
+from lab.reproduce import Options, call_python, make_commands, reproduce, runs_to_judge
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.constraints.checker import check
 from sgdpo.constraints.instructions import Instruction, draw_instructions, instruction_of, topics
@@ -192,7 +194,23 @@ def test_the_page_of_samples_shows_every_methods_answer_to_the_same_prompts(eval
     shown = read_jsonl(run / result["samples"])
     assert [row[0].text for row in table.rows] == [shown[n]["prompt"] for n in (0, 2, 4)]
     with pytest.raises(ValueError, match="no run has the evaluation"):
-        samples([view_run(run)], benchmarks=("constraints",), evaluation="constraints-other")
+        with_evaluation([view_run(run)], "constraints-other")
+
+
+def test_make_finds_the_results_of_changed_settings_and_shows_them_in_every_table(evaluated) -> None:
+    """By the real command, for the study and the page of samples; other settings are judged."""
+    run, result = evaluated
+    exhibit = replace(find_exhibit("constraints"), experiment="exp")
+    asked = ("benchmark.limit=6", "benchmark.max_new_tokens=8")
+    options = Options("constraints", outputs=str(run.parents[1]), arguments=asked)
+    assert runs_to_judge(exhibit, options) == []
+    for other in ((), asked[:1], (*asked, "generator.dtype=bfloat16")):
+        assert runs_to_judge(exhibit, replace(options, arguments=other)) == [str(run)]
+    command, _ = make_commands(exhibit, options)
+    assert call_python(command) == 0
+    arms = Table.read(Path(options.folder(exhibit)) / "constraints-arms.json")
+    (shown,) = [row for row in arms.rows if row[1].text == "SGDPO"]
+    assert shown[2].value == pytest.approx(result["constraint_rate"])
 
 
 def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_sampled(tmp_path) -> None:
@@ -220,7 +238,7 @@ def test_make_constraints_goes_from_nothing_to_its_tables(tmp_path) -> None:
     shutil.copytree(run / "model", place)
     seal(place)
     asked = ["sample.data.limit=40", "sample.data.test_limit=20", "method=sft,dpo", "optimizer.lr=5e-6,2e-5",
-             "optimizer.batch_size=4", "optimizer.max_steps=2", "tracking=off"]  # fmt: skip
+             "optimizer.batch_size=4", "optimizer.max_steps=2", "tracking=off", "benchmark.limit=40"]  # fmt: skip
     options = Options("constraints", outputs=str(tmp_path / "o"), arguments=tuple(asked))
     assert reproduce(options) == 0
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "o").rglob("metrics.jsonl")}

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lab.evaluation.settings import build_benchmark, compose_evaluation
 from lab.report.exhibit import exhibit_names, find_exhibit, make, publish, refresh
 from lab.reproduce import (
     Options,
@@ -22,6 +24,7 @@ from lab.reproduce import (
     train_command,
 )
 from report_fixtures import grid_runs, table3_runs, write_run
+from sgdpo.runs.records import amend_record, read_runs
 
 ROOT = Path(__file__).parents[1]
 EXHIBITS = exhibit_names()
@@ -112,6 +115,29 @@ def test_a_reproduction_trains_judges_and_makes_in_this_order(tmp_path):
     assert judged == [str(tmp_path / "table3" / "nca-tiny_llama-verifiable-lr2e-05-s42")], (
         "only what is missing"
     )
+
+
+@pytest.mark.parametrize("name", [name for name in EXHIBITS if find_exhibit(name).judged is True])
+def test_an_exhibit_shows_the_results_that_were_asked_for_where_there_are_others(name, tmp_path):
+    """The usual ones, and those of a changed setting, each with the win rates of its own."""
+    table3_runs(tmp_path)
+    options = Options(name, outputs=str(tmp_path), arguments=("benchmark.limit=7",))
+    exhibit = replace(find_exhibit(name), experiment="table3")
+    identity = {
+        "benchmark": "verifiable",
+        "generator": {"generator": "transformers", "dtype": "float32", "long_prompts": "cut"},
+        "settings": build_benchmark(compose_evaluation(["benchmark.limit=7"])).settings(),
+    }
+    for run in read_runs(tmp_path):
+        for result in (run["eval"] or {}).values():
+            changed = {**result, "identity": identity, "judge": "checker"}
+            amend_record(run.folder, eval={"verifiable-checker-7": changed})
+    asked = {changed: replace(options, arguments=options.arguments * changed) for changed in (False, True)}
+    assert [runs_to_judge(exhibit, one) for one in asked.values()] == [[], []]
+    keys = [make_commands(exhibit, one)[0][-1] for one in asked.values()]
+    assert keys == ["evaluation=verifiable-checker", "evaluation=verifiable-checker-7"]
+    for key in keys:
+        assert make(find_exhibit(name, [key]), tmp_path, "table3")[0]
 
 
 def test_a_failed_cell_does_not_keep_the_table_from_being_made(tmp_path):

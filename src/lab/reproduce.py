@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from lab.evaluation.settings import compose_evaluation, evaluation_errors
-from lab.report.cells import choose_evaluation
+from lab.evaluation.settings import compose_evaluation, evaluation_errors, results_asked
+from lab.report.cells import choose_evaluation, evaluation_keys
 from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
 from lab.report.league import TUNING, best_values
 from sgdpo.places import ROOT
@@ -177,7 +177,8 @@ def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> 
     if folders := runs_to_judge(trial, options):
         call(judge_command(trial, options, folders))
     runs = finished_runs(trial, options)
-    metric = f"{choose_evaluation(runs, None, [tuned['judged']])}:{tuned['metric']}"
+    key = asked_key(trial, options, runs) or choose_evaluation(runs, [tuned["judged"]])
+    metric = f"{key}:{tuned['metric']}"
     return {method: best.value for method, best in best_values(runs, tuned["key"], metric).items()}
 
 
@@ -199,10 +200,22 @@ def judged_by(exhibit: Exhibit, options: Options) -> tuple[str, str]:
     return benchmark, judge
 
 
-def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Command:
+def judging_words(exhibit: Exhibit, options: Options) -> list[str]:
     benchmark, judge = judged_by(exhibit, options)
-    words = [f"benchmark={benchmark}", f"judge={judge}", *options.judging, *options.places]
-    return ["scripts/evaluate.py", *runs, *words]
+    return [f"benchmark={benchmark}", f"judge={judge}", *options.judging, *options.places]
+
+
+def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Command:
+    return ["scripts/evaluate.py", *runs, *judging_words(exhibit, options), f"n_jobs={options.n_jobs}"]
+
+
+def asked_key(exhibit: Exhibit, options: Options, runs: Sequence[RunView]) -> str | None:
+    """Name the results that have the settings asked for, where the runs have several of the benchmark; else None."""
+    config = compose_evaluation(judging_words(exhibit, options))
+    if len([key for key in evaluation_keys(runs) if key.startswith(f"{config.benchmark['name']}-")]) < 2:
+        return None  # no question: the benchmark's files need not be at hand
+    found = {key for keys in results_asked(runs, config) for key in keys}
+    return found.pop() if len(found) == 1 else None
 
 
 def twice_judged(options: Options) -> list[str]:
@@ -240,24 +253,27 @@ def run_to_judge_twice(exhibit: Exhibit, options: Options) -> str:
 def runs_to_judge(exhibit: Exhibit, options: Options) -> list[str]:
     """List the runs to judge.
 
-    A judge's results come from the caches of the evaluation, which know its settings; the checker's, which need
-    none, are skipped where they stand.
+    A judge's results come from the caches of the evaluation; the checker's are skipped where they stand.
     """
-    benchmark, judge = judged_by(exhibit, options)
-    known = f"{benchmark}-{judge}" if judge in options.of_scale["judges"].values() else None
-    return [str(run.folder) for run in finished_runs(exhibit, options) if known not in (run["eval"] or {})]
+    config = compose_evaluation(judging_words(exhibit, options))
+    checked = judged_by(exhibit, options)[1] in options.of_scale["judges"].values()
+    runs = finished_runs(exhibit, options)
+    there = results_asked(runs, config) if checked else [[] for _ in runs]
+    return [str(run.folder) for run, keys in zip(runs, there, strict=True) if not keys]
 
 
 def make_commands(exhibit: Exhibit, options: Options) -> list[Command]:
     """Give the commands that make the exhibit, and those that come with it."""
+    shown = options.evaluation
+    if exhibit.judged and not options.dry_run:
+        shown = shown or asked_key(exhibit, options, finished_runs(exhibit, options)) or ""
     commands = []
     for made in (exhibit, *map(find_exhibit, exhibit.beside)):
         command = ["scripts/exhibit.py", made.name, "--outputs", options.outputs]
         command += ["--into", options.folder(made)]
         command += ["--experiment", options.experiment(made)] if made.experiment else []
         command += [f"data={variance_file(made, options)}"] if made.twice else []
-        if options.evaluation and "evaluation" in made.settings:
-            command.append(f"evaluation={options.evaluation}")
+        command += [f"evaluation={shown}"] if exhibit.judged and shown else []
         commands.append(command)
     return commands
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -149,27 +149,44 @@ def evaluation_keys(runs: Iterable[RunView]) -> list[str]:
     return sorted({key for run in runs for key in (run["eval"] or {})})
 
 
-def choose_evaluation(runs: Sequence[RunView], wanted: str | None, benchmarks: Sequence[str]) -> str:
-    """Name the evaluation a table reads: the wanted one, or the only one of the first benchmark with any.
+def with_evaluation(runs: Sequence[RunView], key: str) -> list[RunView]:
+    """Return the runs with the results of one evaluation alone. Raise ValueError if no run has it."""
+    if key not in (found := evaluation_keys(runs)):
+        raise ValueError(f"no run has the evaluation {key!r}; found: {', '.join(found) or 'none'}")
+    kept = [{k: v for k, v in (run["eval"] or {}).items() if k == key} for run in runs]
+    return [replace(run, record={**run.record, "eval": own}) for run, own in zip(runs, kept, strict=True)]
 
-    Raises ValueError if there is none (with the command that makes it), several judges to choose from, or
-    results that were not sampled and judged alike.
+
+def choose_evaluation(runs: Sequence[RunView], benchmarks: Sequence[str]) -> str:
+    """Name the evaluation a table reads: the only one of the first benchmark with any.
+
+    Raises ValueError if there is none (with the command that makes it), several to choose from, or results that were
+    not sampled and judged alike.
     """
-    found = evaluation_keys(runs)
-    if wanted and wanted not in found:
-        raise ValueError(f"no run has the evaluation {wanted!r}; found: {', '.join(found) or 'none'}")
     for benchmark in benchmarks:
-        keys = [wanted] if wanted else [key for key in found if key.startswith(f"{benchmark}-")]
-        if len(keys) > 1:
-            raise ValueError(f"several judges: choose one with evaluation={' or evaluation='.join(keys)}")
-        if keys:
-            refuse_unlike_judgments(runs, keys[0])
-            return keys[0]
+        if key := _the_only(runs, benchmark):
+            refuse_unlike_judgments(runs, key)
+            return key
     names = " ".join(str(run.folder) for run in runs[:2])
     raise ValueError(
         f"these runs are not evaluated yet. Make it: python scripts/evaluate.py {names} ... "
         f"benchmark={benchmarks[0]}"
     )
+
+
+def metric_of(runs: Sequence[RunView], metric: str) -> str:
+    """Name a metric of an evaluation as these runs have it: "verifiable-checker:..." may be of changed settings."""
+    key, separator, field = metric.partition(":")
+    if not separator or key in evaluation_keys(runs):
+        return metric
+    return f"{_the_only(runs, key) or key}:{field}"
+
+
+def _the_only(runs: Sequence[RunView], name: str) -> str | None:
+    keys = [key for key in evaluation_keys(runs) if key.startswith(f"{name}-")]
+    if len(keys) > 1:
+        raise ValueError(f"several evaluations: choose one with evaluation={' or evaluation='.join(keys)}")
+    return keys[0] if keys else None
 
 
 def by_prompt(run: RunView, key: str, field: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 import yaml
 
+from lab.report.cells import with_evaluation
 from lab.report.entries import commit_text, origin
 from sgdpo.contract import Kind, binding_errors, load, settings_of
 from sgdpo.drawing.style import Picture
@@ -44,7 +45,8 @@ class Exhibit:
     the scale's, the first, or the sweep's own. seeds: how many, unless more are asked for. judged: by the scale's
     benchmark (true), or the one named. tuned: {key, seeds, judged, metric}: the sweep's values of the key are tried on
     these seeds and judged by a benchmark of their own; the exhibit's runs are each method's best. twice: the answers of
-    one run are judged twice. n_jobs: forced. beside: exhibits of the same runs that are made with it. order: its place
+    one run are judged twice. evaluation: whose results are read, <benchmark>-<judge>, where the runs have several.
+    n_jobs: forced. beside: exhibits of the same runs that are made with it. order: its place
     in `make paper`; None: made only by name.
     """
 
@@ -59,6 +61,7 @@ class Exhibit:
     judged: bool | str = False
     tuned: Mapping[str, Any] | None = None
     twice: bool = False
+    evaluation: str | None = None
     n_jobs: int | None = None
     beside: Sequence[str] = ()
     order: float | None = None
@@ -96,10 +99,9 @@ def find_exhibit(name: str, changes: Sequence[str] = ()) -> Exhibit:
     config: dict[str, Any] = {"name": name, **_yaml(FOLDER / f"{name}.yaml")}
     for change in changes:
         key, equals, value = change.partition("=")
-        if not equals or key in (*OWN, "name", "function"):
-            raise ValueError(
-                f"{change!r} is no setting of {name}: give key=value, of {sorted(settings_of(KIND, config))}"
-            )
+        if not equals or key in {*OWN, "name", "function"} - {"evaluation"}:
+            there = ["evaluation", *sorted(settings_of(KIND, config))]
+            raise ValueError(f"{change!r} is no setting of {name}: give key=value, of {there}")
         config[key] = yaml.safe_load(value)
     own = {key: config[key] for key in OWN if key in config}
     errors = [*binding_errors(KIND, config), *_own_errors(name, own)]
@@ -131,6 +133,7 @@ def make(
     experiment = experiment or exhibit.experiment
     command = f"make {exhibit.name}"
     runs = require_runs(outputs, experiment, command) if experiment else read_runs(outputs)
+    runs = with_evaluation(runs, exhibit.evaluation) if exhibit.evaluation else runs
     function = exhibit.config["function"]
     made = load(KIND, exhibit.config)(runs, **exhibit.settings)
     works = list(made) if isinstance(made, list | tuple) else [made]

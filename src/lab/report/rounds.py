@@ -17,13 +17,12 @@ def rounds(
     *,
     benchmarks: tuple[str, ...],
     metrics: dict[str, str],
-    evaluation: str | None = None,
 ) -> list[Table | Picture]:
     """Show each metric at the start and after every round, and draw the first of them.
 
-    metrics: {column: field of the evaluation}. evaluation: <benchmark>-<judge>, where the runs have several.
+    metrics: {column: field of the evaluation}.
     """
-    key = choose_evaluation(runs, evaluation, benchmarks)
+    key = choose_evaluation(runs, benchmarks)
     starts = [run for run in runs if run["steps"] == 0 or run["phase"] == "sft"]
     trained = [run for run in runs if run["round"]]
     if not trained:

@@ -18,11 +18,10 @@ def samples(
     runs: Sequence[RunView],
     *,
     benchmarks: tuple[str, ...],
-    evaluation: str | None = None,
     prompts: Annotated[int, Range("[1, 10000]")] = 12,
 ) -> Table:
     """Show some prompts with the answer of each method's first seed; evenly spread, none chosen by its answers."""
-    evaluation = choose_evaluation(runs, evaluation, benchmarks)
+    evaluation = choose_evaluation(runs, benchmarks)
     answers: dict[str, dict[str, dict]] = {}
     finished = [run for run in runs if run.status == "finished" and evaluation in (run["eval"] or {})]
     for run in sorted(finished, key=lambda run: (run["phase"] != "sft", run["seed"])):

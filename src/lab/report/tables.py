@@ -129,11 +129,10 @@ def table3(
     *,
     benchmarks: tuple[str, ...] = ("alpaca_eval", "verifiable"),
     baseline: str = "dpo",
-    evaluation: str | None = None,
 ) -> Table:
     """Table 3: the win rates of every method and model, marked where they differ from the baseline beyond noise."""
     refuse_mixtures(runs)
-    paper, key = load_paper(), choose_evaluation(runs, evaluation, benchmarks)
+    paper, key = load_paper(), choose_evaluation(runs, benchmarks)
     cells = group(runs, lambda run: (run["model"], run["method"]))
     seeds, rows = seeds_of(runs), []
     against = {model: compared(cells, model, key, baseline) for model in {model for model, _ in cells}}
@@ -202,10 +201,9 @@ def mtbench(
     *,
     benchmarks: tuple[str, ...] = ("mt_bench",),
     baseline: str = "dpo",
-    evaluation: str | None = None,
 ) -> Table:
     refuse_mixtures(runs)
-    paper, key = load_paper(), choose_evaluation(runs, evaluation, benchmarks)
+    paper, key = load_paper(), choose_evaluation(runs, benchmarks)
     cells = group(runs, lambda run: (run["model"], run["method"]))
     seeds, rows = seeds_of(runs), []
     for model, method in _lines(runs, cells):
