@@ -205,6 +205,23 @@ def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch
     assert re.search(r"RUN.* 4\b", shown)
 
 
+def test_a_kind_of_constraint_in_a_folder_of_ones_own_is_refused_by_every_command(house, tmp_path):
+    """Whether it is asked for by name or not: it is said where it is read from, before anything is done."""
+    mine = tmp_path / "constraint"
+    mine.mkdir()
+    shutil.copy(house / "conf" / "constraint" / "short_words.yaml", mine / "rhymes.yaml")
+    folder = finished_run(tmp_path / "outputs" / "exp" / "run")
+    for command in (
+        ["scripts/sample.py", f"policy={folder}", "data=constraints", "data.kinds=[rhymes]"],
+        ["scripts/evaluate.py", str(folder), "benchmark=constraints"],
+        ["scripts/evaluate.py", str(folder), "benchmark=constraints", "benchmark.kinds=[rhymes]"],
+    ):
+        said = python(house, *command, f"--config-dir={tmp_path}", code=2)
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, said
+        assert f"{mine / 'rhymes.yaml'}: kinds of constraint are read from conf/constraint alone" in errors[0]
+
+
 def test_a_kind_of_constraint_and_a_scorer_make_pairs_of_answers(house):
     """Instructions of this kind alone, answered by a random model; the scorer decides which answer is better."""
     (asked,), (scored,) = (recipes.commands(kind, "python") for kind in ("kind of constraint", "scorer"))

@@ -31,7 +31,13 @@ class Constraints(Sampled):
     kinds: list[str] | None = None
 
     def errors(self) -> list[str]:
-        return ["benchmark.least must not exceed benchmark.most"] if self.least > self.most else []
+        if self.least > self.most:
+            return ["benchmark.least must not exceed benchmark.most"]
+        try:
+            self.known  # noqa: B018 what is wrong with a kind is found before anything is answered
+        except ValueError as error:
+            return str(error).split("\n")
+        return []
 
     @cached_property
     def known(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sgdpo.config.compose import config_folders
 from sgdpo.contract import Kind, binding_errors, load
 from sgdpo.places import CONF
 from sgdpo.source import find
@@ -47,7 +48,17 @@ class ConstraintKind:
 
 
 def load_kinds(names: Sequence[str] | None = None) -> dict[str, ConstraintKind]:
-    """Load the kinds of conf/constraint by name, all of them or those named. Raise ValueError with all errors."""
+    """Load the kinds of conf/constraint by name, all of them or those named. Raise ValueError with all errors.
+
+    An instruction is read again wherever answers to it are scored, in processes that know no --config-dir: so there is
+    one place of kinds.
+    """
+    folders = [folder / "constraint" for folder in config_folders() if folder != CONF]
+    if apart := [str(path) for folder in folders for path in sorted(folder.glob("*.yaml"))]:
+        raise ValueError(
+            f"{', '.join(apart)}: kinds of constraint are read from conf/constraint alone; put the YAML there, and its "
+            "function into src/sgdpo/constraints"
+        )
     files = {path.stem: path for path in sorted((CONF / "constraint").glob("*.yaml"))}
     if unknown := sorted(set(names or ()) - set(files)):
         raise ValueError(
