@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from lab.answers import decode
 from lab.answers.decode import gumbel_noise
 from lab.answers.generate import Generator, generate
 from lab.answers.generators import TransformersGenerator
@@ -75,6 +76,26 @@ def test_one_by_one_and_batched_answers_are_the_same_tokens(saved, tmp_path, sam
     batched = answers(saved, sampling, tmp_path / "batched")
     assert single == batched
     assert len({sample.text for sample in batched}) > 2
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0, max_new_tokens=20), Sampling(0.8, 0.9, 20, seed=3)])
+def test_a_prompt_of_several_answers_is_read_once_and_each_is_as_it_is_alone(
+    saved, tmp_path, sampling, monkeypatch
+):
+    """Noise is drawn for one row at a time, as with a large vocabulary."""
+    monkeypatch.setattr(decode, "_CACHED", 1)
+    several = [Prompt(f"{p.prompt_id}/{k}", p.messages) for p in PROMPTS[:3] for k in range(4)]
+    generator, read = TransformersGenerator(saved, batch_tokens=100_000), []
+    model = generator._load()
+    model.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"].shape), with_kwargs=True
+    )
+    together = generate(generator, several, sampling, tmp_path / "together")
+    assert [rows for rows, tokens in read if tokens > 1] == [3]
+    assert read[1][0] == 12
+    assert together == answers(saved, sampling, tmp_path / "alone", batch_tokens=1, prompts=several)
+    if sampling.temperature:
+        assert len({sample.text for sample in together}) > 6
 
 
 def test_greedy_answers_are_the_argmax_of_plain_forward_passes(saved, tmp_path):

@@ -4,7 +4,8 @@ The Gumbel-max trick: argmax(logits / temperature + g) with independent standard
 from softmax(logits / temperature). Here g is a hash of (key of the prompt, step, token), so a prompt's sample
 depends on (seed, prompt, step) and not on the batch, its order, or the device's random state. In float32 the
 batch changes logits by rounding alone; a token can differ only where two candidates tie to that precision.
-Rows that have ended leave the batch, so that a few long answers do not keep all others in work.
+A prompt that several rows answer is read once. Rows that have ended leave the batch, so that a few long answers do not
+keep all others in work.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Fitted:
 
 # The batch shrinks when this share of its rows has ended.
 _SHRINK = 0.2
+# Tokens that a processor draws at a time: noise is many steps over few numbers, and these stay in its cache.
+_CACHED = 2**16
 
 
 @torch.inference_mode()
@@ -40,7 +43,9 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
     room_B = torch.tensor([prompt.new for prompt in fitted.values()], device=model.device)
     keys = [prompt_key(sampling.seed, key) for key in fitted]
     key_B = torch.tensor(keys, dtype=torch.int64, device=model.device)
-    token_BN, mask_BN = pad_left([prompt.ids for prompt in fitted.values()], stops[0], model.device)
+    place = {ids: n for n, ids in enumerate(dict.fromkeys(tuple(prompt.ids) for prompt in fitted.values()))}
+    read_B = torch.tensor([place[tuple(prompt.ids)] for prompt in fitted.values()], device=model.device)
+    token_BN, mask_BN = pad_left(list(place), stops[0], model.device)
     place_BN, index_B = (mask_BN.cumsum(-1) - 1).clamp(min=0), torch.arange(len(rows), device=model.device)
     past = None
     for step in range(int(room_B.max())):
@@ -48,7 +53,11 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
             input_ids=token_BN, attention_mask=mask_BN, position_ids=place_BN, past_key_values=past,
             use_cache=True, logits_to_keep=1,
         )  # fmt: skip
-        past, token_B = output.past_key_values, _draw(output.logits[:, -1].float(), key_B, step, sampling)
+        past, scores_BV = output.past_key_values, output.logits[:, -1].float()
+        if step == 0 and len(place) < len(rows):
+            past.batch_select_indices(read_B)
+            scores_BV, mask_BN, place_BN = scores_BV[read_B], mask_BN[read_B], place_BN[read_B]
+        token_B = _draw(scores_BV, key_B, step, sampling)
         for row, token in zip(index_B.tolist(), token_B.tolist(), strict=True):
             rows[row].append(token)
         goes_B = (step + 1 < room_B) & ~torch.isin(token_B, torch.tensor(stops, device=model.device))
@@ -73,7 +82,10 @@ def _draw(scores_BV: Tensor, key_B: Tensor, step: int, sampling: Sampling) -> Te
     scores_BV = TemperatureLogitsWarper(sampling.temperature)(None, scores_BV)
     if sampling.top_p < 1:
         scores_BV = TopPLogitsWarper(sampling.top_p)(None, scores_BV)
-    return gumbel_noise(key_B, step, scores_BV.shape[1]).add_(scores_BV).argmax(-1)
+    size = scores_BV.shape[1]
+    rows = max(1, _CACHED // size) if scores_BV.device.type == "cpu" else len(scores_BV)
+    parts = zip(key_B.split(rows), scores_BV.split(rows), strict=True)
+    return torch.cat([gumbel_noise(key, step, size).add_(scores).argmax(-1) for key, scores in parts])
 
 
 def _sample(tokenizer: Any, key: str, prompt: Fitted, row: list[int], stops: list[int]) -> Sample:
