@@ -3,6 +3,7 @@
 python scripts/evaluate.py RUN... benchmark=verifiable
 python scripts/evaluate.py RUN... benchmark=alpaca_eval judge=openai judge.budget_dollars=10
 python scripts/evaluate.py RUN... benchmark=mt_bench judge=local
+python scripts/evaluate.py RUN... n_jobs=2                   # so many runs at a time
 """
 
 import hydra
