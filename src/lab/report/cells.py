@@ -174,12 +174,14 @@ def choose_evaluation(runs: Sequence[RunView], benchmarks: Sequence[str]) -> str
     )
 
 
-def metric_of(runs: Sequence[RunView], metric: str) -> str:
-    """Name a metric of an evaluation as these runs have it: "verifiable-checker:..." may be of changed settings."""
-    key, separator, field = metric.partition(":")
-    if not separator or key in evaluation_keys(runs):
-        return metric
-    return f"{_the_only(runs, key) or key}:{field}"
+def measures_of(runs: Sequence[RunView], measures: Mapping[str, str]) -> dict[str, str]:
+    """Name metrics of an evaluation as these runs have them: "verifiable-checker:..." may be of changed settings."""
+    found, there = {}, evaluation_keys(runs)
+    for name, metric in measures.items():
+        key, separator, field = metric.partition(":")
+        usual = not separator or key in there
+        found[name] = metric if usual else f"{_the_only(runs, key) or key}:{field}"
+    return found
 
 
 def _the_only(runs: Sequence[RunView], name: str) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from lab.report.cells import Repeats, seeds_of
+from lab.report.cells import Repeats, measures_of, seeds_of
 from lab.report.measures import Cells, reader
 from lab.report.studies import conditions, study, title
 from sgdpo.drawing.table import Table, number
@@ -31,6 +31,7 @@ def explained(
     matched: dict[str, Any] | None = None,
 ) -> list[Table]:
     """Show a study, and the rank correlation of its first tested measure with each predictor."""
+    measures = measures_of(runs, measures)
     cells = conditions(runs, arms, each)
     works = study(runs, question=question, expected=expected, arms=arms, contrasts=contrasts, measures=measures,
                   tested=tested, each=each, bounds=bounds, matched=matched)  # fmt: skip

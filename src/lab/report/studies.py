@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test, verdict
-from lab.report.cells import Repeats, by_prompt, group, metric_of, refuse_mixtures, seeds_of
+from lab.report.cells import Repeats, by_prompt, group, measures_of, refuse_mixtures, seeds_of
 from lab.report.entries import facts, number_entry
 from lab.report.intervals import Row, interval_chart
 from lab.report.matched import HEADER, Match, matches
@@ -67,7 +67,7 @@ def study(
     `lab.report.matched.matches` takes. figure: none, "contrasts" or "conditions" (what has a row; the other has the
     panels), or "walk": each arm less the last, in order.
     """
-    measures = {name: metric_of(runs, metric) for name, metric in measures.items()}
+    measures = measures_of(runs, measures)
     cells, bounds = conditions(runs, arms, each), bounds or {}
     pairs = {condition: list(matches(own, measures, matched or {})) for condition, own in cells.items()}
     findings = findings_of(cells, contrasts, {name: measures[name] for name in tested}, pairs)
