@@ -68,9 +68,12 @@ clean: ## Remove outputs except outputs/published (asks first; FORCE=1 does not)
 	find outputs -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +; echo "outputs is empty"
 
 # ---- a trained model ----------------------------------------------------------------------------
-.PHONY: chat push
+.PHONY: chat merge push
 chat: setup ## Talk to a trained model: make chat RUN=outputs/demo/... (ARGS="--temperature 0")
 	@$(PY) scripts/chat.py $(RUN) $(ARGS)
+
+merge: setup ## Write an adapter and its base as one model: make merge RUN=outputs/... FOLDER=models/mine
+	@$(PY) scripts/merge.py $(RUN) $(FOLDER)
 
 push: setup ## Put a trained model on the hub, with your token; asks: make push RUN=... REPO=you/name (ARGS=--dry-run)
 	@$(PY) scripts/push.py $(RUN) $(REPO) $(ARGS)

@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from sgdpo.runs import worker
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Return a hash of a model's weights; those that ZeRO-3 cut are gathered first."""
+    """Return a hash of a model's weights; those that ZeRO-3 or FSDP2 cut are gathered first."""
     digest = hashlib.sha256()
     for _, parameter in sorted(model.named_parameters()):
-        whole = parameter
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if hasattr(parameter, "ds_id"):
             from deepspeed.runtime.zero import GatheredParameters
 

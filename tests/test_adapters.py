@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,25 +15,26 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from killed_run import kill_in_the_middle, overrides, rows, write_inputs
+from killed_run import ROOT, edit, kill_in_the_middle, overrides, rows, write_inputs
 from lab.answers.generators import VllmGenerator
 from lab.evaluation.evaluate import read_config
 from lab.evaluation.settings import compose_evaluation, evaluation_errors
 from lab.pair import show_pair
+from lab.push import merge_adapter
 from lab.sampling.settings import model_of
 from packed_rows import make_examples, model_config, tiny_model
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
 from sgdpo.data.packing import RowCollator, model_inputs
 from sgdpo.data.prepare import prepare
-from sgdpo.models.adapters import fit_adapter
+from sgdpo.models.adapters import fit_adapter, is_adapter
 from sgdpo.models.load import base_of, load_config, load_model, load_tokenizer, model_errors
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.runs.run import Run, execute
 from sgdpo.runs.train import taught
 from sgdpo.runs.validate import config_errors
 
-ENGINES = ("ddp", "zero2", "zero3")
+ENGINES = ("ddp", "zero2", "zero3", "fsdp")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,36 @@ def test_the_adapter_loads_onto_its_base_and_equals_what_was_merged(place: Path,
     assert all(torch.equal(ours[name], anybodys[name]) for name in ours)
     assert changed == {name for name in base if "proj" in name}, "every linear layer but the head"
     assert model_errors(ModelConfig(name="local", path=str(merged / "model"))) == []
+
+
+def merge(run: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "merge.py"), str(run), str(target)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_merged_afterwards_it_is_what_merging_at_the_end_writes(
+    place: Path, lora: Path, tmp_path: Path
+) -> None:
+    at_the_end = execute(config_of(place, "adapter.merge=true"))
+    done = merge(lora, tmp_path / "whole")
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "whole")), done.stderr
+    one, other = tensors(at_the_end / "model"), tensors(tmp_path / "whole")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert model_errors(ModelConfig(name="local", path=str(tmp_path / "whole"))) == []
+    assert is_adapter(lora / "model"), "the run stays as it is"
+
+
+def test_what_cannot_be_merged_is_named(place: Path, lora: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is there already; name a new folder"):
+        merge_adapter(lora, tmp_path)
+    with pytest.raises(ValueError, match="holds a whole model already"):
+        merge_adapter(execute(config_of(place, "adapter.merge=true")), tmp_path / "new")
+    four_bits = shutil.copytree(lora, tmp_path / "four_bits")
+    edit(four_bits / "record.json", '"quantise": false', '"quantise": true')
+    with pytest.raises(ValueError, match="cannot be merged into them: what was learned would be rounded"):
+        merge_adapter(four_bits, tmp_path / "new")
 
 
 def test_evaluation_and_sampling_take_an_adapter_run_for_a_finished_one(lora: Path) -> None:
@@ -166,20 +199,22 @@ def test_a_start_with_an_adapter_is_merged_and_its_run_starts_there(place: Path)
 
 
 @pytest.mark.parametrize(
-    "engine",
+    "kind",
     [
-        [],
+        ["adapter=dora"],
         *(
-            pytest.param([f"engine={name}", "engine.num_processes=2"], marks=pytest.mark.proof)
-            for name in ENGINES
+            pytest.param([kind, engine, "engine.num_processes=2"], marks=pytest.mark.proof)
+            for kind, engine in (
+                ("adapter=lora", "engine=ddp"), ("adapter=lora", "engine=zero2"), ("adapter=dora", "engine=zero3"),
+                ("adapter=dora", "engine=fsdp"),
+            )
         ),
     ],
-)
-def test_a_killed_adapter_run_continues_bit_for_bit(engine: list[str], tmp_path: Path) -> None:
-    place, more = (
-        tmp_path / "place",
-        ["adapter=dora", "adapter.rank=4", "adapter.dropout=0.1", "optimizer.max_steps=12", *engine],
-    )
+    ids=" ".join,
+)  # fmt: skip
+def test_a_killed_adapter_run_continues_bit_for_bit(kind: list[str], tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    more = [*kind, "adapter.rank=4", "adapter.dropout=0.1", "optimizer.max_steps=12"]
     write_inputs(place)
     killed = kill_in_the_middle(place, *more)
     config = to_run_config(compose_run([*overrides(place), *more]))

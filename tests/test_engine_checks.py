@@ -29,7 +29,7 @@ def only(found: list[str]) -> str:
     return found[0]
 
 
-@pytest.mark.parametrize("engine", ["single", "ddp", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("engine", ["single", "ddp", "zero2", "zero3", "zero3_offload", "fsdp"])
 def test_every_engine_is_fine_on_a_cpu(engine: str) -> None:
     assert errors(f"engine={engine}", "device=cpu") == []
 

@@ -29,7 +29,7 @@ SMALL = (
     "optimizer.sft.batch_size=16", "trainer.max_tokens_per_row=128", "trainer.save_steps=20",
     "trainer.keep_finished=true",
 )  # fmt: skip
-ENGINES = {"ddp": "bco", "zero2": "bco", "zero3": "sgdpo", "zero3_offload": "sgdpo"}
+ENGINES = {"ddp": "bco", "zero2": "bco", "zero3": "sgdpo", "zero3_offload": "sgdpo", "fsdp": "bco"}
 
 pytestmark = pytest.mark.slow
 
@@ -39,13 +39,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("equality")
 
 
-def config_of(place: Path, method: str, engine: str = "single") -> RunConfig:
+def config_of(place: Path, method: str, engine: str = "single", *more: str) -> RunConfig:
     processes = 1 if engine == "single" else 2
     changes = [
         f"engine={engine}",
         f"engine.num_processes={processes}",
         f"method={method}",
         f"outputs={place}",
+        *more,
     ]
     return to_run_config(compose_run([*SMALL, *changes]))
 
@@ -72,6 +73,14 @@ def test_two_processes_give_what_one_gives(engine: str, place: Path, single, mon
     final_weights_are_whole(alone, together)
     if config.engine.deepspeed:
         an_other_process_count_is_refused(config)
+
+
+def test_fsdp_rounds_to_bfloat16_as_ddp_does(place: Path) -> None:
+    """Products in bf16, weights in float32: at step 0 the rewards are what rounding alone makes of them, of both."""
+    more = ("precision=bf16", "optimizer.max_steps=1")
+    first = [metrics(execute(config_of(place, "dpo", engine, *more)))[0] for engine in ("ddp", "fsdp")]
+    assert first[1] == pytest.approx(first[0], rel=1e-4, abs=1e-7)
+    assert 1e-6 < abs(first[0]["rewards/margins"]) < 1e-1
 
 
 def same_metrics(alone: Path, together: Path) -> None:

@@ -46,6 +46,7 @@ def test_compensated_bf16_weights_follow_float32_ones_and_plain_ones_do_not(tmp_
     ("changes", "words"),
     [
         (["precision=lean", "engine=zero3"], "precision=lean does not work with engine=zero3"),
+        (["precision=lean", "engine=fsdp"], "precision=lean does not work with engine=fsdp"),
         (["precision=lean8"], "precision=lean8 needs the package torchao"),
     ],
 )

@@ -138,6 +138,14 @@ def test_a_plain_checkpoint_does_not_care_how_many_processes_continue_it(tmp_pat
     assert find_resumable(tmp_path, SINGLE)[0] == tmp_path / "checkpoint-5"
 
 
+def test_fsdp2s_checkpoint_is_for_any_number_of_processes_and_for_no_other_engine(tmp_path: Path) -> None:
+    save(tmp_path / "checkpoint-5", EngineConfig("fsdp", 2, fsdp={"version": 2}))
+    four = EngineConfig("fsdp", 4, fsdp={"version": 2})
+    assert find_resumable(tmp_path, four)[0] == tmp_path / "checkpoint-5"
+    with pytest.raises(ValueError, match=r"fsdp by 2 processes.*resume=never"):
+        find_resumable(tmp_path, SINGLE)
+
+
 def test_another_error_while_saving_is_not_called_a_full_disk(saved: Path) -> None:
     with pytest.raises(KeyError), complete_checkpoint(saved / "checkpoint-200", SINGLE, keep=2):
         raise KeyError("No space left for doubt")

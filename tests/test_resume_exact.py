@@ -18,7 +18,13 @@ from sgdpo.runs.run import execute
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    ["single, float32", *(pytest.param(each, marks=pytest.mark.proof) for each in ("single, BCO", "zero3"))],
+    [
+        "single, float32",
+        *(
+            pytest.param(each, marks=pytest.mark.proof)
+            for each in ("single, BCO", "single, lean", "zero3", "fsdp")
+        ),
+    ],
 )
 def test_a_killed_run_continues_bit_for_bit(case: str, tmp_path: Path, monkeypatch) -> None:
     """Seed 97 kills after step 9, in the second epoch, a random fraction of a second later."""

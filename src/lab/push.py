@@ -1,12 +1,16 @@
-"""Put a finished run's model on the Hugging Face hub: its weights, tokenizer and a card of today, in one commit."""
+"""Take a finished run's model elsewhere: an adapter with its base as one model, or all to the Hugging Face hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
+from sgdpo.config.schema import ModelConfig
+from sgdpo.models.adapters import is_adapter
+from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.card import model_card
-from sgdpo.runs.records import MODEL, view_run
+from sgdpo.runs.records import MODEL, RunView, view_run
 from sgdpo.store import MANIFEST, what_is_wrong
 
 CARD = "README.md"
@@ -29,6 +33,35 @@ class Upload:
 
 def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) -> Upload:
     """Return what a push would send. Raise ValueError if the run is not finished or its weights are not whole."""
+    run = _finished(folder)
+    files = [path for path in sorted((folder / MODEL).iterdir()) if path.name not in (CARD, MANIFEST)]
+    return Upload(repo, private, files, model_card(run, licence))
+
+
+def merge_adapter(folder: Path, target: Path) -> None:
+    """Write a finished run's adapter and its base as one model into a new folder; the run stays as it is."""
+    run, source = _finished(folder), folder / MODEL
+    if not is_adapter(source):
+        raise ValueError(f"{source} holds a whole model already: there is nothing to merge")
+    settings: dict[str, Any] = run["settings"]
+    if settings["adapter"]["quantise"]:
+        raise ValueError(
+            f"{folder} was trained on weights of 4 bits, and its adapter cannot be merged into them: what was learned"
+            " would be rounded away; evaluation, sampling and chat take the run as it is"
+        )
+    if target.exists():
+        raise ValueError(f"{target} is there already; name a new folder")
+    model = ModelConfig(
+        name=run.name, path=str(source), trust_remote_code=settings["model"]["trust_remote_code"]
+    )
+    unfinished = target.with_name(f"{target.name}.partial")
+    for part in (load_model(model, seed=0), load_tokenizer(model)):
+        part.save_pretrained(unfinished)
+    unfinished.rename(target)
+
+
+def _finished(folder: Path) -> RunView:
+    """Return a run. Raise ValueError if it is not finished or its weights are not whole."""
     run = view_run(folder)
     if run.status != "finished":
         raise ValueError(
@@ -36,8 +69,7 @@ def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) 
         )
     if (wrong := what_is_wrong(folder / MODEL)) is not None:
         raise ValueError(f"{folder / MODEL} is not whole ({wrong}); train the run again with force=true")
-    files = [path for path in sorted((folder / MODEL).iterdir()) if path.name not in (CARD, MANIFEST)]
-    return Upload(repo, private, files, model_card(run, licence))
+    return run
 
 
 def require_token() -> None:

@@ -35,6 +35,7 @@ TWO = "engine.num_processes=2"
 CASES = {
     "single, float32": (),
     "single, bf16": ("precision=bf16",),
+    "single, lean": ("precision=lean",),
     "accumulation": ("trainer.max_tokens_per_row=100",),
     "single, BCO": ("method=bco", "trainer.log_steps=3"),
     "ddp": ("engine=ddp", TWO),
@@ -42,6 +43,8 @@ CASES = {
     "zero2": ("engine=zero2", TWO),
     "zero3": ("engine=zero3", TWO),
     "zero3, bf16": ("engine=zero3", TWO, "precision=bf16"),
+    "fsdp": ("engine=fsdp", TWO),
+    "fsdp, bf16": ("engine=fsdp", TWO, "precision=bf16"),
 }
 
 

@@ -141,8 +141,8 @@ class VllmGenerator(OwnModel):
 
         if is_adapter(Path(model.path or "")):
             raise ValueError(
-                f"{model.path} holds an adapter, and vLLM is given whole models: train with adapter.merge=true, or take"
-                " generator=transformers, which merges it as it loads"
+                f"{model.path} holds an adapter, and vLLM is given whole models: merge it with scripts/merge.py, or"
+                " take generator=transformers, which merges it as it loads"
             )
         return super().of(model, device)
 

@@ -117,7 +117,7 @@ def model_states(
     """Return the weights, gradients, AdamW moments and communication buffers of an engine, bytes a GPU.
 
     AdamW keeps two moments (8 bytes a parameter); DeepSpeed keeps a master copy beside them (4 more).
-    ZeRO-2 cuts gradients and optimizer by the number of processes, ZeRO-3 the weights too.
+    ZeRO-2 cuts gradients and optimizer by the number of processes, ZeRO-3 and FSDP2 the weights too.
     adapted: parameters of an adapter, in float32, which then are all that is trained. quantise: its base in 4 bits.
     """
     world, count = engine.num_processes * engine.num_nodes, shape.parameters
@@ -132,6 +132,11 @@ def model_states(
             FLOAT,
             PRECISIONS["float32"].moments,
         )
+    if engine.fsdp:
+        # Whole at a time: the head, a layer and the next one; and the gradients of one of them, as made and as sent.
+        layer = shape.body // shape.layers
+        buffers = FLOAT * (shape.head + 2 * layer + 2 * min(max(layer, shape.head), trained))
+        return States(whole // world, FLOAT * trained // world, moments * trained // world, buffers)
     if not engine.deepspeed:
         # DDP reduces gradients in buckets beside them.
         return States(whole, gradient * trained, moments * trained, gradient * trained if world > 1 else 0)

@@ -180,8 +180,7 @@ def plan(config: RunConfig) -> Plan:
         activations_checkpointed=activations_of(config, shape, work.row, True),
         reference_cache=FLOAT * work.predicted if cached else 0,
         model_on_disk=size * (shape.parameters if config.adapter.merge else trained),
-        checkpoint_on_disk=(size + config.precision.facts.moments + 4 * bool(config.engine.deepspeed))
-        * trained,
+        checkpoint_on_disk=(size + config.precision.facts.moments + 4 * config.engine.sharded) * trained,
         train_hours=gpu_hours(config, train_flops(config, shape, work)),
         reference_hours=gpu_hours(config, forward if method.reference else 0),
         start=plan(start_config(config)) if needs_start(config) else None,

@@ -157,12 +157,18 @@ class EngineConfig:
     num_processes: Annotated[int, Range("[1, 1024]")] = 1
     num_nodes: Annotated[int, Range("[1, 10000]")] = 1
     deepspeed: dict[str, Any] | None = None
+    fsdp: dict[str, Any] | None = None
     timeout_minutes: Annotated[float, Range("(0, 100000]")] = 30.0
     port: Annotated[int, Range("[1024, 65535]")] | None = None
     gpu_memory_gb: Size = 80.0
     gpu_tflops: Size = 312.0
     gpu_tflops_float32: Size = 19.5
     utilisation: HalfOpenShare = 0.4
+
+    @property
+    def sharded(self) -> bool:
+        """Say whether a rank holds shares of what is trained, so that all ranks must take part in each pass."""
+        return bool(self.deepspeed or self.fsdp)
 
 
 @dataclass

@@ -18,15 +18,15 @@ def engine_errors(config: RunConfig) -> list[str]:
             f"trainer.on_nonfinite=skip does not work with engine={engine.name}: DeepSpeed updates the weights "
             "before anyone sees the gradient's norm; use on_nonfinite=stop, or engine=ddp"
         )
-    if config.adapter.quantise and engine.deepspeed:
+    if config.adapter.quantise and engine.sharded:
         errors.append(
-            f"adapter={config.adapter.name} does not work with engine={engine.name}: DeepSpeed cannot cut weights of 4"
-            " bits into shares; use engine=ddp, or adapter=lora"
+            f"adapter={config.adapter.name} does not work with engine={engine.name}, which cannot cut weights of 4 bits"
+            " into shares; use engine=ddp, or adapter=lora"
         )
-    if config.precision.lean and engine.deepspeed:
+    if config.precision.lean and engine.sharded:
         errors.append(
-            f"precision={config.precision.name} does not work with engine={engine.name}: DeepSpeed keeps weights in"
-            " float32 beside those in bfloat16; use precision=bf16 with it, or engine=ddp"
+            f"precision={config.precision.name} does not work with engine={engine.name}, which keeps its weights in"
+            " float32; use precision=bf16 with it, or engine=ddp"
         )
     if config.dry_run:  # a plan may be for another machine
         return errors

@@ -11,7 +11,7 @@ from sgdpo.store import DamagedError, read_json
 
 MERGE_IT = (
     "merge the two, PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder) with peft, and"
-    " give that folder (a run of ours does it by adapter.merge=true)"
+    " give that folder (for a run of ours scripts/merge.py RUN FOLDER does it)"
 )
 AGAIN = "copy or download it again"
 INDEX = "model.safetensors.index.json"

@@ -379,7 +379,7 @@ def save_model(parts: Parts, trainer: PairTrainer) -> None:
 def write_pairs(path: Path, parts: Parts, trainer: PairTrainer) -> None:
     """Write the rewards of some held-out pairs' tokens, where rank 0 alone can compute them."""
     # A partitioned model gives log-probs only to all ranks together.
-    if not parts.method.reference or parts.config.engine.deepspeed:
+    if not parts.method.reference or parts.config.engine.sharded:
         return
     shown = parts.prepared.train if parts.prepared.test is None else parts.prepared.test
     examples = [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))]

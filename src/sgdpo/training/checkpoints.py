@@ -22,6 +22,7 @@ from sgdpo.config.schema import EngineConfig
 from sgdpo.store import MANIFEST, read_seal, seal, sync, what_is_wrong
 
 PREFIX = "checkpoint-"
+WHOLE = ("plain", "fsdp")  # layouts that any number of processes can continue
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -135,9 +136,9 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def state_layout(engine: EngineConfig) -> str:
-    """Return how the optimizer's state is laid out: `plain`, or sharded as a DeepSpeed ZeRO stage does."""
+    """Return how the optimizer's state is laid out: `plain` or `fsdp`, both whole, or cut as a ZeRO stage does."""
     if not engine.deepspeed:
-        return "plain"
+        return "fsdp" if engine.fsdp else "plain"
     zero = engine.deepspeed.get("zero_optimization", {})
     devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
     return f"zero{zero.get('stage', 0)}" + ("_offload" if set(devices) != {"none"} else "")
@@ -149,11 +150,11 @@ def _check_fit(folder: Path, engine: EngineConfig) -> None:
     assert manifest is not None, "only a complete checkpoint comes here"
     written = manifest["state_layout"], manifest["world_size"]
     wanted = state_layout(engine), engine.num_processes * engine.num_nodes
-    if written == wanted or written[0] == wanted[0] == "plain":
+    if written == wanted or written[0] == wanted[0] in WHOLE:
         return
     raise ValueError(
         f"{folder} was written as {written[0]} by {written[1]} processes and cannot be continued as "
-        f"{wanted[0]} by {wanted[1]}: the optimizer's state is cut differently. Continue with what wrote it "
+        f"{wanted[0]} by {wanted[1]}: the optimizer's state is kept differently. Continue with what wrote it "
         f"(engine={manifest['engine']}, {written[1]} processes in all), or start again with resume=never"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sgdpo.data.conversation import stop_ids
@@ -52,7 +53,10 @@ class Samples:
         share = range(state.process_index, len(self.prompts), state.num_processes) or range(1)
         context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         longest = min(self.longest, context - max(map(len, self.prompts)))
-        new = continue_rows(model, [self.prompts[index] for index in share], max(longest, 1), stops)
+        # Of FSDP2 by accelerate transformers' generate does not know: a rank that is done must go on with the others.
+        synced = isinstance(model, FSDPModule) or None
+        prompts = [self.prompts[index] for index in share]
+        new = continue_rows(model, prompts, max(longest, 1), stops, synced_gpus=synced)
         rows = [self._row(index, *until_stop(ids, stops)) for index, ids in zip(share, new, strict=True)]
         by_number = {row["number"]: row for row in gather_object(rows)}
         return [by_number[number] for number in range(len(self.prompts))]

@@ -12,14 +12,19 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from sgdpo.config.precision import PRECISIONS
 from sgdpo.config.schema import EngineConfig
 from sgdpo.data.packing import model_inputs, pair_of
 from sgdpo.method import Method
@@ -91,6 +96,15 @@ class PairTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # our own progress line says the same
         self.add_callback(StepEnd(self))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; FSDP2 on CPUs is told to it here, as it would train with DDP without a word."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            for state in (PartialState(), self.accelerator.state):
+                state.distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
     # ---- data: rows of a step, dealt to the ranks ------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
@@ -124,6 +138,11 @@ class PairTrainer(Trainer):
             return
         self._train_rows.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """Compute in bfloat16 over float32 weights under FSDP2 too: its own policy would round the weights."""
+        bf16 = self.is_fsdp_enabled and PRECISIONS[self._precision].bf16
+        return torch.autocast(self.args.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     # ---- loss ------------------------------------------------------------------------------------
 
@@ -330,8 +349,7 @@ class PairTrainer(Trainer):
 
     def check_weights(self) -> None:
         """Raise NonFiniteError, on all ranks alike, if the last update left a weight that is not finite."""
-        # ZeRO-3 leaves a rank its share of each parameter.
-        shares = [getattr(parameter, "ds_tensor", parameter) for parameter in self.model.parameters()]
+        shares = [_share(parameter) for parameter in self.model.parameters()]
         bad = sum((~torch.isfinite(share).all()).double() for share in shares)
         if self._reduce(bad).item() > 0:
             raise NonFiniteError(
@@ -364,6 +382,13 @@ class PairTrainer(Trainer):
             if int(file.stem.rpartition("_")[2]) % self.args.world_size == self.args.process_index:
                 mine.append(json.loads(file.read_text()))
         self._sums.restore(mine, self.args.device)
+
+
+def _share(parameter: Tensor) -> Tensor:
+    """Return what this rank holds of a parameter, which ZeRO-3 and FSDP2 cut."""
+    return (
+        parameter.to_local() if isinstance(parameter, DTensor) else getattr(parameter, "ds_tensor", parameter)
+    )
 
 
 class StepEnd(TrainerCallback):
