@@ -75,12 +75,12 @@ def test_two_processes_give_what_one_gives(engine: str, place: Path, single, mon
         an_other_process_count_is_refused(config)
 
 
-def test_fsdp_rounds_to_bfloat16_as_ddp_does(place: Path) -> None:
-    """Products in bf16, weights in float32: at step 0 the rewards are what rounding alone makes of them, of both."""
+def test_fsdp_multiplies_in_bfloat16_as_ddp_does(place: Path, single) -> None:
     more = ("precision=bf16", "optimizer.max_steps=1")
-    first = [metrics(execute(config_of(place, "dpo", engine, *more)))[0] for engine in ("ddp", "fsdp")]
-    assert first[1] == pytest.approx(first[0], rel=1e-4, abs=1e-7)
-    assert 1e-6 < abs(first[0]["rewards/margins"]) < 1e-1
+    runs = [execute(config_of(place, "dpo", engine, *more)) for engine in ("ddp", "fsdp")]
+    ddp, fsdp, exact = (metrics(run)[0]["logps/chosen"] for run in (*runs, single("bco")))
+    assert fsdp == pytest.approx(ddp, abs=1e-6)
+    assert fsdp != pytest.approx(exact, abs=1e-4)
 
 
 def same_metrics(alone: Path, together: Path) -> None:
