@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -34,6 +31,7 @@ from sgdpo.training import checkpoints
 from sgdpo.training.metrics import MetricSums, pair_metrics
 from sgdpo.training.samples import Samples, sample_means
 from sgdpo.training.selfcheck import check_step0
+from sgdpo.training.shares import insist_on_fsdp, share
 from sgdpo.training.step_notes import StepNotes
 
 METHOD_STATE = "method_state.json"
@@ -97,13 +95,9 @@ class PairTrainer(Trainer):
         self.add_callback(StepEnd(self))
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator; FSDP2 on CPUs is told to it here, as it would train with DDP without a word."""
+        """Make the accelerator, and hold it to FSDP2 if the run asks for that."""
         super().create_accelerator_and_postprocess()
-        if self.args.fsdp and not self.is_fsdp_enabled:
-            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            for state in (PartialState(), self.accelerator.state):
-                state.distributed_type = DistributedType.FSDP
-            self.is_fsdp_enabled = True
+        self.is_fsdp_enabled = insist_on_fsdp(self.accelerator, self.args)
 
     # ---- data: rows of a step, dealt to the ranks ------------------------------------------------
 
@@ -349,7 +343,7 @@ class PairTrainer(Trainer):
 
     def check_weights(self) -> None:
         """Raise NonFiniteError, on all ranks alike, if the last update left a weight that is not finite."""
-        shares = [_share(parameter) for parameter in self.model.parameters()]
+        shares = [share(parameter) for parameter in self.model.parameters()]
         bad = sum((~torch.isfinite(share).all()).double() for share in shares)
         if self._reduce(bad).item() > 0:
             raise NonFiniteError(
@@ -382,13 +376,6 @@ class PairTrainer(Trainer):
             if int(file.stem.rpartition("_")[2]) % self.args.world_size == self.args.process_index:
                 mine.append(json.loads(file.read_text()))
         self._sums.restore(mine, self.args.device)
-
-
-def _share(parameter: Tensor) -> Tensor:
-    """Return what this rank holds of a parameter, which ZeRO-3 and FSDP2 cut."""
-    return (
-        parameter.to_local() if isinstance(parameter, DTensor) else getattr(parameter, "ds_tensor", parameter)
-    )
 
 
 class StepEnd(TrainerCallback):
