@@ -124,10 +124,12 @@ def test_what_cannot_be_merged_is_named(place: Path, lora: Path, tmp_path: Path)
         merge_adapter(lora, tmp_path)
     with pytest.raises(ValueError, match="holds a whole model already"):
         merge_adapter(execute(config_of(place, "adapter.merge=true")), tmp_path / "new")
-    four_bits = shutil.copytree(lora, tmp_path / "four_bits")
-    edit(four_bits / "record.json", '"quantise": false', '"quantise": true')
-    with pytest.raises(ValueError, match="cannot be merged into them: what was learned would be rounded"):
-        merge_adapter(four_bits, tmp_path / "new")
+    for key, words in (("quantise", "cannot be merged into them: what was learned would be rounded"),
+                       ("trust_remote_code", "say --trust-remote-code on this command")):  # fmt: skip
+        received = shutil.copytree(lora, tmp_path / key)
+        edit(received / "config.yaml", f"{key}: false", f"{key}: true")
+        with pytest.raises(ValueError, match=words):
+            merge_adapter(received, tmp_path / "new")
 
 
 def test_evaluation_and_sampling_take_an_adapter_run_for_a_finished_one(lora: Path) -> None:

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
+from lab.evaluation.evaluate import read_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.adapters import is_adapter
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.card import model_card
+from sgdpo.runs.contents import why_not_trusted
 from sgdpo.runs.records import MODEL, RunView, view_run
 from sgdpo.store import MANIFEST, what_is_wrong
 
@@ -38,22 +39,25 @@ def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) 
     return Upload(repo, private, files, model_card(run, licence))
 
 
-def merge_adapter(folder: Path, target: Path) -> None:
-    """Write a finished run's adapter and its base as one model into a new folder; the run stays as it is."""
+def merge_adapter(folder: Path, target: Path, trusted: bool = False) -> None:
+    """Write a finished run's adapter and its base as one model into a new folder; the run stays as it is.
+
+    trusted: Python code that the model brings may run.
+    """
     run, source = _finished(folder), folder / MODEL
     if not is_adapter(source):
         raise ValueError(f"{source} holds a whole model already: there is nothing to merge")
-    settings: dict[str, Any] = run["settings"]
-    if settings["adapter"]["quantise"]:
+    config = read_config(folder)
+    if config.adapter.quantise:
         raise ValueError(
             f"{folder} was trained on weights of 4 bits, and its adapter cannot be merged into them: what was learned"
             " would be rounded away; evaluation, sampling and chat take the run as it is"
         )
+    if wrong := why_not_trusted(config.model, trusted):
+        raise ValueError(f"{folder} {wrong}".replace("trust_remote_code=true", "--trust-remote-code"))
     if target.exists():
         raise ValueError(f"{target} is there already; name a new folder")
-    model = ModelConfig(
-        name=run.name, path=str(source), trust_remote_code=settings["model"]["trust_remote_code"]
-    )
+    model = ModelConfig(name=run.name, path=str(source), trust_remote_code=trusted)
     unfinished = target.with_name(f"{target.name}.partial")
     for part in (load_model(model, seed=0), load_tokenizer(model)):
         part.save_pretrained(unfinished)
