@@ -58,7 +58,8 @@ def final_runs(outputs: Path, seeds: int = 5) -> None:
     random = np.random.default_rng(0)
     for method, better in BETTER.items():
         for seed in range(42, 42 + seeds):
-            folder = write_run(outputs, "league", method, seed=seed, lr=2e-4, quality=50.0)
+            rate = 4e-4 if method == "bco" else 2e-4
+            folder = write_run(outputs, "league", method, seed=seed, lr=rate, quality=50.0)
             score_P = 5 + better + 0.05 * random.standard_normal(200)
             rows = [{"prompt_id": str(i), "judge": "checker", "score": s} for i, s in enumerate(score_P)]
             path = folder / "eval" / "verifiable-checker" / "judgments.jsonl"
@@ -72,10 +73,8 @@ def final_runs(outputs: Path, seeds: int = 5) -> None:
 
 def test_each_method_takes_its_best_rate_over_the_tuning_seeds(tmp_path: Path) -> None:
     tuning_runs(tmp_path)
-    found = best_values(read_runs(tmp_path, f"{TUNING}league"), "optimizer.lr", SCORE)
-    assert {method: (best.value, best.at_edge) for method, best in found.items()} == {
-        "dpo": (2e-4, False), "ipo": (4e-4, True), "nca": (1e-4, True),
-    }  # fmt: skip
+    runs = read_runs(tmp_path, f"{TUNING}league")
+    assert best_values(runs, "optimizer.lr", SCORE) == {"dpo": 2e-4, "ipo": 4e-4, "nca": 1e-4}
 
 
 def test_tuning_comes_first_and_what_it_chose_is_trained_on_fresh_seeds(tmp_path: Path) -> None:
@@ -88,7 +87,7 @@ def test_tuning_comes_first_and_what_it_chose_is_trained_on_fresh_seeds(tmp_path
     )
     reproduce(options, lambda command: ran.append(command) or 0)
     trial, judged, final = ran[0], ran[1], ran[2]
-    assert {"sweep=league", f"experiment={TUNING}league", "seed=7,8", "method=dpo,ipo,nca"} <= set(trial)
+    assert {"sweep=league", f"experiment={TUNING}league", "seed=7", "method=dpo,ipo,nca"} <= set(trial)
     assert "benchmark=verifiable_tuning" in judged
     assert {"experiment=league", "seed=42,43,44,45,46", "tracking=off"} <= set(final)
     assert "hydra.sweeper.params={method: 'nca', optimizer.lr: '0.0001'}" in final
@@ -104,10 +103,10 @@ def test_the_grid_is_every_direct_objective_at_five_rates_a_factor_of_2_apart() 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         cells = [overrides for _, overrides in expand(params, [], [], parser)]
-    assert {method for method, _ in cells} == {f"method={name}" for name in set(PREFERENCE) - {"mix"}}
-    rates = sorted({float(rate.partition("=")[2]) for _, rate in cells})
+    assert {method for method, *_ in cells} == {f"method={name}" for name in set(PREFERENCE) - {"mix"}}
+    rates = sorted({float(rate.partition("=")[2]) for _, rate, *_ in cells})
     assert [round(b / a, 6) for a, b in pairwise(rates)] == [2.0] * 4
-    assert len(cells) == len({method for method, _ in cells}) * 5
+    assert len(cells) == len({method for method, *_ in cells}) * 5
 
 
 def test_the_table_ranks_and_says_better_worse_none_and_what_it_cost(tmp_path: Path) -> None:
@@ -121,6 +120,7 @@ def test_the_table_ranks_and_says_better_worse_none_and_what_it_cost(tmp_path: P
     assert SETTINGS["question"] in below
     assert "Found, against DPO: 1 better (BCO); 1 no difference (NCA); 1 worse (IPO)." in below
     assert "18 tuning runs (seeds 7, 8, 1 of them failed and were no candidates), 20 runs" in below
+    assert "Best at an end of the rates tried, so that a better one may lie beyond: 0.0004: BCO." in below
     drawn = {text.get_text() for text in picture.figure.axes[0].texts}
     assert drawn == {"BCO", "NCA", "DPO"}
     assert "no log(dw/dl): IPO" in picture.figure._supxlabel.get_text()

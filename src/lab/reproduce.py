@@ -178,8 +178,7 @@ def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> 
         call(judge_command(trial, options, folders))
     runs = finished_runs(trial, options)
     key = asked_key(trial, options, runs) or choose_evaluation(runs, [tuned["judged"]])
-    metric = f"{key}:{tuned['metric']}"
-    return {method: best.value for method, best in best_values(runs, tuned["key"], metric).items()}
+    return best_values(runs, tuned["key"], f"{key}:{tuned['metric']}")
 
 
 def _data(options: Options) -> list[str]:

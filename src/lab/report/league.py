@@ -50,16 +50,7 @@ TUNING = "tuning-"  # before an experiment: the experiment that its settings are
 LOG_RATIO = "eval/incentive/log_ratio"
 
 
-@dataclass(frozen=True)
-class Best:
-    """Hold the best of a method's tried values, its score over the tuning seeds, and whether it is the range's end."""
-
-    value: Any
-    score: float
-    at_edge: bool
-
-
-def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Best]:
+def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Any]:
     """Choose of each method the value of `key` with the best mean over seeds; the smaller of equal ones."""
     sign = -1.0 if lower_is_better(metric) else 1.0
     # SFT runs of one value are what the others start from; of several, they are tuned themselves.
@@ -73,10 +64,7 @@ def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Bes
         # A value that failed on a seed is worse than one that did not: it is no candidate beside others.
         if estimate and estimate.seeds == most:
             found.setdefault(method, []).append((-sign * estimate.value, value))
-    tried = sorted({value for _, value in cells})
-    edges = (tried[0], tried[-1]) if tried else ()
-    best = {method: min(values) for method, values in sorted(found.items())}
-    return {method: Best(value, -sign * score, value in edges) for method, (score, value) in best.items()}
+    return {method: min(values)[1] for method, values in sorted(found.items())}
 
 
 def league(
@@ -102,7 +90,7 @@ def league(
     ]
     table = Table(
         "league", f"The league: {keys[0]}", HEADER, list(_rows(cells, compared, runs, keys[0])), 2,
-        [*header, *_how(baseline, bound), _cost(own, tuning), *facts(own, keys[0])],
+        [*header, *_how(baseline, bound), *_edges(own, tuning), _cost(own, tuning), *facts(own, keys[0])],
     )  # fmt: skip
     return [table, _picture(cells, own, keys[0], header)]
 
@@ -189,6 +177,20 @@ def _how(baseline: str, bound: float) -> list[str]:
         "log(dw/dl): the loss's pull on the chosen answer over its push on the rejected one, mean over held-out pairs "
         "where both have one sign; displaced: pairs whose chosen answer is less likely than at the start.",
     ]
+
+
+def _edges(runs: Sequence[RunView], tuning: Sequence[RunView]) -> list[str]:
+    """Name the methods whose best rate is an end of what was tried: a better one may lie beyond."""
+    tried = {flatten(run["settings"])["optimizer.lr"] for run in tuning if run["phase"] != "sft"}
+    ends: dict[float, list[str]] = {}
+    for run in runs:
+        rate, title = flatten(run["settings"])["optimizer.lr"], method_title(run["method"], runs)
+        if tried and rate in (min(tried), max(tried)) and title not in ends.setdefault(rate, []):
+            ends[rate].append(title)
+    named = "; ".join(f"{rate:g}: {', '.join(sorted(titles))}" for rate, titles in sorted(ends.items()))
+    return (
+        [f"Best at an end of the rates tried, so that a better one may lie beyond: {named}."] if ends else []
+    )
 
 
 def _cost(runs: Sequence[RunView], tuning: Sequence[RunView]) -> str:
