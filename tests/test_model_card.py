@@ -71,7 +71,7 @@ def hub():
     server.shutdown()
 
 
-def test_the_card_is_what_the_record_says_and_part_of_what_is_sealed(run: Path) -> None:
+def test_the_card_is_what_the_record_says_and_the_users_to_go_on_with(run: Path) -> None:
     card, record = ModelCard.load(run / "model" / "README.md"), view_run(run)
     assert card.data.library_name == "transformers"
     assert card.data.license is None
@@ -80,6 +80,7 @@ def test_the_card_is_what_the_record_says_and_part_of_what_is_sealed(run: Path) 
     assert "16 of 16 rows of the generated train set, 2 steps" in card.text
     assert "| method.beta | 0.1 |" in card.text
     assert str(run.parent) not in card.content
+    (run / "model" / "README.md").write_text(card.content + "\nMore of it.\n")
     assert what_is_wrong(run / "model") is None
     assert Run.of(to_run_config(compose_run([*SMALL, f"outputs={run.parents[1]}"]))).finished() is not None
 

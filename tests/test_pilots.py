@@ -267,6 +267,15 @@ def test_complements_part_the_first_m_positions() -> None:
     assert not chosen & rejected
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("name", [name for name in PILOTS if pilot_yaml(name)["size"]["of"] != "found"])
+def test_complements_of_any_weights_add_up_to_one(name, draws) -> None:
+    pair = random_pair([(30, 11), (9, 20)])
+    pieces_of_both = pieces(name, pair, Ratios(0.3, 0.7), coupling="complement", draws=draws)
+    sums = sum(piece.weight_BT[:, :9].double() for piece in pieces_of_both)
+    assert torch.allclose(sums, torch.ones_like(sums))
+
+
 def test_antithetic_halves_of_two_epochs_are_complements() -> None:
     pair = random_pair([(10, 10)])
     even, odd = (

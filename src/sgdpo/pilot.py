@@ -127,7 +127,8 @@ class Pilot:
         domain_BT = side.mask_BT & (side.position_BT < shorter_B[:, None]) if tied else side.mask_BT
         if self.coupling == "complement" and number == REJECTED:
             taken_BT = self._weights(pair, ratios, draws, CHOSEN, POLICY)
-            return domain_BT & ~_same_places(taken_BT, pair.chosen, side)
+            placed_BT = _same_places(taken_BT, pair.chosen, side)
+            return domain_BT & ~placed_BT if placed_BT.dtype == torch.bool else domain_BT * (1 - placed_BT)
         if ratio == 0:
             return torch.zeros_like(domain_BT)
         inverted = self.coupling == "antithetic" and draws.epoch % 2 == 1
@@ -172,9 +173,9 @@ def _weighed(value_BT: Tensor, weight_BT: Tensor) -> Tensor:
 
 
 def _same_places(taken_BT: Tensor, taken_of: Side, other: Side) -> Tensor:
-    """Return which of another side's tokens have the place of a taken one."""
+    """Return for another side's tokens the weight of the taken side's token in the same place."""
     width = max(taken_BT.shape[1], other.mask_BT.shape[1])
     by_place_BT = taken_BT.new_zeros(taken_BT.shape[0], width + 1)
     # What is not taken goes into a last column that nobody reads.
-    by_place_BT.scatter_(1, taken_of.position_BT.masked_fill(~taken_BT, width), taken_BT)
+    by_place_BT.scatter_(1, taken_of.position_BT.masked_fill(taken_BT == 0, width), taken_BT)
     return by_place_BT.gather(1, other.position_BT.clamp(min=0))

@@ -82,9 +82,12 @@ class Attempt(SilentAttempt):
     def close(self, write_pairs: Callable[[Path], None], *, keep_checkpoints: bool, **fields: Any) -> None:
         folder = self._record.folder
         (folder / MODEL / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says it all
-        made = {**self._record.fields, "final": self._record.last, "best": fields.get("best")}
-        write_whole(folder / MODEL / "README.md", model_card(RunView(folder, made, "finished")))
+        card = folder / MODEL / "README.md"
+        card.unlink(missing_ok=True)  # of an attempt that did not come to its end
         seal(folder / MODEL)
+        # The card is the user's to go on with: it is written after the seal, which does not hold it.
+        made = {**self._record.fields, "final": self._record.last, "best": fields.get("best")}
+        write_whole(card, model_card(RunView(folder, made, "finished")))
         picture = folder / "reward_curves.png"
         draw_reward_curves(view_run(folder).metrics(), picture, title=folder.name)
         self.tracker.image("reward_curves", picture)
