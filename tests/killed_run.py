@@ -196,8 +196,11 @@ SPOILS: dict[str, Callable[[Path], object]] = {
 
 
 def spoiled(folder: Path, spoil: str) -> Iterator[Path]:
-    """Spoil one file of a folder after the other; each is whole again when the next one is asked for."""
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    """Spoil one file of a folder after the other; each is whole again when the next one is asked for.
+
+    A model's card is left out: it is its user's.
+    """
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
         content = file.read_bytes()
         SPOILS[spoil](file)
         yield file
