@@ -120,6 +120,7 @@ def test_the_table_ranks_and_says_better_worse_none_and_what_it_cost(tmp_path: P
     assert SETTINGS["question"] in below
     assert "Found, against DPO: 1 better (BCO); 1 no difference (NCA); 1 worse (IPO)." in below
     assert "18 tuning runs (seeds 7, 8, 1 of them failed and were no candidates), 20 runs" in below
+    assert table.rows[-1][-1].note == "these runs log no eval/displaced"  # IPO's
     assert "Best at an end of the rates tried, so that a better one may lie beyond: 0.0004: BCO." in below
     drawn = {text.get_text() for text in picture.figure.axes[0].texts}
     assert drawn == {"BCO", "NCA", "DPO"}

@@ -34,7 +34,8 @@ def _without_number(repeats: Repeats, what: str) -> Entry:
     if any(results):
         return Entry(note="no such number: this is what the others are compared with", status="missing")
     if repeats.finished:
-        return Entry(note=f"no {what}: these runs are not evaluated", status="missing")
+        why = f"these runs log no {what}" if "/" in what else f"no {what}: these runs are not evaluated"
+        return Entry(note=why, status="missing")
     return Entry(note="; ".join(map(_reason, repeats.runs)), status=repeats.runs[0].status)
 
 

@@ -42,12 +42,21 @@ from lab.report.names import (
     methods_in_order,
 )
 from lab.report.panels import band, draw_band, say
-from sgdpo.drawing.style import QUIET, Picture, captioned, label_end, label_points, styled
+from sgdpo.drawing.style import (
+    QUIET,
+    Picture,
+    captioned,
+    label_column,
+    label_end,
+    label_points,
+    styled,
+)
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, flatten, read_runs
 
 TUNING = "tuning-"  # before an experiment: the experiment that its settings are chosen in
 LOG_RATIO = "eval/incentive/log_ratio"
+CROWDED = 0.02  # so near to 0, as a share of the axis, many methods stand above each other
 
 
 def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Any]:
@@ -232,9 +241,11 @@ def _picture(
             axes.plot([x, x], [found.low, found.high], color=colour, linewidth=1.2)
             axes.plot(x, found.value, "o", color=colour, markersize=6)
         axes.set(xlabel="log(dw/dl), mean over held-out pairs (0: DPO)", ylabel="score, mean over prompts")
-        label_points(
-            axes, [(x, f.value, method_title(m, runs), method_colour(m, runs)) for x, f, m in points]
-        )
+        labels = [(x, f.value, method_title(m, runs), method_colour(m, runs)) for x, f, m in points]
+        low, high = axes.get_xlim()
+        crowd = [label for label in labels if abs(label[0]) < CROWDED * (high - low)]
+        label_column(axes, crowd, (-low) / (high - low) - 0.05)
+        label_points(axes, [(x, y, "" if (x, y, t, c) in crowd else t, c) for x, y, t, c in labels])
         left_out = f"no log(dw/dl): {', '.join(without)}; " if without else ""
         captioned(figure, title, left_out + figure_facts(runs, "95 % t interval over"))
     return Picture(figure, "league-incentives", title, below)

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from sgdpo.store import write_json
 
@@ -99,15 +100,39 @@ def label_end(axes: Axes, points: Sequence[tuple[float, str, str]], gap: float =
         )  # fmt: skip
 
 
+def label_column(
+    axes: Axes, points: Sequence[tuple[float, float, str, str]], at: float, gap: float = 0.032
+) -> None:
+    """Write the labels of a crowd of points under each other, in their order, each with a line to its point.
+
+    points: (x, y, text, colour). at: where the column ends, gap: its least step; shares of the axes.
+    """
+    axes.autoscale_view()
+    ordered = sorted(points, key=lambda point: point[1])
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = np.array([to_axes.transform((x, y))[1] for x, y, *_ in ordered])
+    steps = gap * np.arange(len(ordered))
+    heights = isotonic_regression(wanted - steps).x + steps  # moved as little as keeps them a step apart
+    line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "relpos": (1, 0.5)}
+    for (x, y, text, colour), height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            text, (x, y), (at, height), textcoords="axes fraction", fontsize=8.5, color=colour, fontweight="bold",
+            ha="right", va="center", arrowprops=line,
+        )  # fmt: skip
+
+
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
     """Write a label beside each point, where it covers neither another label nor another point.
 
-    points: (x, y, text, colour). A label that finds no free place takes the farthest and has a line to its point.
+    points: (x, y, text, colour); without a text a point is only kept free. A label that finds no free place takes the
+    farthest and has a line to its point.
     """
     axes.autoscale_view()
     centres = axes.transData.transform([(x, y) for x, y, *_ in points]) if points else np.empty((0, 2))
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in centres]
     for (x, y, text, colour), (at_x, at_y) in zip(points, centres, strict=True):
+        if not text:
+            continue
         wide, high = 6.2 * len(text) + 2, 11.0
         for reach in (8, 16, 26, 38, 52, 68, 86):
             places = [
