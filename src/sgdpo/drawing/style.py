@@ -90,14 +90,23 @@ def label_end(axes: Axes, points: Sequence[tuple[float, str, str]], gap: float =
     points: (y, text, colour) of each curve's last point; gap: least distance, as a share of the axis.
     """
     axes.autoscale_view()
-    to_axes = axes.transData + axes.transAxes.inverted()
-    height = -np.inf
-    for y, text, colour in sorted((point for point in points if np.isfinite(point[0])), key=lambda p: p[0]):
-        height = max(to_axes.transform((axes.get_xlim()[1], y))[1], height + gap)
+    ordered = sorted((point for point in points if np.isfinite(point[0])), key=lambda point: point[0])
+    heights = _apart(axes, [y for y, *_ in ordered], gap)
+    for (_, text, colour), height in zip(ordered, heights, strict=True):
         axes.annotate(
             f" {text}", (1.0, height), xycoords="axes fraction", color=colour, fontsize=9, fontweight="bold",
             va="center", annotation_clip=False,
         )  # fmt: skip
+
+
+def _apart(axes: Axes, ys: Sequence[float], gap: float) -> np.ndarray:
+    """Return heights, shares of the axes, at least `gap` apart, moved as little as that takes. ys: ascending."""
+    if not ys:
+        return np.empty(0)
+    to_axes, left = axes.transData + axes.transAxes.inverted(), axes.get_xlim()[0]
+    steps = gap * np.arange(len(ys))
+    wanted = to_axes.transform([(left, y) for y in ys])[:, 1]
+    return np.maximum(isotonic_regression(wanted - steps).x, 0) + steps
 
 
 def label_column(
@@ -109,10 +118,7 @@ def label_column(
     """
     axes.autoscale_view()
     ordered = sorted(points, key=lambda point: point[1])
-    to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = np.array([to_axes.transform((x, y))[1] for x, y, *_ in ordered])
-    steps = gap * np.arange(len(ordered))
-    heights = isotonic_regression(wanted - steps).x + steps  # moved as little as keeps them a step apart
+    heights = _apart(axes, [y for _, y, *_ in ordered], gap)
     line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "relpos": (1, 0.5)}
     for (x, y, text, colour), height in zip(ordered, heights, strict=True):
         axes.annotate(
