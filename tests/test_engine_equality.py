@@ -75,6 +75,7 @@ def test_two_processes_give_what_one_gives(engine: str, place: Path, single, mon
         an_other_process_count_is_refused(config)
 
 
+@pytest.mark.proof
 def test_fsdp_multiplies_in_bfloat16_as_ddp_does(place: Path) -> None:
     """Of random weights the first loss is 4.6449 in float32, and another by 1.1e-4 where products are rounded."""
     ways = (("ddp", "bf16"), ("fsdp", "bf16"), ("fsdp", "float32"))
