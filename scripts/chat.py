@@ -17,9 +17,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tokens", type=number(int, "[1, 100000]"), default=256, help="longest answer")
     parser.add_argument("--seed", type=number(int, "[0, 4294967296)"), default=0, help="of the draws")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that the model brings"
-    )
+    parser.add_trust()
     options = parser.parse_args(arguments)
     set_up_process()
     from lab.sampling.settings import model_of

@@ -12,9 +12,7 @@ def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run with an adapter")
     parser.add_argument("folder", type=Path, help="where the model goes; must not exist")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that the model brings"
-    )
+    parser.add_trust()
     options = parser.parse_args(arguments)
     set_up_process()
     from lab.push import merge_adapter

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench import parse
+from bench import ON_A_GPU, parse
 from lab.bench import cli, rounds
 from lab.bench.peers import write_random
 from lab.bench.rounds import Measurement, Variant, around, fixed_lengths, load, save, ultrafeedback_like
@@ -204,14 +204,18 @@ def test_a_profile_is_kept(folder, tmp_path, capsys) -> None:
         assert (tmp_path / f"bench_profile-{precision}-operators.md").is_file()
 
 
-def test_on_a_gpu_what_is_not_given_is_chosen_and_without_one_it_is_skipped(capsys, monkeypatch):
-    options = parse(["--gpu", "--batch=2", "--steps", "1"])
-    assert (options.target, options.words) == ("bench-gpu", ["--batch=2", "--steps", "1"])
-    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
-    cli.measure(options)
+def test_on_a_gpu_what_is_not_given_is_chosen():
+    options = parse(["--gpu", "--batch=2", "--steps", "1", "--precisions", "float32"])
+    assert (options.target, options.words[:3]) == ("bench-gpu", ["--batch=2", "--steps", "1"])
+    given = {"batch": 2, "steps": 1, "precisions": ["float32"]}
+    assert {key: getattr(options, key) for key in ON_A_GPU} == ON_A_GPU | given
+    assert parse([]).device == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_its_benchmark_is_skipped_and_said_so(capsys):
+    cli.measure(parse(["--gpu"]))
     assert "skipped: torch finds no CUDA device" in capsys.readouterr().out
-    assert options.given >= {"gpu", "batch", "steps"}
-    assert not options.given & cli.ON_A_GPU.keys() - {"batch", "steps"}
 
 
 def test_random_weights_are_written_once_where_trl_can_load_them(tmp_path: Path):

@@ -90,6 +90,12 @@ class Parser(argparse.ArgumentParser):
         """Take --outputs, where the records are."""
         self.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the records are")
 
+    def add_trust(self) -> None:
+        """Take --trust-remote-code: whoever runs the command trusts the code that a model brings."""
+        self.add_argument(
+            "--trust-remote-code", action="store_true", help="run Python code that the model brings"
+        )
+
 
 def number(kind: type[N], interval: str) -> Callable[[str], N]:
     """Return what reads a number of the command line: number(int, "[1, 100]")."""

@@ -49,19 +49,10 @@ LAYOUTS = (("shared_prefix", "chunked"), ("separate", "chunked"), ("padded", "de
 WIDE = 10
 
 
-# A 1B Llama in bf16, in under ten minutes with the peers.
-ON_A_GPU = {
-    "device": "cuda", "model": "llama-1b", "precisions": ["bf16"], "batch": 8, "steps": 6, "rounds": 1,
-    "out": Path("outputs/bench-gpu"),
-}  # fmt: skip
-
-
 def measure(options: argparse.Namespace) -> None:
-    if options.gpu:
-        if not torch.cuda.is_available():
-            print("bench-gpu is skipped: torch finds no CUDA device here")
-            return
-        vars(options).update({key: value for key, value in ON_A_GPU.items() if key not in options.given})
+    if options.gpu and not torch.cuda.is_available():
+        print("bench-gpu is skipped: torch finds no CUDA device here")
+        return
     if not options.peers:
         measure_ours(options)
     if options.peers or options.gpu:

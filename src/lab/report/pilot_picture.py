@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from lab.report.names import method_title
 from lab.report.theorems import newest_run
 from sgdpo.drawing.style import CHOSEN, GRID, INK, QUIET, REJECTED, Picture, styled
 from sgdpo.runs.records import RunView
@@ -36,8 +37,13 @@ def weights(pair: Mapping[str, Sequence[Mapping[str, Any]]], whole: bool) -> Wei
     return Weights(_sigma(pilot["rejected"] - reward["chosen"]), _sigma(reward["rejected"] - pilot["chosen"]))
 
 
-def pilot_picture(runs: Sequence[RunView], *, run: str | None = None, pair: int = 0) -> Picture:
-    """Draw one of the pairs that a run shows (`pair`, from 0); run: the newest with pilots if null."""
+def pilot_picture(
+    runs: Sequence[RunView], *, method: str, baseline: str, run: str | None = None, pair: int = 0
+) -> Picture:
+    """Draw one of the pairs that a run shows (`pair`, from 0); run: the newest with pilots if null.
+
+    method, baseline: whose pilots are parts, and whose are whole.
+    """
     folder = Path(run) if run else newest_run(runs)
     if folder is None or not (folder / PAIRS).is_file():
         where = folder or "any run"
@@ -50,11 +56,11 @@ def pilot_picture(runs: Sequence[RunView], *, run: str | None = None, pair: int 
             f"{folder / PAIRS} shows {len(pairs)} pairs; pair must be one of 0 to {len(pairs) - 1}"
         )
     with styled():
-        figure = _draw(pairs[pair])
+        figure = _draw(pairs[pair], method_title(method), method_title(baseline))
     return Picture(figure, "pilot", "What a pilot is", [f"A held-out pair of the run {folder.name}."])
 
 
-def _draw(pair: Mapping[str, Any]) -> Figure:
+def _draw(pair: Mapping[str, Any], ours: str, theirs: str) -> Figure:
     figure = Figure(figsize=(10.6, 5.2))
     figure.set_layout_engine("none")  # every part has a place of its own
     tokens, bars = figure.add_axes((0.02, 0.4, 0.96, 0.5)), figure.add_axes((0.44, 0.11, 0.5, 0.25))
@@ -64,8 +70,8 @@ def _draw(pair: Mapping[str, Any]) -> Figure:
     tokens.set_axis_off()
     for row, (side, colour) in enumerate(SIDES):
         _draw_side(tokens, pair[side], side, colour, 3.4 * row)
-    _draw_weights(bars, weights(pair, whole=False), weights(pair, whole=True))
-    said = "SGDPO puts a pilot\nin the place of the\nwhole rival answer,\nso pull and push differ."
+    _draw_weights(bars, {ours: weights(pair, whole=False), theirs: weights(pair, whole=True)})
+    said = f"{ours} puts a pilot\nin the place of the\nwhole rival answer,\nso pull and push differ."
     figure.text(0.02, 0.355, said, fontsize=10.5, va="top", linespacing=1.4)
     figure.text(0.02, 0.03, "␣ space   ⏎ line break   ■ end of the answer", fontsize=9, color=QUIET)
     return figure
@@ -92,23 +98,26 @@ def _draw_side(axes: Axes, tokens: Sequence[Mapping[str, Any]], side: str, colou
                   family="DejaVu Sans Mono")  # fmt: skip
 
 
-def _draw_weights(axes: Axes, ours: Weights, dpo: Weights) -> None:
+def _draw_weights(axes: Axes, by_method: Mapping[str, Weights]) -> None:
+    (ours, mine), (baseline, theirs) = by_method.items()
     axes.axvline(0.5, color=QUIET, linewidth=1, linestyle=":")
     axes.text(0.5, -0.52, "where both begin ", fontsize=8.5, color=QUIET, ha="right", va="bottom")
-    bars = [(ours.up, dpo.up, CHOSEN), (ours.down, dpo.down, REJECTED)]
-    for at, (mine, theirs, colour) in enumerate(bars):
-        axes.barh(at - 0.19, mine, 0.34, color=colour)
-        axes.barh(at + 0.19, theirs, 0.34, color=GRID, edgecolor=QUIET)
-        for y, value, name in ((at - 0.19, mine, "SGDPO"), (at + 0.19, theirs, "DPO")):
-            plate = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+    plate = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+    for at, (own, other, colour) in enumerate(
+        [(mine.up, theirs.up, CHOSEN), (mine.down, theirs.down, REJECTED)]
+    ):
+        axes.barh(at - 0.19, own, 0.34, color=colour)
+        axes.barh(at + 0.19, other, 0.34, color=GRID, edgecolor=QUIET)
+        for y, value, name in ((at - 0.19, own, ours), (at + 0.19, other, baseline)):
             axes.text(value + 0.01, y, f"{value:.3f}  {name}", va="center", fontsize=10, bbox=plate)
-    axes.set(ylim=(1.5, -0.5), xlim=(0, max(0.64, 1.3 * max(ours.up, ours.down, dpo.up, dpo.down))))
-    own = (
+    longest = max(mine.up, mine.down, theirs.up, theirs.down)
+    axes.set(ylim=(1.5, -0.5), xlim=(0, max(0.64, 1.3 * longest)))
+    rows = (
         "pull on the chosen, dw\nσ(P rejected − R chosen)",
         "push on the rejected, dl\nσ(R rejected − P chosen)",
     )
-    axes.set_yticks([0, 1], own, fontsize=10, linespacing=1.35)
-    axes.set_xlabel("weight, as a share of the largest; for DPO P is R", fontsize=9.5, color=QUIET)
+    axes.set_yticks([0, 1], rows, fontsize=10, linespacing=1.35)
+    axes.set_xlabel(f"weight, as a share of the largest; for {baseline} P is R", fontsize=9.5, color=QUIET)
     axes.grid(visible=False)
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -46,7 +46,8 @@ def evaluate_all(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
                     __name__, done, env={**os.environ, **share, "TQDM_DISABLE": "1"},
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
                 ))  # fmt: skip
-                _tell(workers[-1], asdict(config))
+                # One run of them, for the form: all of them were checked here.
+                _tell(workers[-1], asdict(replace(config, runs=config.runs[:1])))
                 idle.put(workers[-1])
             asked = {run: threads.submit(_ask, idle, run) for run in config.runs}
             for answer in tqdm(as_completed(asked.values()), total=len(asked), desc="runs", unit="run"):
