@@ -39,9 +39,10 @@ lint: setup ## Lint, check the format, and the types of the ground floors
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# Two processes with one thread each: threads of several torch processes get in each other's way.
+# Three processes of one thread each, on two cores: they often wait for servers and other processes, and threads of several
+# torch processes get in each other's way.
 # In alphabetical order: by the number of tests, files of few and long ones would come last, on one core.
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 test: lint ## Set up, lint, run all tests
 	$(PYTEST)
 

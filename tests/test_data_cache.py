@@ -22,7 +22,7 @@ from data_helpers import (
     pair,
     write_jsonl,
 )
-from killed_run import SPOILS, spoiled
+from killed_run import EVERY_SPOIL, spoiled
 from sgdpo.data.prepare import prepare
 from sgdpo.store import hash_tokenizer
 
@@ -100,7 +100,7 @@ def test_a_tokenizer_used_before_hashes_as_a_fresh_one(tokenizer):
     assert hash_tokenizer(character_tokenizer(LLAMA31)) != fresh
 
 
-@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("spoil", EVERY_SPOIL)
 def test_a_set_with_any_file_damaged_is_tokenised_again(run, tmp_path, spoil):
     def tokens():
         found = run(MIXED)

@@ -57,7 +57,9 @@ def single(place: Path):
     return lambda method: execute(config_of(place, method))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(each, marks=[pytest.mark.proof] * each.endswith("offload")) for each in ENGINES]
+)
 def test_two_processes_give_what_one_gives(engine: str, place: Path, single, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -137,7 +137,7 @@ def test_what_other_processes_write_is_no_sign_of_a_ranks_life(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hours", [-3, 3])
+@pytest.mark.parametrize("hours", [pytest.param(-3, marks=pytest.mark.proof), 3])
 def test_a_clock_that_is_set_stops_no_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
-from killed_run import SPOILS, spoiled
+from killed_run import EVERY_SPOIL, SPOILS, spoiled
 from lab.answers.generate import Generator
 from lab.answers.prompts import Sample
 from lab.benchmarks.benchmark import Subject
@@ -185,7 +185,7 @@ def test_a_run_without_a_model_is_not_finished(runs, tmp_path):
         evaluate(compose_evaluation(runs_first([str(run)])))
 
 
-@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("spoil", EVERY_SPOIL)
 def test_weights_that_are_not_whole_are_neither_evaluated_nor_sampled_from(tmp_path, spoil):
     start = finished_run(tmp_path / "exp" / "start", seed=1)
     run = finished_run(tmp_path / "exp" / "run", start=start.name)

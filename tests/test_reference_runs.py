@@ -31,14 +31,14 @@ def shared(outputs: Path, *overrides: str) -> dict:
 @pytest.mark.parametrize(
     ("overrides", "computed"),
     [
-        (
-            ["trainer.max_tokens_per_row=96"],
-            12,
-        ),  # 2 steps of 4, the next one, whose first row is loaded ahead
-        (["trainer.workers=2"], 28),  # 5 rows ahead, of 1 row a step
-        (["engine=ddp", "engine.num_processes=2", "trainer.max_tokens_per_row=96"], 12),
+        # 2 steps of 4, the next one, whose first row is loaded ahead
+        pytest.param(["trainer.max_tokens_per_row=96"], 12, id="accumulation", marks=pytest.mark.proof),
+        # 5 rows ahead, of 1 row a step
+        pytest.param(["trainer.workers=2"], 28, id="workers", marks=pytest.mark.proof),
+        pytest.param(
+            ["engine=ddp", "engine.num_processes=2", "trainer.max_tokens_per_row=96"], 12, id="two ranks"
+        ),
     ],
-    ids=["accumulation", "workers", "two ranks"],
 )
 def test_a_run_shorter_than_an_epoch_computes_what_it_looks_up(tmp_path, overrides, computed) -> None:
     """Of 80 training pairs; and the 8 held-out ones that it evaluates on."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from killed_run import SPOILS, spoiled
+from killed_run import EVERY_SPOIL, SPOILS, spoiled
 from lab.evaluation.evaluate import read_config
 from lab.sampling.settings import model_of
 from sgdpo.config.compose import compose_run, to_run_config
@@ -158,10 +158,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "spoil",
-    [pytest.param(each, marks=[] if each in ("gone", "flipped") else [pytest.mark.proof]) for each in SPOILS],
-)
+@pytest.mark.parametrize("spoil", EVERY_SPOIL)
 def test_a_start_with_any_file_damaged_is_never_used(
     started: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: str
 ) -> None:
@@ -331,7 +328,7 @@ def test_a_run_from_elsewhere_runs_no_code_that_the_command_does_not_name(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_run_killed_in_the_middle_continues_to_the_same_bits(tmp_path: Path) -> None:
     longer = [
         "optimizer.preference.max_steps=30",

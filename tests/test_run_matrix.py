@@ -27,6 +27,7 @@ from killed_run import (
     KILLED_AT,
     ROOT,
     SAVE_STEPS,
+    EVERY_SPOIL,
     SPOILS,
     STEPS,
     edit,
@@ -162,7 +163,7 @@ def test_what_cannot_go_on_trains_again_on_the_users_word(place: Path, alone: Pa
     assert (rows(folder), weights(folder)) == (rows(alone), weights(alone))
 
 
-@pytest.mark.parametrize("word", ["resume=never", "force=true"])
+@pytest.mark.parametrize("word", [pytest.param("resume=never", marks=pytest.mark.proof), "force=true"])
 def test_a_run_that_starts_again_and_is_killed_again_never_meets_its_old_checkpoints(
     place: Path, alone: Path, word: str
 ) -> None:
@@ -247,7 +248,7 @@ def test_a_kill_between_the_finished_record_and_the_pruning_leaves_nothing(place
     assert not (folder / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("spoil", EVERY_SPOIL)
 def test_a_finished_run_whose_weights_are_not_whole_trains_again(
     place: Path, alone: Path, caplog: pytest.LogCaptureFixture, spoil: str
 ) -> None:
