@@ -63,9 +63,13 @@ def fit_adapter(model: PreTrainedModel, adapter: AdapterConfig, seed: int) -> An
     """Return the model as peft's: its weights frozen, an adapter that changes nothing yet, drawn from `seed`."""
     from peft import get_peft_model
 
+    from sgdpo.models.low_rank import fuse_adapter
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, _peft_config(adapter))
+        fitted = get_peft_model(model, _peft_config(adapter))
+    fuse_adapter(fitted)
+    return fitted
 
 
 class WithoutAdapter:

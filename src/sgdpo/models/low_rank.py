@@ -1,0 +1,73 @@
+"""A LoRA layer in one pass: its base's product and, added in place, that of its two thin matrices.
+
+peft's layer makes three tensors of the output's size (the base's product, the adapter's, their sum) and passes over
+each, forwards and backwards. Here the thin product is added to the base's as a matrix product adds (`addmm`), and the
+backward pass keeps what peft's keeps: the input and the thin matrix's output. Legend of the shape suffixes:
+`sgdpo/pairs.py`; F is the width of the output, R the rank.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class LowRankLinear(torch.autograd.Function):
+    """Compute x W^T + scale (x A^T) B^T for a frozen W; all of `dtype`, as autocast would have it."""
+
+    @staticmethod
+    def forward(
+        ctx, input_ND: Tensor, weight_FD: Tensor, bias_F: Tensor | None, down_RD: Tensor, up_FR: Tensor,
+        scale: float, dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        input_ND = input_ND.to(dtype)
+        low_NR = input_ND @ down_RD.to(dtype).T
+        ctx.save_for_backward(input_ND, weight_FD, down_RD, up_FR, low_NR)
+        ctx.scale = scale
+        out_NF = linear(input_ND, weight_FD.to(dtype), None if bias_F is None else bias_F.to(dtype))
+        return out_NF.addmm_(low_NR, up_FR.to(dtype).T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx, grad_NF: Tensor):
+        input_ND, weight_FD, down_RD, up_FR, low_NR = ctx.saved_tensors
+        dtype = input_ND.dtype
+        grad_low_NR = (grad_NF @ up_FR.to(dtype)).mul_(ctx.scale)
+        grad_down_RD = (grad_low_NR.T @ input_ND).to(down_RD.dtype)
+        grad_up_FR = (grad_NF.T @ low_NR).mul_(ctx.scale).to(up_FR.dtype)
+        grad_input_ND = None
+        if ctx.needs_input_grad[0]:
+            grad_input_ND = (grad_NF @ weight_FD.to(dtype)).addmm_(grad_low_NR, down_RD.to(dtype))
+        return grad_input_ND, None, None, grad_down_RD, grad_up_FR, None, None
+
+
+def fuse_adapter(model: nn.Module) -> int:
+    """Let every plain LoRA layer of a peft model use the function above; return how many do.
+
+    Not DoRA, not dropout, not quantised bases: these stay peft's.
+    """
+    found = 0
+    for module in model.modules():
+        if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
+            if all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values()):
+                module.forward = MethodType(_forward, module)
+                found += 1
+    return found
+
+
+def _forward(self: LoraLinear, x: Tensor) -> Tensor:
+    weight = self.base_layer.weight
+    (down,), (up,), (scale,) = self.lora_A.values(), self.lora_B.values(), self.scaling.values()
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    one_type = torch.is_autocast_enabled(kind) or x.dtype == weight.dtype == down.weight.dtype
+    # ZeRO-3 gathers a layer's weights in that layer's own forward.
+    if self.disable_adapters or self.merged or not one_type or hasattr(weight, "ds_id"):
+        return LoraLinear.forward(self, x)
+    out = LowRankLinear.apply(
+        x.flatten(0, -2), weight, self.base_layer.bias, down.weight, up.weight, scale, dtype
+    )
+    return out.unflatten(0, x.shape[:-1])
