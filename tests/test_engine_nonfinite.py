@@ -24,7 +24,9 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(engine, marks=pytest.mark.proof) for engine in ("zero3", "fsdp"))])
+@pytest.mark.parametrize(
+    "engine", ["ddp", *(pytest.param(engine, marks=pytest.mark.proof) for engine in ("zero3", "fsdp"))]
+)
 def test_step_pair_and_last_good_checkpoint_are_named_whoever_had_the_pair(
     engine: str, tmp_path: Path, monkeypatch
 ) -> None:

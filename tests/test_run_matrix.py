@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 from killed_run import (
     CHANGES,
     DAMAGES,
+    EVERY_SPOIL,
     KILLED_AT,
     ROOT,
     SAVE_STEPS,
-    EVERY_SPOIL,
     SPOILS,
     STEPS,
     edit,
