@@ -49,13 +49,16 @@ def fuse_adapter(model: nn.Module) -> int:
 
     Not DoRA, not dropout, not quantised bases: these stay peft's.
     """
-    found = 0
-    for module in model.modules():
-        if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
-            if all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values()):
-                module.forward = MethodType(_forward, module)
-                found += 1
-    return found
+    layers = [module for module in model.modules() if _is_plain(module)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)
+    return len(layers)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or module.lora_variant:
+        return False
+    return all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
 
 
 def _forward(self: LoraLinear, x: Tensor) -> Tensor:
