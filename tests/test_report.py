@@ -316,7 +316,7 @@ def test_what_was_published_before_stays_as_it_was_and_is_named(tmp_path):
     build("figure3", tmp_path)
     publish(tmp_path)
     text = results.read_text()
-    assert "Published before, and as they were: table1." in text
+    assert "Published before, with their commits below them: table1." in text
     headings = re.findall(r"^## (.*)", text, re.M)
     assert headings == ["table1", "ratio_grid", "figure3"]
     kept, between = (each[each.index("## table1") : each.index("## ratio_grid")] for each in (first, text))

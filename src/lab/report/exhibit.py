@@ -243,11 +243,10 @@ def published_name(path: Path, suffix: str) -> str:
 
 def _head(suffix: str, mixture: str, kept: Sequence[str]) -> str:
     memory = psutil.virtual_memory().total / 2**30
-    runs = "All runs are of one commit, below each table."
-    if mixture:
-        runs = f"The runs are of several commits: {mixture}."
+    runs = "What was gathered now is" if kept else "All runs are"
+    runs += f" of several commits: {mixture}." if mixture else " of one commit, below each table."
     if kept:
-        runs += f" Published before, and as they were: {', '.join(kept)}."
+        runs += f" Published before, with their commits below them: {', '.join(kept)}."
     return (
         f"# Results: {suffix.removeprefix('-') or 'tiny'} scale\n\n"
         f"Gathered by `make publish` at commit {commit_text(git_state())} on a machine with {psutil.cpu_count()} CPU "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lab.benchmarks.statistics import Interval
 from sgdpo.drawing.style import CHOSEN, GRID, QUIET, Picture, styled
@@ -47,6 +48,7 @@ def _lying(
             axes.plot(found.value, at, "o", color=CHOSEN, markersize=5)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # a panel is 3.6 inches wide: more labels would touch
     axes.grid(axis="y", visible=False)
 
 
