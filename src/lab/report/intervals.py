@@ -13,15 +13,16 @@ from sgdpo.drawing.style import CHOSEN, GRID, QUIET, Picture, styled
 
 @dataclass(frozen=True)
 class Row:
-    """Hold an interval, the panel that it stands in and the label that it has there."""
+    """Hold an interval, the panel that it stands in, the label that it has there, and what counts as no difference."""
 
     panel: str
     label: str
     interval: Interval
+    bound: float | None
 
 
-def interval_chart(rows: Sequence[Row], axis: str, bound: float | None, walk: bool) -> Picture:
-    """Draw the rows; within the bound, which is shaded, nothing differs. walk: upright, and joined by a line."""
+def interval_chart(rows: Sequence[Row], axis: str, walk: bool) -> Picture:
+    """Draw the rows; within a row's bound, which is shaded, nothing differs. walk: upright, and joined by a line."""
     panels = list(dict.fromkeys(row.panel for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
     size = (5.2 * len(panels), 3.9) if walk else (3.6 * len(panels) + 2.4, 0.34 * len(labels) + 1.5)
@@ -30,35 +31,35 @@ def interval_chart(rows: Sequence[Row], axis: str, bound: float | None, walk: bo
         axes_P = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(axes_P, panels, strict=True):
             axes.set_title(panel)
-            own = {row.label: row.interval for row in rows if row.panel == panel}
-            (_upright if walk else _lying)(axes, [own.get(label) for label in labels], labels, bound)
+            own = {row.label: row for row in rows if row.panel == panel}
+            (_upright if walk else _lying)(axes, [own.get(label) for label in labels], labels)
         (axes_P[0].set_ylabel if walk else figure.supxlabel)(axis, fontsize=10)
     return Picture(figure, "-intervals")
 
 
-def _lying(
-    axes: Axes, intervals: Sequence[Interval | None], labels: Sequence[str], bound: float | None
-) -> None:
+def _lying(axes: Axes, rows: Sequence[Row | None], labels: Sequence[str]) -> None:
     axes.axvline(0, color=QUIET, linewidth=1)
-    if bound is not None:
-        axes.axvspan(-bound, bound, color=GRID, zorder=0)
-    for at, found in enumerate(intervals):
-        if found:
-            axes.plot([found.low, found.high], [at, at], color=CHOSEN, linewidth=2, solid_capstyle="butt")
-            axes.plot(found.value, at, "o", color=CHOSEN, markersize=5)
+    axes.use_sticky_edges = False  # the shade of a bound ends inside the panel
+    for at, row in enumerate(rows):
+        if row and row.bound:
+            axes.barh(at, 2 * row.bound, height=1, left=-row.bound, color=GRID, zorder=0)
+        if row:
+            interval = row.interval
+            axes.plot(
+                [interval.low, interval.high], [at, at], color=CHOSEN, linewidth=2, solid_capstyle="butt"
+            )
+            axes.plot(interval.value, at, "o", color=CHOSEN, markersize=5)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))  # a panel is 3.6 inches wide: more labels would touch
     axes.grid(axis="y", visible=False)
 
 
-def _upright(
-    axes: Axes, intervals: Sequence[Interval | None], labels: Sequence[str], bound: float | None
-) -> None:
+def _upright(axes: Axes, rows: Sequence[Row | None], labels: Sequence[str]) -> None:
+    shown = [(at, row.interval) for at, row in enumerate(rows) if row]
     axes.axhline(0, color=QUIET, linewidth=1)
-    if bound is not None:
+    for bound in {row.bound for row in rows if row and row.bound}:
         axes.axhspan(-bound, bound, color=GRID, zorder=0)
-    shown = [(at, found) for at, found in enumerate(intervals) if found]
     places, values = [at for at, _ in shown], [found.value for _, found in shown]
     axes.plot(places, values, "o-", color=CHOSEN, linewidth=1.6, markersize=5)
     axes.vlines(places, [f.low for _, f in shown], [f.high for _, f in shown], color=CHOSEN, linewidth=2)

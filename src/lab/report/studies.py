@@ -81,11 +81,11 @@ def study(
         *([_matched_table(pairs)] if matched else []),
         _arms_table(cells, arms, measures, seeds_of(runs), facts(runs)),
     ]
-    if figure and (rows := _drawn(cells, findings, arms, measures, tested, figure)):
+    if figure and (rows := _drawn(cells, findings, arms, measures, tested, bounds, figure)):
         axis = ", ".join(tested) + (f", less that of {list(arms)[-1]}" if figure == "walk" else "")
         works.append(
             replace(
-                interval_chart(rows, axis, bounds.get(tested[0]), figure == "walk"),
+                interval_chart(rows, axis, figure == "walk"),
                 title=question,
                 facts=below,
             )
@@ -95,7 +95,7 @@ def study(
 
 def _drawn(
     cells: Cells, findings: Sequence[Finding], arms: Mapping[str, Any], measures: Mapping[str, str],
-    tested: Sequence[str], figure: str,
+    tested: Sequence[str], bounds: Mapping[str, float], figure: str,
 ) -> list[Row]:  # fmt: skip
     if figure == "walk":
         *steps, last = arms
@@ -108,9 +108,10 @@ def _drawn(
             found.contrast if len(tested) == 1 or figure == "walk" else f"{found.contrast}: {found.measure}"
         )
         pair = (title(found.condition), label)
-        rows.append(Row(*(pair[::-1] if figure == "conditions" else pair), found.difference))
+        places = pair[::-1] if figure == "conditions" else pair
+        rows.append(Row(*places, found.difference, bounds.get(found.measure)))
     if figure == "walk":
-        rows += [Row(title(condition), last, Interval(0, 0, 0, 0)) for condition in cells]
+        rows += [Row(title(condition), last, Interval(0, 0, 0, 0), None) for condition in cells]
     return rows
 
 
