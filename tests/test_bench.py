@@ -142,7 +142,7 @@ def test_neighbours_differ_from_the_base_by_one_thing() -> None:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_command_line_measures_in_processes_and_writes_a_table(
     folder, tmp_path, monkeypatch, capsys
 ) -> None:
