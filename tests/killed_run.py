@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pytest
 from safetensors.torch import load_file, save_file
 
+from marks import proofs_but
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.models.load import load_model, load_tokenizer
@@ -194,10 +194,7 @@ SPOILS: dict[str, Callable[[Path], object]] = {
     "flipped": flip,
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
 }
-# Two of them in `make test`, all in `make proofs`.
-EVERY_SPOIL = [
-    pytest.param(each, marks=[] if each in ("gone", "flipped") else [pytest.mark.proof]) for each in SPOILS
-]
+EVERY_SPOIL = proofs_but(SPOILS, "gone", "flipped")
 
 
 def spoiled(folder: Path, spoil: str) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lab.soak import metrics
+from marks import proofs_but
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.launch import launch
@@ -57,13 +58,7 @@ def single(place: Path):
     return lambda method: execute(config_of(place, method))
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(each, marks=[pytest.mark.proof] * (each in ("zero2", "zero3_offload")))
-        for each in ENGINES
-    ],
-)
+@pytest.mark.parametrize("engine", proofs_but(ENGINES, "ddp", "zero3", "fsdp"))
 def test_two_processes_give_what_one_gives(engine: str, place: Path, single, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from marks import proofs_but
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.engine.launch import LaunchError, is_distributed, launch, signs_of_life
 from sgdpo.engine.ranks import RankFiles
@@ -137,7 +138,7 @@ def test_what_other_processes_write_is_no_sign_of_a_ranks_life(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hours", [pytest.param(-3, marks=pytest.mark.proof), 3])
+@pytest.mark.parametrize("hours", proofs_but((-3, 3), 3))
 def test_a_clock_that_is_set_stops_no_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marks import proofs_but
 from poisoned_rank import POSITION
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.data.prepare import prepare
@@ -24,9 +25,7 @@ SMALL = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine", ["ddp", *(pytest.param(engine, marks=pytest.mark.proof) for engine in ("zero3", "fsdp"))]
-)
+@pytest.mark.parametrize("engine", proofs_but(("ddp", "zero3", "fsdp"), "ddp"))
 def test_step_pair_and_last_good_checkpoint_are_named_whoever_had_the_pair(
     engine: str, tmp_path: Path, monkeypatch
 ) -> None:

@@ -41,6 +41,7 @@ from killed_run import (
     weights,
     write_inputs,
 )
+from marks import proofs_but
 from sgdpo.runs import provenance
 from sgdpo.runs.records import Record, view_run
 from sgdpo.runs.run import Run, _take_over, execute
@@ -163,7 +164,7 @@ def test_what_cannot_go_on_trains_again_on_the_users_word(place: Path, alone: Pa
     assert (rows(folder), weights(folder)) == (rows(alone), weights(alone))
 
 
-@pytest.mark.parametrize("word", [pytest.param("resume=never", marks=pytest.mark.proof), "force=true"])
+@pytest.mark.parametrize("word", proofs_but(("resume=never", "force=true"), "force=true"))
 def test_a_run_that_starts_again_and_is_killed_again_never_meets_its_old_checkpoints(
     place: Path, alone: Path, word: str
 ) -> None:

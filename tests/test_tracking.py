@@ -18,6 +18,7 @@ from PIL import Image
 from wandb.sdk.lib import wbauth
 
 import killed_run as train
+from marks import proofs_but
 from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import without_environment
@@ -355,9 +356,7 @@ def fails_in_mid_run(folder: Path, fault: str) -> tuple[subprocess.Popen, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault", ["killed", *(pytest.param(f, marks=pytest.mark.proof) for f in FAULTS if f != "killed")]
-)
+@pytest.mark.parametrize("fault", proofs_but(FAULTS, "killed"))
 def test_a_whole_run_ends_well_whatever_wandbs_service_does(tmp_path, fault):
     train.write_inputs(tmp_path / "place")
     process, said = fails_in_mid_run(tmp_path / "place", fault)

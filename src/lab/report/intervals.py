@@ -41,14 +41,13 @@ def _lying(axes: Axes, rows: Sequence[Row | None], labels: Sequence[str]) -> Non
     axes.axvline(0, color=QUIET, linewidth=1)
     axes.use_sticky_edges = False  # the shade of a bound ends inside the panel
     for at, row in enumerate(rows):
-        if row and row.bound:
+        if row is None:
+            continue
+        found = row.interval
+        if row.bound is not None:
             axes.barh(at, 2 * row.bound, height=1, left=-row.bound, color=GRID, zorder=0)
-        if row:
-            interval = row.interval
-            axes.plot(
-                [interval.low, interval.high], [at, at], color=CHOSEN, linewidth=2, solid_capstyle="butt"
-            )
-            axes.plot(interval.value, at, "o", color=CHOSEN, markersize=5)
+        axes.plot([found.low, found.high], [at, at], color=CHOSEN, linewidth=2, solid_capstyle="butt")
+        axes.plot(found.value, at, "o", color=CHOSEN, markersize=5)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))  # a panel is 3.6 inches wide: more labels would touch

@@ -74,7 +74,7 @@ def fuse(model: PreTrainedModel) -> int:
 
 def _norm_forward(self, hidden_states: Tensor) -> Tensor:
     flat_ND = hidden_states.flatten(0, -2)
-    out_ND = FusedRMSNorm.apply(flat_ND, self.weight, self.variance_epsilon, _result_dtype(hidden_states))
+    out_ND = FusedRMSNorm.apply(flat_ND, self.weight, self.variance_epsilon, product_dtype(hidden_states))
     return out_ND.view(hidden_states.shape)
 
 
@@ -82,7 +82,7 @@ def _mlp_forward(self, x: Tensor) -> Tensor:
     return self.down_proj(FusedSwiGLU.apply(self.gate_proj(x), self.up_proj(x)))
 
 
-def _result_dtype(hidden: Tensor) -> torch.dtype:
-    """Return what the linear layers after a norm take: under autocast its type, cast once and not for each."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+def product_dtype(states: Tensor) -> torch.dtype:
+    """Return what linear layers multiply these states in: autocast's type if it is on, else the states' own."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype

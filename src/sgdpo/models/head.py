@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sgdpo.models.fused import product_dtype
+
 MIB = 1 << 20
 
 
@@ -171,10 +173,8 @@ class LogProbHead(nn.Linear):
         """
         if target_L is None:
             return super().forward(input)
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
         chunk = chunk_size(target_L.shape[0], self.weight.shape[0], self.budget_mb)
-        found = ChunkedLogProb.apply(input, self.weight, target_L, chunk, dtype, self.features)
+        found = ChunkedLogProb.apply(input, self.weight, target_L, chunk, product_dtype(input), self.features)
         return (found[0], dict(zip(self.features, found[1:], strict=True))) if self.features else found
 
 

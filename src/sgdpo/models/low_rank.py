@@ -15,6 +15,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sgdpo.models.fused import product_dtype
+
 
 class LowRankLinear(torch.autograd.Function):
     """Compute x W^T + scale (x A^T) B^T for a frozen W; all of `dtype`, as autocast would have it."""
@@ -64,13 +66,11 @@ def _is_plain(module: nn.Module) -> bool:
 def _forward(self: LoraLinear, x: Tensor) -> Tensor:
     weight = self.base_layer.weight
     (down,), (up,), (scale,) = self.lora_A.values(), self.lora_B.values(), self.scaling.values()
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    one_type = torch.is_autocast_enabled(kind) or x.dtype == weight.dtype == down.weight.dtype
-    # ZeRO-3 gathers a layer's weights in that layer's own forward.
-    if self.disable_adapters or self.merged or not one_type or hasattr(weight, "ds_id"):
+    # peft keeps adapters of bfloat16 weights in float32; ZeRO-3 gathers a layer's weights in that layer's own forward.
+    mixed, apart = weight.dtype != down.weight.dtype, hasattr(weight, "ds_id")
+    if self.disable_adapters or self.merged or mixed or apart:
         return LoraLinear.forward(self, x)
     out = LowRankLinear.apply(
-        x.flatten(0, -2), weight, self.base_layer.bias, down.weight, up.weight, scale, dtype
+        x.flatten(0, -2), weight, self.base_layer.bias, down.weight, up.weight, scale, product_dtype(x)
     )
     return out.unflatten(0, x.shape[:-1])
