@@ -21,8 +21,11 @@ class Row:
     bound: float | None
 
 
-def interval_chart(rows: Sequence[Row], axis: str, walk: bool) -> Picture:
-    """Draw the rows; within a row's bound, which is shaded, nothing differs. walk: upright, and joined by a line."""
+def interval_chart(rows: Sequence[Row], axis: str, walk: bool, along: str = "") -> Picture:
+    """Draw the rows; within a row's bound, which is shaded, nothing differs.
+
+    walk: upright, and joined by a line. along: what the labels of a walk are.
+    """
     panels = list(dict.fromkeys(row.panel for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
     size = (5.2 * len(panels), 3.9) if walk else (3.6 * len(panels) + 2.4, 0.34 * len(labels) + 1.5)
@@ -33,7 +36,9 @@ def interval_chart(rows: Sequence[Row], axis: str, walk: bool) -> Picture:
             axes.set_title(panel)
             own = {row.label: row for row in rows if row.panel == panel}
             (_upright if walk else _lying)(axes, [own.get(label) for label in labels], labels)
-        (axes_P[0].set_ylabel if walk else figure.supxlabel)(axis, fontsize=10)
+        if walk:
+            axes_P[0].set_ylabel(axis, fontsize=10)
+        figure.supxlabel(along if walk else axis, fontsize=10)
     return Picture(figure, "-intervals")
 
 

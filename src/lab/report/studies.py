@@ -58,6 +58,7 @@ def study(
     bounds: dict[str, float] | None = None,
     matched: dict[str, Any] | None = None,
     figure: str = "",
+    along: str = "",
 ) -> list[Table | Picture]:
     """Show the arms, test the contrasts, draw them.
 
@@ -65,7 +66,7 @@ def study(
     "end/<metric>" or "mean/<metric>". tested: those of them that are tested. each: the settings that make a condition.
     bounds: {measure: what a difference that counts as none stays below}. matched: further contrasts, in the form that
     `lab.report.matched.matches` takes. figure: none, "contrasts" or "conditions" (what has a row; the other has the
-    panels), or "walk": each arm less the last, in order.
+    panels), or "walk": each arm less the last, in order; along: what the arms are steps of.
     """
     measures = measures_of(runs, measures)
     cells, bounds = conditions(runs, arms, each), bounds or {}
@@ -85,7 +86,7 @@ def study(
         axis = ", ".join(tested) + (f", less that of {list(arms)[-1]}" if figure == "walk" else "")
         works.append(
             replace(
-                interval_chart(rows, axis, figure == "walk"),
+                interval_chart(rows, axis, figure == "walk", along),
                 title=question,
                 facts=below,
             )
