@@ -208,11 +208,13 @@ def greet(run: RunConfig) -> None:
 def set_up_process() -> None:
     """Make the process a good neighbour, let our messages through, keep the libraries' chatter out.
 
-    Call it before torch is imported: its threads read their wait policy once.
+    Call it before torch is imported: its threads and its allocator read the environment once.
     """
     # Threads that spin for long while they wait make a step many times slower on a busy machine; threads that
     # do not spin at all make it slower on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Large tensors begin where huge pages do: a tenth less memory on a CPU, for the next one fits the hole of the last.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
     logging.getLogger("sgdpo").setLevel(logging.INFO)

@@ -178,7 +178,7 @@ def activations(
     lean: the weights are bfloat16, so that autocast copies none. frozen: an adapter is trained, the head is not.
     With checkpointing each layer keeps its input alone and is run again when the backward pass comes to it.
     """
-    layer, backward = _layer_saved(shape, row, bf16), _layer_backward(shape, row, bf16)
+    layer, backward = _layer_saved(shape, row, bf16, checkpointing), _layer_backward(shape, row, bf16)
     stream = FLOAT * row.tokens * shape.hidden
     # The last norm's input and its output are there until the head's backward pass is done.
     head = head_working(shape, row, bf16, head_budget_mb) + 2 * stream
@@ -200,26 +200,28 @@ def activations(
     return max(shape.layers * layer + casts + max(backward + waiting, head), end + stream)
 
 
-def _layer_saved(shape: ModelShape, row: Row, bf16: bool) -> int:
+def _layer_saved(shape: ModelShape, row: Row, bf16: bool, checkpointing: bool) -> int:
     """Count the tensors one layer of a Llama or Qwen-2 saves, in the order in which they are made.
 
-    Norms keep their input in float32; their output, cast once under autocast, is what q, k and v keep, or gate
-    and up (`models/fused.py`). No attention kernel of ours keeps a matrix of tokens by tokens.
+    Norms keep their input in float32; their output, which q, k and v take, or gate and up, and what these two give
+    down are computed again (`models/recompute.py`), but in a layer that is run again itself. No attention kernel of
+    ours keeps a matrix of tokens by tokens.
     """
     size = 2 if bf16 else FLOAT
-    norms = 2 * (FLOAT + size) * shape.hidden
+    norms = 2 * FLOAT * shape.hidden
     # Rotated q and k and the output are float32 (FlexAttention casts them first: then this is a little high);
     # under autocast o casts its input.
     attention = FLOAT * (2 * shape.attention + shape.key_value) + size * shape.key_value
     attention += size * shape.attention if bf16 else 0
-    mlp = 3 * size * shape.intermediate  # gate, up and what they give, which is down's input
-    return row.tokens * (norms + attention + mlp)
+    mlp = 2 * size * shape.intermediate
+    cheap = size * (2 * shape.hidden + shape.intermediate) if checkpointing else 0
+    return row.tokens * (norms + attention + mlp + cheap)
 
 
 def _layer_backward(shape: ModelShape, row: Row, bf16: bool) -> int:
-    """Return what a layer's backward pass holds beside all that is saved: the MLP's gradients."""
+    """Return what a layer's backward pass holds beside all that is saved: the MLP's gradients, and its product."""
     size = 2 if bf16 else FLOAT
-    return row.tokens * (2 * size * shape.intermediate + 2 * FLOAT * shape.hidden)
+    return row.tokens * (3 * size * shape.intermediate + 2 * FLOAT * shape.hidden)
 
 
 def head_working(shape: ModelShape, row: Row, bf16: bool, budget_mb: int) -> int:

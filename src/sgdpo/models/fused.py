@@ -7,12 +7,15 @@ The forward pass gives the bits of the modules replaced. Legend of the shape suf
 F is the width of the feed-forward layer.
 """
 
+from functools import partial
 from types import MethodType
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
+
+from sgdpo.models.recompute import remember
 
 
 class FusedRMSNorm(torch.autograd.Function):
@@ -23,7 +26,10 @@ class FusedRMSNorm(torch.autograd.Function):
         wide_ND = hidden_ND.float()
         rstd_N1 = torch.rsqrt((wide_ND * wide_ND).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(hidden_ND, weight_D, rstd_N1)
-        return (wide_ND * rstd_N1).to(hidden_ND.dtype).mul_(weight_D).to(dtype)
+        out_ND = _scaled(hidden_ND, rstd_N1, weight_D, dtype)
+        # The weight's own copy: sharded engines free the weight of a layer that has run.
+        remember(out_ND, partial(_scaled, hidden_ND.detach(), rstd_N1, weight_D.detach().clone(), dtype))
+        return out_ND
 
     @staticmethod
     def backward(ctx, grad_ND: Tensor):
@@ -44,14 +50,25 @@ class FusedSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_NF, up_NF)
-        return silu(gate_NF).mul_(up_NF)
+        out_NF = _gated(gate_NF, up_NF)
+        remember(out_NF, partial(_gated, gate_NF.detach(), up_NF.detach()))
+        return out_NF
 
     @staticmethod
     def backward(ctx, grad_NF: Tensor):
         gate_NF, up_NF = ctx.saved_tensors
         grad_up_NF = silu(gate_NF).mul_(grad_NF)
-        grad_gate_NF = torch.ops.aten.silu_backward(grad_NF * up_NF, gate_NF)
+        grad_gate_NF = grad_NF * up_NF
+        torch.ops.aten.silu_backward(grad_gate_NF, gate_NF, grad_input=grad_gate_NF)
         return grad_gate_NF, grad_up_NF
+
+
+def _scaled(hidden_ND: Tensor, rstd_N1: Tensor, weight_D: Tensor, dtype: torch.dtype) -> Tensor:
+    return (hidden_ND.float() * rstd_N1).to(hidden_ND.dtype).mul_(weight_D).to(dtype)
+
+
+def _gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    return silu(gate_NF).mul_(up_NF)
 
 
 def fuse(model: PreTrainedModel) -> int:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sgdpo.models import attention
 from sgdpo.models.architectures import Facts, architecture_errors, fast_facts, window_of
 from sgdpo.models.fused import fuse
+from sgdpo.models.recompute import recomputing
 from sgdpo.models.rotation import rotate_rows
 from sgdpo.models.separate import RowHead, separate_logprobs
 
@@ -70,7 +71,8 @@ def _row_logprobs(
     passed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=target_L.device)
     kernel = attention.kernel_for(span_S3)
     plan = attention.plan_row(span_S3, inputs["input_ids"].shape[1], kernel)
-    states = body(**inputs, attention_mask=passed, use_cache=False, row_plan=plan).last_hidden_state
+    with recomputing():
+        states = body(**inputs, attention_mask=passed, use_cache=False, row_plan=plan).last_hidden_state
     predicting_LD = states[0].index_select(0, source_L)
     return model.get_output_embeddings()(predicting_LD if scale == 1 else predicting_LD * scale, target_L)
 
