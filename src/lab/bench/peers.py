@@ -1,4 +1,4 @@
-"""Hold the fast path against TRL's DPOTrainer: same model, same pairs, same precision, in turn."""
+"""Hold our two paths against TRL's DPOTrainer: same model, same pairs, same precision, in turn."""
 
 import argparse
 import os
@@ -19,6 +19,8 @@ from sgdpo.processes import run
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0", "trl==1.16.0")
 WORKER = Path(__file__).with_name("trl_worker.py")
+# Our two ways, by their layout; TRL has one.
+PATHS = {"shared_prefix": "fast", "own": "general"}
 # Of one variant and round: ours, and what trl_worker.py answered.
 Both = tuple[Measurement, dict[str, Any]]
 
@@ -65,8 +67,8 @@ def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) 
             both.append((ours, theirs))
             seconds = [statistics.median(each) for each in (ours.seconds, theirs["seconds"])]
             print(
-                f"round {number + 1}/{times}  {variant.precision}, TRL's reference {variant.reference}:"
-                f" ours {seconds[0]:.2f} s a step, TRL {seconds[1]:.2f} s;"
+                f"round {number + 1}/{times}  {variant.precision}, {PATHS[variant.layout]} path, TRL's reference"
+                f" {variant.reference}: ours {seconds[0]:.2f} s a step, TRL {seconds[1]:.2f} s;"
                 f" {ours.memory_mb:,.0f} MB against {theirs['memory_mb']:,.0f}"
             )
     return found
@@ -78,16 +80,17 @@ def table(variants: Sequence[Variant], found: Sequence[Sequence[Both]], facts: s
         speed = [sum(theirs["seconds"]) / sum(ours.seconds) for ours, theirs in both]
         mine = statistics.median(ours.pairs_per_second for ours, _ in both)
         peer = statistics.median(sum(ours.pairs) / sum(theirs["seconds"]) for ours, theirs in both)
-        row = [variant.precision, variant.reference, f"{mine:.3f}", f"{peer:.3f}", rounds.spread(speed)]
+        row = [variant.precision, PATHS[variant.layout], variant.reference]
+        row += [f"{mine:.3f}", f"{peer:.3f}", rounds.spread(speed)]
         memory = statistics.median(ours.memory_mb for ours, _ in both)
         theirs_mb = statistics.median(theirs["memory_mb"] for _, theirs in both)
         rows.append([*row, f"{memory:,.0f}", f"{theirs_mb:,.0f}", f"{memory / theirs_mb:.2f}"])
     versions = ", ".join(f"{name} {version}" for name, version in found[0][0][1]["versions"].items())
     faster = rounds.spread_title("times as fast", len(found[0]))
-    header = ["precision", "TRL's reference", "ours, pairs/s", "TRL, pairs/s", faster, "ours, MB", "TRL, MB"]
-    header.append("share of TRL's memory")
+    header = ["precision", "our path", "TRL's reference", "ours, pairs/s", "TRL, pairs/s", faster]
+    header += ["ours, MB", "TRL, MB", "share of TRL's memory"]
     below = [f"Measured against {versions}.", facts]
-    return Table("bench_peers", "", header, rows, 2, below, {"exhibit": "bench"})
+    return Table("bench_peers", "", header, rows, 3, below, {"exhibit": "bench"})
 
 
 def measure_peers(options: argparse.Namespace) -> None:
@@ -98,8 +101,9 @@ def measure_peers(options: argparse.Namespace) -> None:
     if isinstance(base.model, dict):
         base = replace(base, model=str(write_random(base.model, options.out / options.model)))
     variants = [
-        replace(base, method="dpo", precision=precision, reference=reference)
+        replace(base, method="dpo", precision=precision, layout=layout, reference=reference)
         for precision in options.precisions
+        for layout in PATHS
         for reference in options.references
     ]
     pairs, examples = options.out / "pairs.npz", cli.pairs_of(base, options)
