@@ -19,7 +19,13 @@ from lab.report.samples import samples
 from lab.reproduce import Options, call_python, make_commands, reproduce, runs_to_judge
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.constraints.checker import check
-from sgdpo.constraints.instructions import Instruction, draw_instructions, instruction_of, topics
+from sgdpo.constraints.instructions import (
+    Instruction,
+    draw_instructions,
+    forbids_itself,
+    instruction_of,
+    topics,
+)
 from sgdpo.constraints.kinds import Constraint, kind_errors, load_kinds
 from sgdpo.data.sources import data_errors, load_rows
 from sgdpo.drawing.table import Table
@@ -64,6 +70,46 @@ CASES = {
 }  # fmt: skip
 
 
+# Answers that people write, by kind and arguments: those that keep it, and those that only seem to.
+WRITTEN = [
+    ("contains", {"word": "friend"}, [r'{"title": "Bread", "text": "Hello,\nfriend."}'], [r'{"text": "a\nbefriend"}']),
+    ("word_times", {"word": "café", "count": 2}, [r'{"a": "caf\u00e9", "b": "\tCafé"}'], []),
+    ("sentences", {"count": 2}, [
+        "Meine Oma sagt immer: „Geduld ist alles.“ Dann bäckt sie das Brot.",
+        "Mia nonna dice: «Serve pazienza.» Poi cuoce il pane.", "I waited… Then the bread rose.",
+        "_Wait for it._ Then eat.", "[It is 3.5 miles.] Walk.",
+    ], ["It is 3.5 miles."]),
+    ("starts_with", {"words": "Good news"}, ["**Good news**: bread!", "good news"], ["Good newspapers cost money."]),
+    ("ends_with", {"words": "That is all."}, ["So: **That is all.**"], ["xThat is all.", "That is all. Bye"]),
+    ("question", {}, ["Do you **agree?**"], ["**Do you?** Yes."]),
+    ("bold", {"count": 1}, ["a **b c** d"], ["2 ** 3 and 4 ** 5", "** a **"]),
+    ("postscript", {}, ["Text\n\n**P.S.** Bring some.", "Text\nP.S.\nBring some.", "p. s.: more"],
+     ["P.S. I love bread.\n\nDear neighbour, come by.", "Hello there.\n\nP.S.:", ""]),
+    ("json_keys", {"keys": ["pros", "cons"]}, ['{"pros": ["a"], "cons": 0}'],
+     ['{"pros": [], "cons": {}}', '{"pros": " ", "cons": "\\n"}', '{"pros": [""], "cons": 1}']),
+    ("language", {"tongue": "French"}, [
+        "C'est l'histoire d'un jardin qu'on aime.", "Bonjour ! J'aime beaucoup cuisiner, surtout quand il fait froid.",
+        "Le pain est bon.",
+    ], ["The bread is good, les amis.", "Il pane è buono.", "Bonjour"]),
+    ("language", {"tongue": "Spanish"}, [
+        "Me gusta mucho cocinar porque nos hace felices.", "La cocina une a una familia y a los amigos.",
+    ], ["La cucina unisce una famiglia e gli amici.", "Le pain est bon."]),
+    ("language", {"tongue": "Italian"}, ["Mi piace molto cucinare perché rende tutti felici."],
+     ["Me gusta mucho cocinar."]),
+    ("language", {"tongue": "German"}, [
+        "Ich koche gern, weil es Spaß macht.", "Wir lieben unseren Garten, denn dort wachsen Tomaten.",
+        "Kochen macht mir viel Freude, besonders am Abend.",
+    ], ["I cook because it is fun.", "We love our garden, and in it tomatoes grow."]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "kept", "broken"), WRITTEN)
+def test_what_people_write_is_known_from_what_only_seems_right(name, arguments, kept, broken) -> None:
+    assert {said: KINDS[name].holds(said, **arguments) for said in kept + broken} == (
+        dict.fromkeys(kept, True) | dict.fromkeys(broken, False)
+    )
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_knows_an_answer_that_keeps_it_from_one_that_does_not(name: str) -> None:
     if name not in CASES:  # somebody's own kind, which its own test knows
@@ -98,10 +144,36 @@ def test_thousands_of_instructions_are_different_fit_together_and_are_held_out_b
             aspects = [aspect for c in row.constraints for aspect in KINDS[c.kind].aspects]
             assert len(aspects) == len(set(aspects)), row.prompt
             assert "{" not in row.prompt, row.prompt
+            assert not forbids_itself(row, KINDS), row.prompt
     assert not {row.topic for row in train} & {row.topic for row in test}
     other = draw_instructions(KINDS, 200, combined=(2, 3), seed=7, held_out=True)
     assert not {row.topic for row in other} & set(topics(held_out=False))
     assert instruction_of(train[0].row(), KINDS).row() == train[0].row()
+
+
+@pytest.mark.parametrize(
+    ("topic", "constraints", "forbidden"),
+    [
+        ("baking bread", [("without_letter", {"letter": "b"})], True),  # every word of the topic has it
+        ("baking bread", [("without_letter", {"letter": "k"})], False),
+        ("a day out", [("without_word", {"word": "is"}), ("ends_with", {"words": "That is all."})], True),
+        ("a day out", [("without_word", {"word": "is"}), ("ends_with", {"words": "Good luck!"})], False),
+        (
+            "a day out",
+            [("without_letter", {"letter": "q"}), ("json_keys", {"keys": ["question", "answer"]})],
+            True,
+        ),
+        (
+            "a day out",
+            [("letter_at_least", {"letter": "b", "count": 3}), ("without_letter", {"letter": "b"})],
+            True,
+        ),
+        ("a day out", [("language", {"tongue": "French"})], False),
+    ],
+)
+def test_no_instruction_forbids_what_it_asks_for(topic, constraints, forbidden) -> None:
+    asked = tuple(Constraint(*each) for each in constraints)
+    assert forbids_itself(Instruction(topic, "", asked), KINDS) == forbidden
 
 
 def test_a_loop_the_instruction_again_and_silence_gain_nothing() -> None:

@@ -133,4 +133,25 @@ def _draw(
     topic = random.choice(about)
     constraints = tuple(kind.one(random) for kind in chosen)
     prompt = " ".join([random.choice(TASKS).format(topic), *(c.text for c in constraints)])
-    return Instruction(topic, prompt, constraints)
+    made = Instruction(topic, prompt, constraints)
+    return None if forbids_itself(made, kinds) else made
+
+
+def forbids_itself(instruction: Instruction, kinds: Mapping[str, ConstraintKind]) -> bool:
+    """Say whether one constraint forbids each word of the topic, or what another one asks for."""
+    for one in instruction.constraints:
+        kind = kinds[one.kind]
+        if "avoid" not in kind.aspects or "topic" in kind.aspects:
+            continue
+        asked = [
+            str(item)
+            for other in instruction.constraints
+            for value in other.arguments.values()
+            for item in (value if isinstance(value, list) else [value])
+            if other is not one
+        ]
+        kept = [kind.holds(said, **one.arguments) for said in instruction.stems + asked]
+        named = len(instruction.stems)
+        if not any(kept[:named]) or not all(kept[named:]):
+            return True
+    return False

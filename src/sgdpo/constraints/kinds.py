@@ -2,7 +2,8 @@
 
     def words_at_most(answer: str, *, count: int) -> bool: ...
 
-The YAML says how an instruction asks for it, what its arguments are drawn from, and what it speaks of.
+The YAML says how an instruction asks for it, what its arguments are drawn from, and what it speaks of. Two aspects mean
+more: who speaks of `topic` need not name the topic; what `avoid` forbids is not asked for by the same instruction.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,6 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from sgdpo.constraints import text
 
 
 def lower(answer: str) -> bool:
@@ -14,11 +17,11 @@ def upper(answer: str) -> bool:
 
 
 def starts_with(answer: str, *, words: str) -> bool:
-    return answer.strip().lower().startswith(words.lower())
+    return re.match(rf"{re.escape(words)}(?!\w)", text.plain(answer), re.IGNORECASE) is not None
 
 
 def ends_with(answer: str, *, words: str) -> bool:
-    return answer.strip().lower().endswith(words.lower())
+    return re.search(rf"(?<!\w){re.escape(words)}\Z", text.plain(answer), re.IGNORECASE) is not None
 
 
 def quoted(answer: str) -> bool:
@@ -36,11 +39,11 @@ def without(answer: str, *, mark: str) -> bool:
 
 
 def question(answer: str) -> bool:
-    return answer.strip().endswith("?")
+    return text.plain(answer).endswith("?")
 
 
 def bold(answer: str, *, count: int) -> bool:
-    return len(re.findall(r"\*\*[^*\n]+\*\*", answer)) >= count
+    return len(re.findall(r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*", answer)) >= count
 
 
 def placeholders(answer: str, *, count: int) -> bool:
@@ -48,8 +51,9 @@ def placeholders(answer: str, *, count: int) -> bool:
 
 
 def postscript(answer: str) -> bool:
-    """A line of its own begins with P.S. and says something."""
-    return re.search(r"^\s*p\.\s?s\.:? *\S", answer, re.IGNORECASE | re.MULTILINE) is not None
+    """A line of the last paragraph begins with P.S., and something follows."""
+    last = (text.paragraphs(text.plain(answer)) or [""])[-1]
+    return re.search(r"^\s*p\.\s?s\.\W*\w", last, re.IGNORECASE | re.MULTILINE) is not None
 
 
 def json_keys(answer: str, *, keys: Sequence[str]) -> bool:
@@ -59,8 +63,11 @@ def json_keys(answer: str, *, keys: Sequence[str]) -> bool:
         found = json.loads(fenced[1] if fenced else answer)
     except (ValueError, RecursionError):
         return False
-    return (
-        isinstance(found, dict)
-        and set(found) == set(keys)
-        and all(v not in ("", None) for v in found.values())
-    )
+    return isinstance(found, dict) and set(found) == set(keys) and all(map(_says, found.values()))
+
+
+def _says(value: Any) -> bool:
+    """Whether a value of JSON holds anything."""
+    if isinstance(value, list | dict):
+        return any(map(_says, value.values() if isinstance(value, dict) else value))
+    return value is not None and str(value).strip() != ""

@@ -5,17 +5,26 @@ import re
 from sgdpo import overlap
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$|[\"'“”’»)\]*_])|\n+")
+# What JSON writes for a line's end, a tab, and letters beyond ASCII.
+_ESCAPE = re.compile(r"\\(?:[nrt]|u([0-9a-fA-F]{4}))")
 RUN = 3  # words that make a repetition when they come again
 
 
 def words(text: str) -> list[str]:
     """Return the words in lower case; what an apostrophe or a hyphen joins is one."""
-    return [word.lower() for word in _WORD.findall(text)]
+    said = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
+    return [word.lower() for word in _WORD.findall(said)]
 
 
 def sentences(text: str) -> list[str]:
     """Split at full stops, question and exclamation marks, and at line ends; what holds no word is none."""
-    return [part for part in re.split(r"[.!?]+(?=\s|$|[\"'”’)*])|\n+", text) if _WORD.search(part)]
+    return [part for part in _SENTENCE_END.split(text) if _WORD.search(part)]
+
+
+def plain(text: str) -> str:
+    """Return a text without the marks of emphasis, and nothing around it."""
+    return text.replace("*", "").replace("__", "").strip()
 
 
 def lines(text: str) -> list[str]:

@@ -1,22 +1,34 @@
 """Kinds of constraint on what is said: words and letters asked for or forbidden, their order, the language."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 from sgdpo.constraints import text
 
-# The commonest short words of the languages that can be asked for; a few stand in two lists and decide nothing.
+# The commonest words of the languages that can be asked for; one that stands in two lists decides nothing.
 LANGUAGES = {
     language: frozenset(common.split())
     for language, common in {
-        "English": "the and of to is it you with for that are your this can have",
-        "French": "le la les et des est une un vous pour dans avec sur pas ce",
-        "German": "der die das und ist nicht ein eine mit sie zu auf für den es",
-        "Spanish": "el la los las y es una un que para con en por se su",
-        "Italian": "il la gli e è una un che per con di non sono del della",
+        "English": "the and of to is it you with for that are your this can have a in be on not they we he she was"
+        " from or but at my what will there when all if how which their some more our so just like do his"
+        " her who about has as by",
+        "French": "le la les l et des d est une un vous pour dans avec sur pas ce c qu que qui je j nous il elle on"
+        " au aux du en mais ou où se sa son ses mon ma mes notre votre leur cette ces plus très quand"
+        " aussi être ont a ne n tout comme",
+        "German": "der die das und ist nicht ein eine mit sie zu auf für den es ich du er wir ihr mir mich uns im"
+        " am von dem des einen einem einer auch wenn weil denn aber oder wie nur sich sind war haben hat"
+        " man mein unser sehr nach bei aus um",
+        "Spanish": "el la los las y es una un que para con en por se su de del al lo me te nos mi nuestro yo no si"
+        " sí pero más muy como cuando porque o también hay ser son está este esta estos todo todos a sus"
+        " le les mucho",
+        "Italian": "il la gli e è una un che per con di non sono del della lo i le dei delle al alla nel nella da in"
+        " mi ti ci si io noi mio mia suo ma anche come quando perché o più molto questo questa tutti tutto"
+        " ha a l dell all nell fare sia tra",
     }.items()
 }
+_LISTS = Counter(word for common in LANGUAGES.values() for word in common)
 
 
 def contains(answer: str, *, word: str) -> bool:
@@ -46,11 +58,13 @@ def in_order(answer: str, *, items: Sequence[str]) -> bool:
 
 
 def language(answer: str, *, tongue: str) -> bool:
-    """More of its common words are there than of any other language's, and at least one word in ten is one."""
-    found = text.words(answer)
-    counts = {each: sum(found.count(word) for word in common) for each, common in LANGUAGES.items()}
-    others = max(count for each, count in counts.items() if each != tongue)
-    return counts[tongue] > others and 10 * counts[tongue] >= len(found)
+    """More words that are common in it alone are there than of any other language, and one in ten is common in it."""
+    found = [part for word in text.words(answer) for part in re.split("['’]", word)]
+    own = {
+        each: sum(_LISTS[word] == 1 for word in found if word in common) for each, common in LANGUAGES.items()
+    }
+    others = max(count for each, count in own.items() if each != tongue)
+    return own[tongue] > others and 10 * sum(word in LANGUAGES[tongue] for word in found) >= len(found)
 
 
 def numbers_at_least(answer: str, *, count: int) -> bool:
