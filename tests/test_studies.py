@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -118,7 +119,11 @@ def test_contrasts_are_paired_corrected_and_told(runs) -> None:
     )
     told = sentence([short, long], {"score": 0.1})
     assert told.startswith("low less high: verifiable score +2.0")
-    assert "(no difference; 3 seeds)" in told
+    assert told.endswith("(no difference; 3 seeds).")
+    other = replace(long, contrast="another")
+    assert sentence([short, long, other], {"score": 0.1}).endswith(
+        "Of all 3 differences: 2 no difference; 1 above 0."
+    )
 
 
 def test_the_end_of_training_and_sums_of_magnitudes_are_measures(runs) -> None:

@@ -6,6 +6,7 @@ over prompts too, and the wider interval and the larger p of the two count. Holm
 study. A measure with a bound has "no difference" where the interval lies inside it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -211,14 +212,19 @@ def title(condition: Condition) -> str:
 
 
 def sentence(findings: Iterable[Finding], bounds: Mapping[str, float]) -> str:
-    """Say what the first contrast came to, under every condition; that there is nothing yet, if there is nothing."""
+    """Say what the first contrast came to, under every condition, and what all did; or that there is nothing yet."""
     findings = list(findings)
     told = [f for f in findings if f.contrast == findings[0].contrast]
     parts = [
         f"{title(f.condition)} {f.measure} {_signed(f.difference)} ({f.verdict(bounds)}; {f.seeds} seeds)"
         for f in told
     ]
-    return f"{told[0].contrast}: {'; '.join(parts)}." if told else "nothing yet."
+    if not told:
+        return "nothing yet."
+    verdicts = Counter(f.verdict(bounds) for f in findings)
+    whole = "; ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    more = f" Of all {len(findings)} differences: {whole}." if len(findings) > len(told) else ""
+    return f"{told[0].contrast}: {'; '.join(parts)}.{more}"
 
 
 def _signed(found: Interval) -> str:
