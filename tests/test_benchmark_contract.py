@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import recipes
 from evaluation_fixtures import alpaca_setup, chat, chat_server, fair_judge, finished_run, http_judge
+from lab.benchmarks.verifiable import Verifiable
 from lab.evaluation.command import score_files, show
 from lab.evaluation.comparison import compare_runs
 from lab.evaluation.evaluate import evaluate, read_config
 from lab.evaluation.settings import compose_evaluation, runs_first
+from sgdpo.places import CONF
+from sgdpo.source import load_dotted
 from sgdpo.store import read_jsonl, write_jsonl
 
 POLITENESS_PY, POLITENESS_YAML = recipes.files("benchmark").values()
@@ -209,3 +213,27 @@ def test_an_evaluation_reaches_the_runs_wandb_run(runs, monkeypatch):
     (table,) = added.rglob("*.table.json")
     assert len(json.loads(table.read_text())["data"]) == result["n"]
     assert math.isfinite(result["score_mean"])
+
+
+def test_a_checkers_code_and_a_files_content_are_part_of_a_results_identity(
+    monkeypatch, tmp_path: Path
+) -> None:
+    """Results of a changed checker, or over a changed baseline, are of another identity: no table mixes them."""
+    classes = {yaml.safe_load(path.read_text()).get("class") for path in (CONF / "benchmark").glob("*.yaml")}
+    checked = [made() for name in classes - {None} if (made := load_dotted(name)).decides == "checker"]
+    assert {"Constraints", "Verifiable"} <= {type(benchmark).__name__ for benchmark in checked}
+    before = [benchmark.settings() for benchmark in checked]
+    read = Path.read_text
+    changed = lambda path, *how: read(path, *how) + "# changed\n" * (path.name == "checker.py")  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", changed)
+        after = [benchmark.settings() for benchmark in checked]
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    assert before == [benchmark.settings() for benchmark in checked]
+
+    rows, answers = tmp_path / "samples.jsonl", {"prompt_id": "a", "score": 1.0, "characters": 3}
+    found = []
+    for score in (1.0, 9.0):
+        write_jsonl(rows, [{**answers, "score": score}])
+        found.append(Verifiable(baseline=str(tmp_path)).settings())
+    assert found[0] != found[1]

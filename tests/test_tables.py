@@ -10,13 +10,17 @@ import io
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from lab.benchmarks.verifiable import Verifiable
 from lab.report.cells import group, select_ratio
 from lab.report.entries import facts
 from lab.report.exhibit import find_exhibit
+from lab.report.figures import learning_rates, ratio_grid
+from lab.report.league import best_values
 from lab.report.names import load_paper
 from lab.report.tables import mtbench, overhead, step_seconds, table1, table2, table3, table4
 from report_fixtures import QUALITY, grid_runs, table3_runs, write_run
@@ -138,6 +142,25 @@ def test_results_of_fewer_prompts_are_refused_beside_the_others(outputs):
     set_eval(folder, fewer)
     with pytest.raises(ValueError, match=r"settings of verifiable-checker.*n is 200 there, 10 here"):
         table3(read_runs(outputs, "table3"))
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        table1,
+        ratio_grid,
+        partial(learning_rates, methods=("dpo", "sgdpo")),
+        partial(best_values, key="seed", metric="verifiable-checker:win_rate"),
+    ],
+)
+def test_results_of_a_changed_checker_are_refused_beside_the_others_by_whatever_shows_them(tmp_path, show):
+    grid_runs(tmp_path, seeds=(42,))
+    folder = write_run(tmp_path, "table1", "nca")
+    found = json.loads((folder / "record.json").read_text())["eval"]
+    found["verifiable-checker"]["identity"] = {"settings": Verifiable().settings()}
+    set_eval(folder, found)
+    with pytest.raises(ValueError, match=r"different settings of verifiable-checker in one table.*code"):
+        show(read_runs(tmp_path, "table1"))
 
 
 def test_two_runs_for_one_cell_are_refused_with_the_setting_that_differs(outputs):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sgdpo.values import Name, OneOf, Range, Unreadable
@@ -210,3 +211,8 @@ def _hint(node: ast.expr | None, module: Module) -> Any:
         return _hint(ast.parse(hint, mode="eval").body, module) if isinstance(hint, str) else hint
     except (TypeError, SyntaxError):
         return Unreadable
+
+
+def module_texts(*modules: ModuleType) -> list[str]:
+    """Return the source text of modules: in a key, it keeps what changed code makes apart from what the old made."""
+    return [Path(module.__file__ or "").read_text("utf-8") for module in modules]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Sampled
 from lab.judging.judges import JudgeRequest
-from sgdpo.store import read_jsonl
+from sgdpo.store import hash_file, hash_json, read_jsonl
 
 BEST = 10
 START = "start"  # baseline: the SFT run that the run started from
@@ -111,13 +111,27 @@ class Verifiable(Sampled):
         rate, lc = win_rate(won_B), length_controlled(won_B, ours_B, theirs_B)
         return {**rate.fields("win_rate"), **lc.fields()}
 
+    def inputs(self) -> dict[str, Any]:
+        from sgdpo.data.generated import sources
+
+        code = {"code": hash_json(sources())}
+        path = Path(self.baseline or START)
+        # The answers of a start or another run are drawn for this evaluation: its folder's name says whose.
+        own = self.baseline not in (None, START) and not (path / "record.json").is_file()
+        file = answers_file(path)
+        return {**code, "baseline": hash_file(file)[:16]} if own and file.is_file() else code
+
+
+def answers_file(path: Path) -> Path:
+    return path / SAMPLES if path.is_dir() else path
+
 
 def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]:
     """Return the baseline's scored answers, in the order of the prompts.
 
     Raises ValueError if the file is absent, or lacks prompts, or holds one twice.
     """
-    file = path / SAMPLES if path.is_dir() else path
+    file = answers_file(path)
     if not file.is_file():
         raise ValueError(
             f"no answers of the baseline at {file}; evaluate that run first, or set baseline=null"

@@ -103,7 +103,11 @@ def refuse_mixtures(runs: Sequence[RunView]) -> None:
 
 
 def refuse_unlike_judgments(runs: Sequence[RunView], key: str) -> None:
-    """Refuse results of one evaluation that were sampled or judged differently, naming the difference."""
+    """Refuse results of one evaluation that were sampled or judged differently, naming the difference.
+
+    key: the evaluation, or a metric of it; a metric of training is of none.
+    """
+    key = key.partition(":")[0]
     judged = [run for run in runs if run.status == "finished" and key in (run["eval"] or {})]
     how = ("n", "identity", "sampling", "judged_by")
     _same(judged, f"settings of {key}", lambda run: {name: run["eval"][key].get(name) for name in how})

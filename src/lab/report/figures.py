@@ -23,6 +23,7 @@ from lab.report.cells import (
     learning_rate,
     ratio_of,
     read_metric,
+    refuse_unlike_judgments,
 )
 from lab.report.claim import check_claim, claim_table
 from lab.report.entries import figure_facts
@@ -117,6 +118,7 @@ def figure3(runs: Sequence[RunView], *, baseline: str = "dpo") -> list[Picture |
 def ratio_grid(runs: Sequence[RunView], *, metric: str | None = None, baseline: str = "dpo") -> list[Picture]:
     """Draw the grid of a metric for every model as a heat map, the baseline's value on the colour scale."""
     metric = metric or default_metric(runs)
+    refuse_unlike_judgments(runs, metric)
 
     def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
         grid, beside = _grid(own, baseline)
@@ -209,6 +211,7 @@ def learning_rates(
     field: which number of the evaluation is shown where no metric is named.
     """
     metric = metric or default_metric(runs, field)
+    refuse_unlike_judgments(runs, metric)
 
     def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
         shown = methods_in_order([run for run in own if run["method"] in methods], methods)

@@ -65,6 +65,7 @@ def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Any
     # SFT runs of one value are what the others start from; of several, they are tuned themselves.
     tuned_too = len({flatten(run["settings"])[key] for run in runs if run["phase"] == "sft"}) > 1
     own = [run for run in runs if run["phase"] != "sft" or tuned_too]
+    refuse_unlike_judgments(own, metric)
     cells = group(own, lambda run: (run["method"], flatten(run["settings"])[key]))
     most = len(seeds_of(own))
     found: dict[str, list[tuple[float, Any]]] = {}

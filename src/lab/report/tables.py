@@ -23,6 +23,7 @@ from lab.report.cells import (
     ratio_of,
     read_metric,
     refuse_mixtures,
+    refuse_unlike_judgments,
     seeds_of,
     select_ratio,
 )
@@ -46,6 +47,7 @@ def table1(runs: Sequence[RunView], *, baseline: str = "dpo", metric: str | None
     """
     refuse_mixtures(runs)
     paper, metric = load_paper(), metric or default_metric(runs)
+    refuse_unlike_judgments(runs, metric)
     grid = group([run for run in runs if ratio_of(run)], lambda run: (run["model"], ratio_of(run)))
     beside = group([run for run in runs if run["method"] == baseline], lambda run: run["model"])
     seeds, rows = seeds_of(runs), []

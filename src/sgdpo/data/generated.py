@@ -7,6 +7,7 @@ from typing import Any
 
 from sgdpo import overlap
 from sgdpo.data.rows import Rows
+from sgdpo.source import module_texts
 from sgdpo.store import hash_json
 from sgdpo.world import checker, corruptions, long, tasks, verifiable
 from sgdpo.world.verifiable import make_demonstrations, make_pairs, world_of
@@ -25,10 +26,7 @@ def read(phase: str, split: str, *, world: dict[str, Any]) -> Rows | None:
         raise ValueError("the generated world is empty; raise data.world.pairs or data.world.demonstrations")
 
     def key(memory: Path | None = None) -> str:
-        # The generator's own source is part of the key: a changed generator never meets an old cache.
-        modules = (tasks, checker, corruptions, long, overlap, verifiable)
-        words = [Path(module.__file__ or "").read_text() for module in modules]
-        return hash_json([asdict(settings), phase, split, *words])
+        return hash_json([asdict(settings), phase, split, *sources()])
 
     return Rows(
         name=f"the generated {split} set",
@@ -36,3 +34,8 @@ def read(phase: str, split: str, *, world: dict[str, Any]) -> Rows | None:
         count=lambda: count,
         key=key,
     )
+
+
+def sources() -> list[str]:
+    """Return the text of what makes and scores the world: a changed one meets no old cache, and no old result."""
+    return module_texts(tasks, checker, corruptions, long, overlap, verifiable)

@@ -9,6 +9,7 @@ from sgdpo.constraints.instructions import draw_instructions
 from sgdpo.constraints.kinds import load_kinds
 from sgdpo.data.files import read as read_files
 from sgdpo.data.rows import Rows
+from sgdpo.source import module_texts
 from sgdpo.store import hash_json
 from sgdpo.values import Range
 
@@ -67,5 +68,4 @@ def read(
 
 def sources() -> list[Any]:
     """Return the text of what draws and scores instructions, the kinds' own apart: a changed one meets no old cache."""
-    files = [Path(module.__file__ or "") for module in (instructions, checker, text)]
-    return [file.read_text("utf-8") for file in (*files, instructions.TOPICS)]
+    return [*module_texts(instructions, checker, text), instructions.TOPICS.read_text("utf-8")]
