@@ -377,4 +377,4 @@ def test_a_metric_that_no_run_has_is_an_error_and_one_that_some_lack_is_a_dash(t
         build("ratio_grid", tmp_path, None, "metric=eval/rewards/typo")
     write_run(tmp_path, "table1", "sgdpo", "tiny_qwen2", ratio=(0.6, 0.9), evaluated=False)
     _, said = build("table1", tmp_path)
-    assert "no finished run has verifiable-checker:win_rate" in said
+    assert "no ratio has verifiable-checker:win_rate on every seed" in said

@@ -190,6 +190,22 @@ def test_the_best_ratio_is_selected_with_its_runner_up(tmp_path):
     assert select_ratio(cells, "eval/no_such_metric") is None
 
 
+def test_a_lucky_seed_selects_nothing_and_what_was_left_out_is_named(tmp_path):
+    """The best cell loses a seed to a crash: what is left of it is no mean over the grid's seeds."""
+    grid_runs(tmp_path)
+    best = next(tmp_path.glob("table1/*r0.6-0.8*s43")) / "record.json"
+    best.write_text(json.dumps({**json.loads(best.read_text()), "status": "failed", "error": "loss is NaN"}))
+    runs, metric = read_runs(tmp_path, "table1"), "verifiable-checker:win_rate"
+    table = table1(runs, metric=metric)
+    assert entry(table, "tiny Llama", column="Selected r1, r2").text == "0.6, 0.6"
+    assert (
+        f"Not ranked, without {metric} on every seed: tiny Llama 0.6, 0.8 (1 of 2 seeds)." in table.markdown()
+    )
+    (picture,) = ratio_grid(runs, metric=metric)
+    assert "left out, not on every seed: 0.6, 0.8 (1 of 2 seeds)" in picture.figure.get_supxlabel()
+    assert "56.0" not in " ".join(text.get_text() for text in picture.figure.axes[0].texts)
+
+
 def test_the_overhead_is_paired_by_step(tmp_path):
     """DPO logs 100 pairs a second and SGDPO 99, at every step: 100 / 99 - 1 = 1.0101 per cent, exactly."""
     write_run(tmp_path, "table4", "dpo")

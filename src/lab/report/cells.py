@@ -237,12 +237,24 @@ class Selection:
     paired_over: str | None = None
 
 
+def comparable(cells: Mapping[Any, Repeats], metric: str) -> tuple[dict[Any, Estimate], dict[Any, str]]:
+    """Give the estimates of the cells that have the metric on all seeds of the grid, and how many the others have.
+
+    A cell that failed on a seed is worse than one that did not: the seeds that are left may be its lucky ones.
+    """
+    seeds = len(seeds_of(run for repeats in cells.values() for run in repeats.runs))
+    found = {key: repeats.estimate(read_metric(metric)) for key, repeats in cells.items()}
+    whole = {key: estimate for key, estimate in found.items() if estimate and estimate.seeds == seeds}
+    lacking = {key: estimate.seeds if estimate else 0 for key, estimate in found.items() if key not in whole}
+    return whole, {key: f"{count} of {seeds} seeds" for key, count in lacking.items()}
+
+
 def select_ratio(cells: Mapping[Ratio, Repeats], metric: str) -> Selection | None:
     """Select as the paper's table 1 does: the grid's best by mean over seeds, None if no cell has the metric."""
-    found = {ratio: repeats.estimate(read_metric(metric)) for ratio, repeats in cells.items()}
+    found, _ = comparable(cells, metric)
     sign = -1.0 if lower_is_better(metric) else 1.0
     # Equal values: the smaller ratios, so that the choice does not depend on the order of the files.
-    ranked = [ratio for _, ratio in sorted((-sign * est.value, ratio) for ratio, est in found.items() if est)]
+    ranked = [ratio for _, ratio in sorted((-sign * est.value, ratio) for ratio, est in found.items())]
     if len(ranked) < 2:
         return Selection(ranked[0], found[ranked[0]]) if ranked else None
     best, second = ranked[:2]

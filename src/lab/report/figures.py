@@ -5,6 +5,7 @@ Each is a function of the runs alone that draws one picture a model; a curve tha
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lab.report.cells import (
     Ratio,
     Repeats,
     by_model,
+    comparable,
     default_metric,
     group,
     last_metric,
@@ -26,7 +28,7 @@ from lab.report.cells import (
     refuse_unlike_judgments,
 )
 from lab.report.claim import check_claim, claim_table
-from lab.report.entries import figure_facts
+from lab.report.entries import figure_facts, ratio_text
 from lab.report.names import load_paper, method_colour, method_title, methods_in_order, metric_title
 from lab.report.panels import Band, band, line_chart, reward_panels, say
 from sgdpo.drawing.style import CHOSEN, COLOURS, REJECTED, Picture, captioned, styled
@@ -122,14 +124,15 @@ def ratio_grid(runs: Sequence[RunView], *, metric: str | None = None, baseline: 
 
     def draw(own: list[RunView], model: str) -> tuple[str, Figure] | None:
         grid, beside = _grid(own, baseline)
-        found = {ratio: repeats.estimate(read_metric(metric)) for ratio, repeats in grid.items()}
-        cells = {ratio: estimate for ratio, estimate in found.items() if estimate}
+        cells, lacking = comparable(grid, metric)
         base = beside.estimate(read_metric(metric)) if beside else None
         title = f"{metric_title(metric)}, {model}"
         facts = figure_facts(own, "mean ± standard error over")
+        left_out = "; ".join(f"{ratio_text(ratio)} ({count})" for ratio, count in sorted(lacking.items()))
+        facts += fill(f"left out, not on every seed: {left_out}", 90, initial_indent="\n") if left_out else ""
         return (title, heat_map(cells, base, method_title(baseline, own), title, facts)) if cells else None
 
-    return _each_model("ratio_grid", runs, draw, f"no finished run with ratios has the metric {metric!r}")
+    return _each_model("ratio_grid", runs, draw, f"no ratio has on every seed the metric {metric!r}")
 
 
 def heat_map(

@@ -24,6 +24,7 @@ from lab.benchmarks.statistics import (
 )
 from lab.report.cells import (
     Repeats,
+    comparable,
     evaluation_keys,
     group,
     last_metric,
@@ -67,13 +68,9 @@ def best_values(runs: Sequence[RunView], key: str, metric: str) -> dict[str, Any
     own = [run for run in runs if run["phase"] != "sft" or tuned_too]
     refuse_unlike_judgments(own, metric)
     cells = group(own, lambda run: (run["method"], flatten(run["settings"])[key]))
-    most = len(seeds_of(own))
     found: dict[str, list[tuple[float, Any]]] = {}
-    for (method, value), repeats in cells.items():
-        estimate = repeats.estimate(read_metric(metric))
-        # A value that failed on a seed is worse than one that did not: it is no candidate beside others.
-        if estimate and estimate.seeds == most:
-            found.setdefault(method, []).append((-sign * estimate.value, value))
+    for (method, value), estimate in comparable(cells, metric)[0].items():
+        found.setdefault(method, []).append((-sign * estimate.value, value))
     return {method: min(values)[1] for method, values in sorted(found.items())}
 
 

@@ -16,6 +16,7 @@ from lab.report.cells import (
     Repeats,
     Selection,
     choose_evaluation,
+    comparable,
     compare_preferences,
     default_metric,
     group,
@@ -50,11 +51,13 @@ def table1(runs: Sequence[RunView], *, baseline: str = "dpo", metric: str | None
     refuse_unlike_judgments(runs, metric)
     grid = group([run for run in runs if ratio_of(run)], lambda run: (run["model"], ratio_of(run)))
     beside = group([run for run in runs if run["method"] == baseline], lambda run: run["model"])
-    seeds, rows = seeds_of(runs), []
+    seeds, rows, left_out = seeds_of(runs), [], []
     for model in sorted({model for model, _ in grid}):
         cells = {ratio: repeats for (name, ratio), repeats in grid.items() if name == model}
         known = paper.table1.get(paper.beside(model) or "")
         selected = _selected(select_ratio(cells, metric), metric)
+        lacking = comparable(cells, metric)[1].items()
+        left_out += [f"{paper.title(model)} {ratio_text(ratio)} ({count})" for ratio, count in lacking]
         base = number_entry(beside.get(model), read_metric(metric), 3, seeds, metric)
         authors = ratio_text(known) if known else Entry(note="the authors' values were lost")
         rows.append([paper.title(model), *selected, base, authors])
@@ -66,16 +69,22 @@ def table1(runs: Sequence[RunView], *, baseline: str = "dpo", metric: str | None
         f"The authors' default is {ratio_text(paper.default_ratio)}; their value for Llama-3.1 base 8B is "
         f"{ratio_text(paper.table1['llama31_8b'])}.",
     ]
+    notes += [f"Not ranked, without {metric} on every seed: {'; '.join(left_out)}."] if left_out else []
     return Table("table1", "Table 1: ratios selected by grid search", header, rows, 1, [*facts(runs), *notes])
 
 
 def _selected(selection: Selection | None, metric: str) -> list[Entry | str]:
     if selection is None:
-        return [Entry(note=f"no finished run has {metric}", status="missing"), *[Entry()] * 4]
+        return [Entry(note=f"no ratio has {metric} on every seed", status="missing"), *[Entry()] * 4]
     best, second = selection.best_estimate, selection.second_estimate
     entries = [ratio_text(selection.best), number(best.value, 3, best.error, seeds=best.seeds)]
     if second is None:
-        return [*entries, Entry(note="only one cell has finished", status="missing"), Entry(), Entry()]
+        return [
+            *entries,
+            Entry(note="no other ratio has it on every seed", status="missing"),
+            Entry(),
+            Entry(),
+        ]
     if selection.difference is None:
         note = "the two share no seed"
     elif selection.paired_over is None:
