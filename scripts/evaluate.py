@@ -1,7 +1,7 @@
 """Evaluate runs on a benchmark with a judge; results go into each run's record.
 
 python scripts/evaluate.py RUN... benchmark=verifiable
-python scripts/evaluate.py RUN... benchmark=alpaca_eval judge=openai judge.budget_dollars=10
+python scripts/evaluate.py RUN... benchmark=alpaca_eval judge=openai judge.budget_tokens=100000
 python scripts/evaluate.py RUN... benchmark=mt_bench judge=local
 python scripts/evaluate.py RUN... n_jobs=2                   # so many runs at a time
 """

@@ -1,6 +1,6 @@
 """Judge the same answers twice or more and measure the difference (the paper's figure 1).
 
-python scripts/judge_variance.py RUN... judge=openai judge.budget_dollars=10
+python scripts/judge_variance.py RUN... judge=openai judge.budget_tokens=100000
 python scripts/judge_variance.py RUN... --benchmarks mt_bench --repeats 3 judge=local
 python scripts/judge_variance.py --files alpaca_eval first/annotations.json second/annotations.json
 """

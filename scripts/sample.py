@@ -1,7 +1,7 @@
 """Make preference pairs of a model's own answers: K answers a prompt, scored, the best against the worst.
 
 python scripts/sample.py policy=smollm2_135m data=constraints
-python scripts/sample.py policy=RUN data=local data.train=prompts.jsonl scorer=judge judge=openai judge.budget_dollars=5
+python scripts/sample.py policy=RUN data=local data.train=prompts.jsonl scorer=judge judge=openai
 python scripts/sample.py generator=openai generator.base_url=... generator.model=... scorer=reward_model scorer.path=...
 """
 

@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 import recipes
-from lab.evaluation.settings import compose_evaluation, runs_first
-from lab.report.exhibit import BLOCK, exhibit_names
+from lab.evaluation.settings import compose_evaluation, evaluation_errors, runs_first
+from lab.report.exhibit import BLOCK, exhibit_names, find_exhibit
 from lab.sampling.rounds import Chain
-from lab.sampling.settings import compose_sample
+from lab.sampling.settings import compose_sample, sample_errors
 from sgdpo.config.compose import CONF, register_schema, to_run_config
+from sgdpo.runs.validate import value_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -64,7 +65,7 @@ def test_every_training_command_composes(command: str) -> None:
         config = compose("config", singles, return_hydra_config=True)
     with open_dict(config):
         del config["hydra"]  # resolves only inside Hydra's application
-    assert to_run_config(config).method["name"]
+    assert list(value_errors(to_run_config(config))) == []
     assert all(OmegaConf.select(config, key) is not None for key in searched)
 
 
@@ -92,22 +93,49 @@ def test_make_help_names_every_target_in_one_line() -> None:
     assert sorted(listed) == sorted(set(TARGETS))
 
 
-COMPOSED = {
-    "evaluate": lambda words: compose_evaluation(runs_first(words)),
-    "judge_variance": lambda words: compose_evaluation(runs_first(words)),
-    "sample": compose_sample,
-    "rounds": Chain.of,
+def errors_of_evaluation(words: list[str]) -> list[str]:
+    return evaluation_errors(compose_evaluation(runs_first(words)), runs=False)
+
+
+def errors_of_variance(words: list[str]) -> list[str]:
+    return [
+        e for name in ("mt_bench", "alpaca_eval") for e in errors_of_evaluation([f"benchmark={name}", *words])
+    ]
+
+
+def errors_of_exhibit(words: list[str]) -> list[str]:
+    find_exhibit(words[0], words[1:])  # raises what is wrong
+    return []
+
+
+def errors_of_rounds(words: list[str]) -> list[str]:
+    chain = Chain.of(words)
+    errors = [*value_errors(chain.run), *sample_errors(chain.sampling, policy=False)]
+    return errors + evaluation_errors(chain.evaluation, runs=False)
+
+
+# What each command looks at before it begins, but for runs and weights, which no README brings.
+CHECKED = {
+    "evaluate": errors_of_evaluation,
+    "judge_variance": errors_of_variance,
+    "sample": lambda words: sample_errors(compose_sample(words), policy=False),
+    "rounds": errors_of_rounds,
+    "exhibit": errors_of_exhibit,
 }
 
 
 @pytest.mark.parametrize("command", starting("python scripts/"))
 def test_every_script_of_the_readme_takes_its_words(command: str, tmp_path: Path, monkeypatch) -> None:
-    """Those that compose do; of the others, the script knows every option."""
+    """Those that compose do and have nothing wrong with them; of the others, the script knows every option."""
     _, script, *words = shlex.split(command)
     text = (ROOT / script).read_text()
-    if compose_words := COMPOSED.get(Path(script).stem):
+    if errors_of := CHECKED.get(Path(script).stem):
         monkeypatch.chdir(tmp_path)
-        compose_words(words)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test-123456")
+        for name in re.findall(r"\w+\.jsonl", command):
+            Path(name).write_text('{"prompt": "Say it."}\n')
+        optional = "needs the package"  # an extra that the README tells to install
+        assert [error for error in errors_of(words) if optional not in error] == []
     else:
         assert all(f'"{word}"' in text for word in words if word.startswith("--"))
 
