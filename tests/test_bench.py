@@ -11,13 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import ON_A_GPU, parse
-from lab.bench import cli, rounds
+from lab.bench import added, cli, peers, rounds
 from lab.bench.peers import write_random
 from lab.bench.rounds import Measurement, Variant, around, fixed_lengths, load, save, ultrafeedback_like
 from lab.bench.steps import Stepper, build_model, measure, random_model, useful_flops
+from lab.report.exhibit import publish
 from packed_rows import tiny_model
 from sgdpo.drawing.table import Table
-from sgdpo.places import CONF
+from sgdpo.places import CONF, ROOT
 from toy_pairs import PREFERENCE
 
 
@@ -197,11 +198,33 @@ def test_a_profile_is_kept(folder, tmp_path, capsys) -> None:
         parse(["--model", folder, "--profile", "--steps", "1", "--max-length", "60", "--out", str(tmp_path)])
     )
     said = " ".join(capsys.readouterr().out.split())  # a title as long as this breaks where its table ends
-    for precision in ("float32", "bf16"):
-        table = Table.read(tmp_path / f"bench_profile-{precision}.json")
+    for stem in ("bench_profile", "bench_profile-bf16"):
+        table = Table.read(tmp_path / f"{stem}.json")
         assert "matrix products" in [row[0].text for row in table.rows]
         assert table.title in said
-        assert (tmp_path / f"bench_profile-{precision}-operators.md").is_file()
+        assert (tmp_path / f"{stem}-operators.md").is_file()
+
+
+def test_every_table_says_its_commit_and_what_the_readme_links_to_is_published(
+    folder, tmp_path, monkeypatch
+) -> None:
+    """What is measured is made up; what is written is not."""
+    theirs = {"seconds": [1.0], "memory_mb": 1.0, "versions": {"trl": "1"}}
+    part = Table("", "One step", ["part", "share"], [["a", "1"]])
+    for module, name, made in (
+        (rounds, "run_rounds", lambda variants, *_: [[measured(variant, 1.0, 100)] for variant in variants]),
+        (added, "_names", {"pilot": ["uniform"], "method": ["dpo"]}.get),
+        (added, "_best", lambda work, repeats: 1.0),
+        (cli, "profile_step", lambda variant, examples: [part]),
+        (peers, "peer_python", lambda folder: folder),
+        (peers, "compare", lambda python, variants, *_: [[(measured(v, 1.0, 1), theirs)] for v in variants]),
+    ):
+        monkeypatch.setattr(module, name, made)
+    for way in ((), ("--profile",), ("--peers",)):
+        cli.measure(parse(["--model", folder, "--max-length", "60", "--out", str(tmp_path / "bench"), *way]))
+    names = {path.name for path in publish(tmp_path)}
+    linked = re.findall(r"published/(bench\w*\.md)", (ROOT / "README.md").read_text())
+    assert {"pilots.md", "methods.md", "bench_peers.md", "bench_profile.md", *linked} <= names
 
 
 def test_on_a_gpu_what_is_not_given_is_chosen():

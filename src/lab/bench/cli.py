@@ -20,11 +20,14 @@ from lab.bench import rounds
 from lab.bench.added import added_tables
 from lab.bench.rounds import Variant, around, fixed_lengths, ultrafeedback_like
 from lab.bench.steps import lengths_of, profile_step
+from lab.report.entries import commit_text
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.data.example import Example
 from sgdpo.data.prepare import prepare
 from sgdpo.drawing.style import COLOURS, QUIET, label_end, save, styled
+from sgdpo.drawing.table import Table
 from sgdpo.models.load import load_tokenizer
+from sgdpo.runs.provenance import git_state
 from sgdpo.store import write_json
 
 # Randomly initialised Llamas for a machine with a GPU; sizes of the 1B and 3B releases.
@@ -76,25 +79,28 @@ def measure_ours(options: argparse.Namespace) -> None:
         *rounds.overhead(found[:: len(found) // len(options.precisions)]),
         facts(options.target, options, examples),
     ]
-    table = rounds.table(found, below)
-    print(f"\n{table.console()}")
-    table.write(options.out)
+    keep(rounds.table(found, below), options)
     if options.device == "cpu":
         vocabulary, width = sizes_of(base.model)
         step = statistics.median(found[0][0].seconds)
         for added in added_tables(examples[: base.batch], vocabulary, width, step):
-            print(f"\n{added.console()}")
-            added.write(options.out)
+            keep(added, options)
     numbers = [asdict(measurement) for measurements in found for measurement in measurements]
     write_json(options.out / "measurements.json", numbers)
 
 
 def write_profile(base: Variant, options: argparse.Namespace, examples: list[Example]) -> None:
-    for precision in options.precisions:
+    for index, precision in enumerate(options.precisions):
+        stem = f"bench_profile-{precision}" if index else "bench_profile"  # the first is what pages link to
         for table in profile_step(replace(base, precision=precision), examples):
-            table = replace(table, facts=[facts(options.target, options)], origin={"exhibit": "bench"})
-            print(table.console())
-            table.write(options.out)
+            keep(replace(table, name=stem + table.name, facts=[facts(options.target, options)]), options)
+
+
+def keep(table: Table, options: argparse.Namespace) -> None:
+    """Print a table and write it, with what `make publish` asks of it: its exhibit and its commit."""
+    whole = replace(table, origin={"exhibit": "bench", "commits": [commit_text(git_state())]})
+    print(f"\n{whole.console()}")
+    whole.write(options.out)
 
 
 def base_variant(options: argparse.Namespace) -> Variant:

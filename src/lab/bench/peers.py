@@ -90,7 +90,7 @@ def table(variants: Sequence[Variant], found: Sequence[Sequence[Both]], facts: s
     header = ["precision", "our path", "TRL's reference", "ours, pairs/s", "TRL, pairs/s", faster]
     header += ["ours, MB", "TRL, MB", "share of TRL's memory"]
     below = [f"Measured against {versions}.", facts]
-    return Table("bench_peers", "", header, rows, 3, below, {"exhibit": "bench"})
+    return Table("bench_peers", "", header, rows, 3, below)
 
 
 def measure_peers(options: argparse.Namespace) -> None:
@@ -109,6 +109,4 @@ def measure_peers(options: argparse.Namespace) -> None:
     pairs, examples = options.out / "pairs.npz", cli.pairs_of(base, options)
     rounds.save(pairs, examples)
     compared = compare(python, variants, pairs, options.rounds)
-    shown = table(variants, compared, cli.facts(options.target, options, examples))
-    print(f"\n{shown.console()}")
-    shown.write(options.out)
+    cli.keep(table(variants, compared, cli.facts(options.target, options, examples)), options)

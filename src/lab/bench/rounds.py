@@ -230,7 +230,7 @@ def table(found: Sequence[Sequence[Measurement]], facts: Sequence[str] = ()) -> 
     against = spread_title("speed against the first", len(found[0]))
     header = ["variant", "pairs/s", "completion tokens/s", "utilisation", "peak memory, MB", against,
               "memory against the first"]  # fmt: skip
-    return Table("bench", "", header, rows, 1, facts, {"exhibit": "bench"})
+    return Table("bench", "", header, rows, 1, facts)
 
 
 def overhead(found: Sequence[Sequence[Measurement]]) -> list[str]:

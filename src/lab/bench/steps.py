@@ -265,15 +265,15 @@ def profile_step(variant: Variant, examples: Sequence[Example], top: int = 15) -
         matching = (group for group, parts in GROUPS if any(part in name for part in parts))
         group = next(matching, "elementwise and the rest")
         grouped[group] = grouped.get(group, 0.0) + time_us
-    stem, title = f"bench_profile-{variant.precision}", f"One step, {variant.name}, {total / 1e3:,.0f} ms"
+    title = f"One step, {variant.name}, {total / 1e3:,.0f} ms"
 
     def shares(values: dict[str, float], count: int) -> list[list[str]]:
         largest = sorted(values.items(), key=lambda item: -item[1])[:count]
         return [[name, f"{100 * value / total:.1f} %"] for name, value in largest]
 
     return [
-        Table(stem, title, ["part", "share of the time"], shares(grouped, len(grouped))),
-        Table(f"{stem}-operators", "Its largest operators", ["operator", "share"], shares(times, top)),
+        Table("", title, ["part", "share of the time"], shares(grouped, len(grouped))),
+        Table("-operators", "Its largest operators", ["operator", "share"], shares(times, top)),
     ]
 
 
