@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from lab.report.exhibit import standing
+from lab.report.names import headline
 from lab.report.page import POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
 from lab.report.tables import table3
 from report_fixtures import grid_runs, table3_runs, write_run
+from sgdpo.places import CONF
 from sgdpo.runs.records import read_runs, view_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -219,3 +221,15 @@ def test_a_screenshot_is_drawn_in_light_and_dark(outputs, scheme, size, dark):
     pixels = np.asarray(Image.open(picture).convert("L"), dtype=float)
     assert (np.median(pixels) < 60) == dark
     assert np.ptp(pixels) > 150, "there is text on the page"
+
+
+def test_the_column_of_wins_shows_no_number_of_another_scale(tmp_path):
+    """Scores of 0 to 10 and shares of constraints stand in the list of evaluations, under their names."""
+    for seed, benchmark in enumerate(sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))):
+        folder = write_run(tmp_path, "judged", "dpo", seed=seed)
+        record = json.loads((folder / "record.json").read_text())
+        for wins, shown in (({}, None), ({"win_rate": 55.0, "lc_win_rate": 54.0}, 55.0)):
+            first = {headline(benchmark): 6.6} if "win" not in headline(benchmark) else {}
+            record["eval"] = {f"{benchmark}-judge": {**first, **wins}}
+            (folder / "record.json").write_text(json.dumps(record))
+            assert describe(view_run(folder), [0])["win"] == shown, benchmark

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from lab.report.cells import last_metric, learning_rate, ratio_of
 from lab.report.entries import commit_text
 from lab.report.exhibit import find_exhibit, standing
-from lab.report.names import headline, method_title
+from lab.report.names import method_title
 from sgdpo.drawing.curves import series
 from sgdpo.drawing.table import Table
 from sgdpo.runs.provenance import git_state
@@ -35,6 +35,7 @@ ASSETS = Path(__file__).parent / "page_assets"
 POINTS = 120  # points of a curve: what a chart of the page can show
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 INCENTIVES = ("incentive/log_ratio", "displaced", "log_ratio/chosen", "log_ratio/rejected", "entropy/chosen")
+WINS = ("win_rate", "lc_win_rate")  # what the column of wins shows: no headline of another scale
 CURVES = (*REWARDS, "loss", "pilot/log_balance", *INCENTIVES)
 PAIRS, SAMPLES, STAGES = 3, 4, 4  # of each run; stages of an answer
 TEXT_BUDGET = 6_000_000  # characters of pairs and samples on the page; beyond it, links alone
@@ -131,7 +132,7 @@ def _numbers(run: RunView) -> dict[str, Any]:
     fields = {(key, name) for key, result in evaluations.items() for name, v in result.items() if _number(v)}
     names += [f"{key}:{name}" for key, name in sorted(fields)]
     grid = {name: value for name in names if (value := last_metric(run, name)) is not None}
-    wins = [grid.get(f"{key}:{headline(key)}") for key in evaluations]
+    wins = [grid.get(f"{key}:{field}") for field in WINS for key in evaluations]
     return {
         # Held-out pairs: the last training batch's rewards move by more than methods differ.
         "final": {key: grid.get(f"eval/{key}") for key in REWARDS},

@@ -45,7 +45,7 @@ const COLUMNS = [
   ["chosen", (r) => r.final["rewards/chosen"], "", "held-out pairs, nats"],
   ["rejected", (r) => r.final["rewards/rejected"], "", "held-out pairs, nats"],
   ["accuracy", (r) => r.final["rewards/accuracies"], "wide", "held-out pairs"],
-  ["win %", (r) => r.win, "", "the headline of the first evaluation"],
+  ["win %", (r) => r.win, "", "the win rate of the first evaluation that has one"],
   ["seconds", (r) => r.seconds, "wide"],
   ["started", (r) => r.started, "left wide"],
 ];
