@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import yaml
 
+from lab.report.names import metric_title
 from lab.sweeps.results import (
     draw_experiment,
     experiment_results,
@@ -13,6 +15,7 @@ from lab.sweeps.results import (
     write_best,
 )
 from report_fixtures import write_run
+from sgdpo.places import CONF
 
 MARGINS = "eval/rewards/margins"
 
@@ -91,6 +94,26 @@ class TestSelection:
             (folder / "record.json").write_text(json.dumps(record))
         (finding,) = find_best(tmp_path, "grid", "eval/loss")
         assert [ratio_of(row)[0] for row in finding["ranking"]] == [0.7, 0.6]
+
+    @pytest.mark.parametrize("field", ["looping", "empty", "repetition", "constraint_rate"])
+    @pytest.mark.parametrize("benchmark", ["constraints", "constraints_tuning"])
+    def test_a_judged_number_is_better_the_way_its_benchmark_says(self, tmp_path, benchmark, field):
+        for ratio, value in (((0.6, 0.9), 1.0), ((0.7, 0.9), 9.0)):
+            folder = write_run(tmp_path, "grid", "sgdpo", ratio=ratio)
+            record = json.loads((folder / "record.json").read_text())
+            record["eval"] = {f"{benchmark}-checker": {field: value}}
+            (folder / "record.json").write_text(json.dumps(record))
+        metric = f"{benchmark}-checker:{field}"
+        (finding,) = find_best(tmp_path, "grid", metric)
+        assert ratio_of(finding["best"]) == ((0.7, 0.9) if field == "constraint_rate" else (0.6, 0.9))
+        assert metric_title(metric) != metric, "a YAML that builds on another has its names too"
+
+    def test_what_a_benchmark_says_of_its_numbers_is_of_numbers_that_it_has(self):
+        for path in (CONF / "benchmark").glob("*.yaml"):
+            said = yaml.safe_load(path.read_text())
+            ways = said.get("better", {})
+            assert ways.keys() <= said.get("metrics", {}).keys(), path.name
+            assert set(ways.values()) <= {"higher", "lower"}, path.name
 
     def test_each_model_is_selected_for_on_its_own(self, tmp_path):
         for model in ("tiny_llama", "tiny_qwen2"):

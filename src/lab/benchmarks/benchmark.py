@@ -28,7 +28,7 @@ from sgdpo.values import Range
 BENCHMARK = Kind(
     "benchmark",
     key="class",
-    reserved=("headline", "metrics", "about"),
+    reserved=("headline", "metrics", "better", "about"),
     given=("subject",),
     parts=("prompts", "questions", "read", "summarise", "write"),
 )

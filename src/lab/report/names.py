@@ -106,12 +106,20 @@ def _metric(metric: str) -> Mapping[str, Any]:
     evaluation, _, field = metric.partition(":")
     if not field:
         return _read("metrics").get(metric, _read("metrics").get(f"eval/{metric.partition('/')[2]}", {}))
-    title = (_benchmark(evaluation).get("metrics") or {}).get(field)
-    return {"title": title} if title else {}
+    maps = {"title": "metrics", "better": "better"}
+    said = {key: (_benchmark(evaluation).get(name) or {}).get(field) for key, name in maps.items()}
+    return {key: value for key, value in said.items() if value}
 
 
 def _benchmark(evaluation: str) -> Mapping[str, Any]:
     """Read the YAML of the benchmark whose name is the longest beginning of the evaluation's."""
     parts = evaluation.split("-")
     names = ("-".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((found for name in names if (found := _read(f"benchmark/{name}"))), {})
+    return next((found for name in names if (found := _whole(name))), {})
+
+
+def _whole(name: str) -> dict[str, Any]:
+    """Read a benchmark's YAML over those that it builds on."""
+    own = _read(f"benchmark/{name}")
+    before = [_whole(base) for base in own.get("defaults", []) if base != "_self_"]
+    return {key: value for part in (*before, own) for key, value in part.items()}

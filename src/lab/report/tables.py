@@ -29,7 +29,7 @@ from lab.report.cells import (
     select_ratio,
 )
 from lab.report.entries import error_fact, facts, number_entry, paper_entry, ratio_text
-from lab.report.names import about, load_paper, method_title, methods_in_order
+from lab.report.names import about, load_paper, lower_is_better, method_title, methods_in_order
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.drawing.table import DASH, Entry, Table, number
@@ -64,8 +64,8 @@ def table1(runs: Sequence[RunView], *, baseline: str = "dpo", metric: str | None
     header = ["Model", "Selected r1, r2", metric, "Runner-up", "its value", "difference"]
     header += [method_title(baseline, runs), "authors' r1, r2"]
     notes = [
-        f"Selected among {len({ratio for _, ratio in grid})} ratios (chosen r1, rejected r2) by the highest "
-        f"{metric}, mean over seeds. {error_fact(runs)}",
+        f"Selected among {len({ratio for _, ratio in grid})} ratios (chosen r1, rejected r2) by the "
+        f"{'lowest' if lower_is_better(metric) else 'highest'} {metric}, mean over seeds. {error_fact(runs)}",
         f"The authors' default is {ratio_text(paper.default_ratio)}; their value for Llama-3.1 base 8B is "
         f"{ratio_text(paper.table1['llama31_8b'])}.",
     ]
