@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab.evaluation.variance import keep, spread
 from lab.report.cells import Repeats, group
 from lab.report.claim import check_claim, claim_table
 from lab.report.figures import balance, figure1, figure2, figure3, learning_rates, ratio_grid, six_ratios
@@ -107,26 +108,16 @@ def test_balance_and_learning_rate_are_drawn_with_their_references(tmp_path):
 
 def test_figure1_tells_the_two_benchmarks_apart(tmp_path):
     data = tmp_path / "judge_variance.json"
-    found = {
-        "mt_bench-judge": {"differences": [0, 0, 0, 1, -1], "correlation": 0.9, "flips": None},
-        "alpaca_eval-judge": {
-            "differences": [0.5, -0.5, 0.1, 0.0],
-            "correlation": 0.5,
-            "flips": 0.25,
-            "judge": "gpt",
-            "temperature": 0.7,
-        },
-    }
-    data.write_text(json.dumps(found))
+    keep(data, "mt_bench-judge", spread([[1, 5, 9, 4, 6], [1, 5, 9, 5, 5]], None), scale=9.0, judge="judge")
+    keep(data, "alpaca_eval-judge", spread([[0.4, 0.9, 0.2, 0.0], [0.9, 0.4, 0.3, 0.0]], 0.5), judge="gpt")
     scales = {"mt_bench": 9.0, "alpaca_eval": 1.0, "other": 1.0}
     _, svg = written(figure1([], data=str(data), benchmarks=scales), tmp_path)
-    assert "correlation 0.90" in words(svg)
-    assert "flipped 25 %" in words(svg)
+    assert "correlation 0.97" in words(svg)
+    assert "flipped 50 %" in words(svg)
     assert "not judged twice yet" in words(svg), "a benchmark that the figure needs and has not"
-    assert "judge gpt, temperature 0.7" in words(svg)
+    assert "judge gpt, 4 pairs of judgments" in words(svg)
     assert "this judge cannot vary" not in words(svg)
-    found["mt_bench-judge"]["differences"] = [0.0, 0.0]
-    data.write_text(json.dumps(found))
+    keep(data, "mt_bench-judge", spread([[1, 5], [1, 5]], None), scale=9.0)
     _, svg = written(figure1([], data=str(data), benchmarks=scales), tmp_path)
     assert "this judge cannot vary" in words(svg)
     with pytest.raises(ValueError, match=r"scripts/judge_variance\.py"):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
 from lab.evaluation.variance import measure_all, spread
+from lab.report.entries import commit_text
+from lab.report.figures import figure1
+from sgdpo.runs.records import view_run
 
 
 def test_the_spread_by_hand():
@@ -90,13 +94,18 @@ def test_the_same_answers_are_judged_twice_over_http_and_paid_for_once(words, tm
 
     output = tmp_path / "figure1" / "judge_variance.json"
     with chat_server(reply) as server:
-        command = [*words, f"judge.base_url={server.base_url}", "judge.model=j"]
+        command = [*words, f"judge.base_url={server.base_url}", "judge.model=j", "judge.temperature=0.7"]
         measure_all(command, ["alpaca_eval"], 2, [], output)
         measure_all(command, ["alpaca_eval"], 2, [], output)
         assert len(server.requests) == 20
     found = json.loads(output.read_text())["alpaca_eval-j"]
     assert [abs(value) for value in found["differences"]] == pytest.approx([0.5] * 10)
     assert found["flips"] == 1.0
+    run, picture = view_run(Path(words[0])), figure1([], data=str(output), benchmarks={"alpaca_eval": 1.0})
+    commit = commit_text(run["git"])
+    whose = f"judge j, temperature 0.7, exp/dpo, seed {run['seed']}, commit {commit}"
+    assert picture.facts == [f"alpaca_eval-j: {whose}, 10 pairs of judgments"]
+    assert picture.origin == {"commits": [commit]}
 
 
 def test_the_checker_asked_twice_agrees_with_itself(words, tmp_path):

@@ -136,8 +136,8 @@ def measure(config: EvaluateConfig, repeats: int) -> tuple[str, Spread, dict[str
 
 def _origin(run: Path) -> dict[str, Any]:
     view = view_run(run)
-    commit = (view["git"] or {}).get("commit")
-    return {"run": run.name, "experiment": view.experiment, "seed": view["seed"], "commit": commit}
+    git = {key: (view["git"] or {}).get(key) for key in ("commit", "dirty")}
+    return {"run": run.name, "experiment": view.experiment, "seed": view["seed"], **git}
 
 
 def read_spread(benchmark: Benchmark, paths: Sequence[str]) -> Spread:

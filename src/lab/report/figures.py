@@ -28,7 +28,7 @@ from lab.report.cells import (
     refuse_unlike_judgments,
 )
 from lab.report.claim import check_claim, claim_table
-from lab.report.entries import figure_facts, ratio_text
+from lab.report.entries import commit_text, figure_facts, ratio_text
 from lab.report.names import load_paper, method_colour, method_title, methods_in_order, metric_title
 from lab.report.panels import Band, band, line_chart, reward_panels, say
 from sgdpo.drawing.style import CHOSEN, COLOURS, REJECTED, Picture, captioned, styled
@@ -68,7 +68,7 @@ def figure1(runs: Sequence[RunView], *, data: str, benchmarks: dict[str, float])
         title = "Figure 1: the judge asked twice about identical answers"
         facts = [f"{key}: {_judged(values)}" for key, values in judged.items()]
         captioned(figure, title, "\n".join(facts))
-    commits = sorted({values["commit"] for values in judged.values() if values.get("commit")})
+    commits = sorted({commit_text(run) for values in judged.values() for run in values.get("runs") or []})
     return Picture(figure, "figure1", title, facts, {"commits": commits} if commits else {})
 
 
@@ -85,10 +85,13 @@ def _spread(axes: Axes, values: Mapping[str, Any], scale: float) -> None:
 
 
 def _judged(values: Mapping[str, Any]) -> str:
-    about = ("judge", "temperature", "run", "seed", "commit")
-    named = [f"{key} {values[key]}" for key in about if values.get(key) is not None]
-    count = len(values.get("differences") or [])
-    return ", ".join([*named, f"{count} pairs of judgments"])
+    """Say who judged whose answers, as scripts/judge_variance.py wrote it down; a checker is named alone."""
+    how = values["judged_by"] if isinstance(values.get("judged_by"), dict) else {}
+    named = {"judge": values.get("judge"), "temperature": how.get("temperature")}
+    parts = [f"{key} {value}" for key, value in named.items() if value is not None]
+    for run in values.get("runs") or []:
+        parts.append(f"{run['experiment']}/{run['run']}, seed {run['seed']}, commit {commit_text(run)}")
+    return ", ".join([*parts, f"{len(values.get('differences') or [])} pairs of judgments"])
 
 
 def figure2(runs: Sequence[RunView], *, methods: tuple[str, ...] = ()) -> list[Picture]:
