@@ -7,8 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+
+from sgdpo.config.compose import method_of
+from sgdpo.config.schema import RunConfig
+from sgdpo.models.adapters import WithoutAdapter
+from sgdpo.models.load import load_tokenizer
+from sgdpo.runs import train
+from sgdpo.runs.attempt import SilentAttempt
+from tiny_training import tiny_config
 
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
 SMALL = (
@@ -92,3 +103,45 @@ def test_two_experiments_that_start_together_train_their_start_once(tmp_path: Pa
     assert sorted(r["shared"]["start"] for r in records if r["phase"] != "sft") in (
         ["trained", "waited"], ["found", "trained"],
     )  # fmt: skip
+
+
+def parts_of(config: RunConfig, folder: Path) -> SimpleNamespace:
+    """Return what a run is made of, as far as its reference goes."""
+    data = SimpleNamespace(train=SimpleNamespace(lengths=np.full((8, 3), 4)), test=None)
+    return SimpleNamespace(
+        config=config, method=method_of(config), start=None, world=1, tokenizer=load_tokenizer(config.model),
+        run=SimpleNamespace(folder=folder), prepared=data,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["adapter=lora"], "without the adapter"),
+        (["adapter=lora", "reference_weights=other"], "other"),
+        (["reference_weights=other"], "other"),
+        ([], "the start"),
+        (["adapter=lora", "method=simpo"], None),
+        (["method=simpo"], None),
+    ],
+    ids=str,
+)
+def test_a_live_reference_is_the_model_that_the_settings_name(
+    tmp_path, monkeypatch, overrides, expected
+) -> None:
+    """A model of these weights, the policy's own base, or none where the method asks for none."""
+
+    def taught(config, weights):
+        return torch.nn.ParameterDict({str(weights or "the start"): torch.zeros(1)})
+
+    monkeypatch.setattr(train, "taught", taught)
+    monkeypatch.setattr(train, "policy", lambda *_: "policy")
+    monkeypatch.setattr(train, "PairTrainer", lambda **given: given)
+    parts = parts_of(tiny_config("reference=live", *overrides), tmp_path)
+    schedule = train.Schedule(steps=1, rows=1)
+    reference = train.find_reference(parts, schedule)
+    live = train.build_trainer(parts, reference, schedule, SilentAttempt())["live_reference"]
+    if expected is None or expected == "without the adapter":
+        assert (type(live) is WithoutAdapter) == (live is not None) == (expected is not None)
+    else:
+        assert list(live) == [expected]

@@ -326,8 +326,8 @@ def build_trainer(
     answered = test is not None and trainer.samples > 0
     arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
     model, live = policy(config, parts.start, parts.method.head_features), reference.live
-    if config.reference == "live" and config.adapter.rank is not None:
-        live = WithoutAdapter(model)
+    if config.reference == "live" and parts.method.reference and live is None:
+        live = WithoutAdapter(model)  # what starts the run is the reference, and is there already
     return PairTrainer(
         args=arguments,
         optimizer_cls_and_kwargs=compensated_adamw(config) if config.precision.facts.compensated else None,
