@@ -114,6 +114,17 @@ def parts_of(config: RunConfig, folder: Path) -> SimpleNamespace:
     )  # fmt: skip
 
 
+def test_weights_held_in_four_bits_have_a_table_of_their_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(train, "_looked_up", lambda *_: [])
+    monkeypatch.setattr(train, "reference_table", lambda *_, key, **__: key)
+    full, lora, qlora = (
+        train.find_reference(parts_of(tiny_config(*more, f"cache={tmp_path}"), tmp_path), None).table
+        for more in ([], ["adapter=lora"], ["adapter=qlora"])
+    )
+    assert full == lora
+    assert {**lora, "quantise": True} == qlora
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

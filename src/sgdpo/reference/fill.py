@@ -61,12 +61,17 @@ def reference_key(
     max_length: int,
     max_prompt_length: int,
     memory: Path | None = None,
+    *,
+    quantise: bool = False,
 ) -> dict[str, Any]:
     """Return the explicit list of what reference log-probs depend on, beside the examples themselves.
 
-    memory: where hashes of weights are remembered, as in `hash_file`.
+    memory: where hashes of weights are remembered, as in `hash_file`. quantise: the weights are held in 4 bits.
     """
+    # Only where it holds, so that the tables that whole weights have made keep their keys.
+    rounded = {"quantise": True} if quantise else {}
     return {
+        **rounded,
         **content_hashes(model, weights, seed=seed, memory=memory),
         "dtype": precision,
         "tokenizer": hash_tokenizer(tokenizer),

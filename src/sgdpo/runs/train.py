@@ -252,7 +252,7 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
     key = rank_0_decides(
         lambda: reference_key(
             config.model, weights, config.seed, parts.tokenizer, config.precision.name,
-            config.data.max_length, config.data.max_prompt_length, cache / "hashes",
+            config.data.max_length, config.data.max_prompt_length, cache / "hashes", quantise=config.adapter.quantise,
         )
     )  # fmt: skip
     sets = _looked_up(parts, schedule)
