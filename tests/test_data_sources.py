@@ -184,3 +184,48 @@ def test_a_generated_world_out_of_range_is_an_error():
     assert "data.world.typo is not a setting" in errors
     assert "data.world.pairs" in errors
     assert "data.world.ties" in errors
+
+
+PLAIN = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        ({"prompt": "question"}, {"question": "q", "chosen": "a", "rejected": "b"}, PLAIN),
+        (
+            {"prompt": "question"},
+            {
+                "question": "q",
+                "chosen": "a",
+                "rejected": "b",
+                "weight": 3.0,
+                "score_chosen": 5.0,
+                "topic": "t",
+            },
+            PLAIN | {"weight": 3.0, "score_chosen": 5.0, "topic": "t"},
+        ),
+        ({"prompt": "question"}, PLAIN | {"question": "better"}, PLAIN | {"prompt": "better"}),
+        ({"chosen": "rejected", "rejected": "chosen"}, PLAIN, PLAIN | {"chosen": "b", "rejected": "a"}),
+        ({"chosen": "messages"}, {"prompt": "q", "messages": "a", "rejected": "b"}, PLAIN),
+        ({"messages": "turns", "mask": "trains"}, PLAIN, PLAIN),
+    ],
+)
+def test_columns_are_renamed_and_what_is_not_mapped_stays(tmp_path, columns, row, expected):
+    data = local(write_jsonl(tmp_path / "rows.jsonl", [row]), columns=columns)
+    assert data_errors(data, "preference") == []
+    assert list(load_rows(data, "preference", "train").read()) == [expected]
+
+
+def test_a_mapped_column_that_pairs_lack_is_named_and_other_phases_may_lack_it(tmp_path):
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"question": "q", "good": "a", "bad": "b"}])
+    demonstrations = [{"messages": [user("q"), assistant("a")], "weight": 2.0}]
+    sft = write_jsonl(tmp_path / "sft.jsonl", demonstrations)
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    both = local(pairs, sft=sft, columns=columns)
+    assert data_errors(both, "preference") == data_errors(both, "sft") == []
+    assert list(load_rows(both, "sft", "train").read()) == demonstrations
+    (error,) = data_errors(local(pairs, columns=columns | {"weight": "share"}), "preference")
+    assert "row 0 has no column share, which data.columns names; found: question, good, bad" in error
+    (error,) = data_errors(local(pairs, columns={"chosen": "god"}), "sft")
+    assert "needs the columns messages (or prompt and chosen); found: question, good, bad" in error

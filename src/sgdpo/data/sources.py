@@ -21,6 +21,8 @@ from sgdpo.store import hash_json
 from sgdpo.values import schema_errors
 
 DATA = Kind("data", positional=("phase", "split"))
+# Columns that are read of SFT rows alone.
+SFT_ALONE = ("messages", "mask")
 # How many of the first rows are read in full before anything heavy loads.
 _PEEK = 20
 
@@ -63,7 +65,7 @@ def load_rows(data: DataConfig, phase: str, split: str, extra: Sequence[str] = (
     rows = _as_rows(given, f"{data.name} ({split})")
     if rows is None or not data.columns:
         return rows
-    return replace(rows, read=lambda: _renamed(rows, data.columns))
+    return replace(rows, read=lambda: _renamed(rows, data.columns, phase))
 
 
 def data_contents(
@@ -97,15 +99,21 @@ def _as_rows(given: Any, name: str) -> Rows | None:
     return Rows(name, lambda: iter(given), lambda: len(given), lambda memory=None: hash_json(given))
 
 
-def _renamed(rows: Rows, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows under the names that this code reads; the other columns stay out."""
+def _renamed(rows: Rows, columns: Mapping[str, str], phase: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows under the names that this code reads; columns that are not mapped stay as they are.
+
+    Preference rows must hold what is mapped for them. Others may be of another file, to which the mapping is no matter.
+    """
+    moved = set(columns.values())
+    required = {theirs for ours, theirs in columns.items() if phase == "preference" and ours not in SFT_ALONE}
     for number, row in enumerate(rows.read()):
-        if absent := sorted(set(columns.values()) - set(row)):
+        if absent := sorted(required - set(row)):
             raise ValueError(
                 f"{rows.name}, row {number} has no column {', '.join(absent)}, which data.columns names; "
                 f"found: {', '.join(row) or 'none'}"
             )
-        yield {ours: row[theirs] for ours, theirs in columns.items()}
+        kept = {name: value for name, value in row.items() if name not in moved}
+        yield kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
 def _peek(rows: Rows, phase: str, weights: str, scores: bool) -> None:
@@ -131,17 +139,7 @@ def _peek(rows: Rows, phase: str, weights: str, scores: bool) -> None:
 
 def _setting_errors(data: DataConfig) -> list[str]:
     errors = list(schema_errors(data, "data."))
-    known = (
-        "prompt",
-        "chosen",
-        "rejected",
-        "messages",
-        *SCORES,
-        "weight",
-        "mask",
-        "chosen_mask",
-        "rejected_mask",
-    )
+    known = ("prompt", "chosen", "rejected", *SFT_ALONE, *SCORES, "weight", "chosen_mask", "rejected_mask")
     if unknown := sorted(set(data.columns or {}) - set(known)):
         errors.append(
             f"data.columns has {', '.join(unknown)}; it maps {', '.join(known)} to columns of the set"
