@@ -156,7 +156,7 @@ def test_what_was_typed_unscored_or_unknown_is_counted_and_said(run):
     rows = [
         pair("a<|im_end|>b"),
         pair("c", "yes<|im_start|>"),
-        pair("d", score_chosen="7", score_rejected="7"),
+        pair("d", score_chosen="best", score_rejected="best"),
         pair("e", score_chosen=float("nan"), score_rejected=float("nan")),
         pair("f", "é"),
     ]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from decimal import Decimal
+
+import numpy as np
 import pytest
 
 from data_helpers import local
+from sgdpo.data import files
 from sgdpo.data.sources import data_contents, data_errors, load_rows
 
 
@@ -56,3 +61,19 @@ def test_contents_change_with_the_rows_and_not_with_the_name(tmp_path):
     assert found[0] == found[1] != found[2]
     assert set(found[0]) == {"train", "test"}
     assert [row["chosen"] for row in load_rows(one, "preference", "train", extra).read()] == ["b"]
+
+
+def test_contents_are_known_whatever_kind_of_number_or_date_a_column_holds(monkeypatch):
+    def key(**row) -> str:
+        monkeypatch.setattr(files, "read", lambda *_, **__: [row])
+        return load_rows(local(), "preference", "train").key(None)
+
+    plain = key(score_chosen=3, scores=[1.5, 2.0], said={"by": ["a"]})
+    assert plain == key(score_chosen=np.int64(3), scores=np.array([1.5, 2]), said={"by": ("a",)})
+    assert key(cost=Decimal("1.5"), when=datetime(2024, 7, 26)) != key(
+        cost=Decimal("1.5"), when=datetime(2024, 7, 27)
+    )
+    with pytest.raises(
+        ValueError, match=r"local \(train\): a row holds a set; its columns may be text, numbers"
+    ):
+        key(topics={"a"})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 from data_helpers import CHATML, assistant, character_tokenizer, local, pair, user, write_jsonl
+from sgdpo.data import files
 from sgdpo.data.packing import RowCollator
 from sgdpo.data.prepare import describe, prepare
-from sgdpo.data.sources import data_errors
+from sgdpo.data.rows import pair_row, row_weight
+from sgdpo.data.sources import data_errors, load_rows
 from sgdpo.pairs import Pair
 from tiny_training import random_examples, tiny_config, tiny_trainer, weights
 
@@ -96,6 +100,36 @@ def test_other_columns_are_named_and_a_weight_is_ignored_on_demand(run) -> None:
     assert run([pair(weight=-1)], weights="ignore").train[0].weight is None
     chat = {"messages": [user("a"), assistant("yes")], "weight": 2}
     assert run([chat], phase="sft").train[0].weight == 2.0
+
+
+@pytest.mark.parametrize(
+    "as_written", [str, "{:e}".format, Decimal, Fraction, np.int64, np.float32, np.float64, np.array]
+)
+def test_a_number_is_one_however_its_set_writes_it(as_written, monkeypatch) -> None:
+    row = pair("a", score_chosen=as_written(3), score_rejected=as_written(2), weight=as_written(4))
+    monkeypatch.setattr(files, "read", lambda *_, **__: [row])
+    (found,) = load_rows(local(), "preference", "train").read()
+    assert pair_row(found).scores == (3.0, 2.0)
+    assert row_weight(found, "require") == 4.0
+
+
+@pytest.mark.parametrize(
+    "value", ["much", "nan", "inf", True, "", None, [1.0], np.array([1.0, 2.0]), Decimal("nan")]
+)
+def test_what_is_no_number_does_not_become_one(value, monkeypatch) -> None:
+    monkeypatch.setattr(files, "read", lambda *_, **__: [pair(score_chosen=value, weight=value)])
+    (found,) = load_rows(local(), "preference", "train").read()
+    assert pair_row(found).scores is None
+    assert pair_row(found).unscored == (not isinstance(value, str | None) or bool(value))
+
+
+def test_a_csv_has_its_numbers_under_any_name(tmp_path) -> None:
+    (tmp_path / "rows.csv").write_text("question,chosen,rejected,weight,best,worst\n3,a,b,1.5,7,\n")
+    columns = {"prompt": "question", "score_chosen": "best", "score_rejected": "worst"}
+    data = local(str(tmp_path / "rows.csv"), columns=columns)
+    assert data_errors(data, "preference") == []
+    (row,) = load_rows(data, "preference", "train").read()
+    assert row == pair("3", "a", "b", weight=1.5, score_chosen=7.0, score_rejected=None)
 
 
 def test_scores_and_weights_change_no_fingerprint_so_that_the_reference_is_found_again(run) -> None:

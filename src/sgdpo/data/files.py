@@ -174,17 +174,9 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}, line {reader.line_num}: not as many cells as the {len(reader.fieldnames or [])} names of "
                     f"the first line; quote cells that hold commas or line breaks"
                 )
-            # An empty cell is how csv writes what is not there; scores come as numbers.
-            yield {key: _number(value) if key.startswith("score_") else value for key, value in row.items()}
+            yield row
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; write the csv again") from None
-
-
-def _number(cell: str) -> Any:
-    try:
-        return float(cell) if cell else None
-    except ValueError:
-        return cell
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:

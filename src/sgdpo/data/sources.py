@@ -9,7 +9,11 @@ The function and its YAML are bound by the one contract (`sgdpo.contract`); nobo
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from itertools import islice
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from sgdpo.store import hash_json
 from sgdpo.values import schema_errors
 
 DATA = Kind("data", positional=("phase", "split"))
+NUMBERS = (*SCORES, "weight")
 # Columns that are read of SFT rows alone.
 SFT_ALONE = ("messages", "mask")
 # How many of the first rows are read in full before anything heavy loads.
@@ -63,9 +68,7 @@ def load_rows(data: DataConfig, phase: str, split: str, extra: Sequence[str] = (
             f"data {data.name!r} has no training rows for the {phase} phase; see its YAML's settings"
         )
     rows = _as_rows(given, f"{data.name} ({split})")
-    if rows is None or not data.columns:
-        return rows
-    return replace(rows, read=lambda: _renamed(rows, data.columns, phase))
+    return None if rows is None else replace(rows, read=lambda: _read(rows, data.columns or {}, phase))
 
 
 def data_contents(
@@ -96,11 +99,33 @@ def _as_rows(given: Any, name: str) -> Rows | None:
         given = list(given)
     if not isinstance(given, Sequence) or not all(isinstance(row, Mapping) for row in given):
         raise ValueError(f"{name}: a data source returns Rows, a list of rows ({{column: value}}) or None")
-    return Rows(name, lambda: iter(given), lambda: len(given), lambda memory=None: hash_json(given))
+    return Rows(
+        name,
+        lambda: iter(given),
+        lambda: len(given),
+        lambda memory=None: hash_json(_plain(list(given), name)),
+    )
 
 
-def _renamed(rows: Rows, columns: Mapping[str, str], phase: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows under the names that this code reads; columns that are not mapped stay as they are.
+def _plain(value: Any, name: str) -> Any:
+    """Return a source's value as JSON knows it, so that it can be hashed; NumPy's are its numbers and lists."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, name) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, Decimal | date):
+        return str(value)
+    if not hasattr(value, "tolist"):
+        raise ValueError(
+            f"{name}: a row holds a {type(value).__name__}; its columns may be text, numbers, dates, lists and objects"
+        )
+    return _plain(value.tolist(), name)
+
+
+def _read(rows: Rows, columns: Mapping[str, str], phase: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows under the names that this code reads, scores and weights as numbers; other columns stay.
 
     Preference rows must hold what is mapped for them. Others may be of another file, to which the mapping is no matter.
     """
@@ -113,7 +138,21 @@ def _renamed(rows: Rows, columns: Mapping[str, str], phase: str) -> Iterator[dic
                 f"found: {', '.join(row) or 'none'}"
             )
         kept = {name: value for name, value in row.items() if name not in moved}
-        yield kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+        named = kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+        yield named | {name: _number(named[name]) for name in NUMBERS if name in named}
+
+
+def _number(value: Any) -> Any:
+    """Return a score or a weight as a number if it is one, whatever its set writes it as; an empty cell as None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # NumPy's
+    if isinstance(value, int | float) or not isinstance(value, str | Real | Decimal):
+        return value
+    try:
+        number = None if value == "" else float(value)
+    except ValueError:
+        return value
+    return number if number is None or isfinite(number) else value
 
 
 def _peek(rows: Rows, phase: str, weights: str, scores: bool) -> None:
@@ -139,7 +178,7 @@ def _peek(rows: Rows, phase: str, weights: str, scores: bool) -> None:
 
 def _setting_errors(data: DataConfig) -> list[str]:
     errors = list(schema_errors(data, "data."))
-    known = ("prompt", "chosen", "rejected", *SFT_ALONE, *SCORES, "weight", "chosen_mask", "rejected_mask")
+    known = ("prompt", "chosen", "rejected", *SFT_ALONE, *NUMBERS, "chosen_mask", "rejected_mask")
     if unknown := sorted(set(data.columns or {}) - set(known)):
         errors.append(
             f"data.columns has {', '.join(unknown)}; it maps {', '.join(known)} to columns of the set"
