@@ -186,6 +186,75 @@ def test_a_generated_world_out_of_range_is_an_error():
     assert "data.world.ties" in errors
 
 
+def folder_of(path, *names):
+    """Return a folder of shards whose only row is their name."""
+    for name in names:
+        file = path / "shards" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file, [{"prompt": name, "chosen": "a", "rejected": "b"}])
+    return str(path / "shards")
+
+
+ULTRAFEEDBACK = [
+    f"data/{half}_{kind}-00000-of-00001" for half in ("test", "train") for kind in ("gen", "prefs", "sft")
+]
+
+
+@pytest.mark.parametrize(
+    ("split", "names", "others"),
+    [
+        ("train", ["train-00000-of-00002", "train-00001-of-00002"], ["test-00000-of-00001"]),
+        ("test", ["test-00000-of-00001-b42a775f407cee45"], ["train-00000-of-00001-ab32875e407cee45"]),
+        ("train", ["train"], ["train_sft"]),
+        ("train", ["train_000", "train_001"], ["train_sft", "validation"]),
+        ("train", ["train1", "train2"], ["test1"]),
+        ("train", ["Train"], ["Test"]),
+        ("train", ["train.v2"], ["test.v2"]),
+        ("train", ["train_prefs-00000-of-00001"], ["test_prefs-00000-of-00001"]),
+        (
+            "train_prefs",
+            ["data/train_prefs-00000-of-00001"],
+            [name for name in ULTRAFEEDBACK if "n_prefs" not in name],
+        ),
+        ("train", ["default/train/0000", "default/train/0001"], ["default/test/0000"]),
+        ("train", ["part-00000-of-00002", "part-00001-of-00002"], []),
+        ("round_2", ["round_2"], ["round_1"]),
+        ("train", ["tests", "trains"], []),
+    ],
+)
+def test_a_folder_gives_the_shards_of_one_split(tmp_path, split, names, others):
+    data = local(folder_of(tmp_path, *names, *others), train_split=split)
+    assert data_errors(data, "preference") == []
+    assert [row["prompt"] for row in load_rows(data, "preference", "train").read()] == names
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "words"),
+    [
+        (
+            ["train-00000-of-00001", "validation-00000-of-00001"],
+            "test",
+            "splits train, validation but not of 'test'",
+        ),
+        (["train/0000", "dev/0000"], "test", "splits dev, train but not of 'test'"),
+        (["train"], "train_prefs", "splits train but not of 'train_prefs'"),
+        (
+            ULTRAFEEDBACK,
+            "train",
+            "splits test_gen, test_prefs, test_sft, train_gen, train_prefs, train_sft but not of",
+        ),
+        (
+            ["train_a", "train_b"],
+            "train",
+            "set data.train_split (or kin) to one of them, or name the files train-00000",
+        ),
+    ],
+)
+def test_a_folder_that_holds_other_splits_names_them_and_mixes_nothing(tmp_path, names, split, words):
+    (error,) = data_errors(local(folder_of(tmp_path, *names), train_split=split), "preference")
+    assert words in error
+
+
 PLAIN = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
 

@@ -6,6 +6,7 @@ byte, and what to do. pyarrow and datasets load when a file of theirs is read.
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from sgdpo.store import hash_file, hash_json
 _BATCH = 256
 SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv")
 _KINDS = f"a {', '.join(SUFFIXES)} file, a folder of such files, or one written by datasets' save_to_disk"
+# How a shard is numbered, and how splits are called.
+_NUMBER = re.compile(r"[-_.]?\d+-of-\d+(-[0-9a-f]+)?$|[-_.]?\d+$")
+_SPLITS = "train|training|test|testing|validation|valid|val|dev|eval"
 # A csv cell may hold a whole conversation.
 csv.field_size_limit(2**31 - 1)
 
@@ -86,21 +90,41 @@ def _shards(path: Path, split: str) -> list[Path]:
 
 
 def _folder_shards(path: Path, split: str) -> list[Path]:
-    """Return a folder's files in the order of their names; those of the split, if names begin with splits."""
+    """Return a folder's files in the order of their names; those of the split, if names say of which they are."""
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(
             f"{path} is a folder, but it holds no saved data set and no file of rows; give {_KINDS}"
         )
-    of_split = [
-        file for file in files if file.stem == split or file.stem.startswith((f"{split}-", f"{split}_"))
-    ]
-    files = of_split or files
+    wanted = split.lower()
+    splits = [_split_of(file.relative_to(path).with_suffix(""), wanted) for file in files]
+    found = sorted(set(filter(None, splits)))
+    # train_prefs serves as train, but not beside train_sft.
+    near = (
+        [wanted]
+        if wanted in found
+        else [n for n in found if n.startswith((f"{wanted}-", f"{wanted}_", f"{wanted}."))]
+    )
+    if found and len(near) != 1:
+        raise ValueError(
+            f"{path} holds files of the splits {', '.join(found)} but not of {split!r}; set data.train_split (or kin) "
+            f"to one of them, or name the files {split}-00000, {split}-00001, ..."
+        )
+    files = [file for file, name in zip(files, splits, strict=True) if not near or name == near[0]]
     if len({file.suffix for file in files}) > 1:
         raise ValueError(
             f"{path} holds files of several kinds ({files[0].name}, {files[-1].name}); name one of them"
         )
     return files
+
+
+def _split_of(file: Path, split: str) -> str | None:
+    """Return the split that a file's name carries before its number, or a folder's above it; None if none does."""
+    for part in map(str.lower, reversed(file.parts)):
+        name = part if part == split else _NUMBER.sub("", part)
+        if re.match(rf"({re.escape(split)}|{_SPLITS})(?![a-z0-9])", name):
+            return name
+    return None
 
 
 def _parts(shard: Path) -> list[Path]:
