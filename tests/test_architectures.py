@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from packed_rows import make_examples, plain_logprobs
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.packing import RowCollator, model_inputs
-from sgdpo.models.architectures import architecture_errors, fast_facts, known, path_words
-from sgdpo.models.load import load_config, model_errors
+from sgdpo.models.architectures import architecture_errors, fast_facts, known, path_words, rotation_turn
+from sgdpo.models.load import fit_errors, load_config, model_errors
 from sgdpo.models.logprobs import teach_logprobs
 
 LENGTHS = [(5, 9, 4), (11, 6, 1), (70, 60, 90)]
@@ -160,3 +160,32 @@ def test_what_is_no_causal_model_is_refused_by_name(kind: str, words: str) -> No
 def test_a_models_config_is_refused_before_anything_is_tokenised() -> None:
     config = ModelConfig(name="local", tiny={"model_type": "bert", "hidden_size": 32})
     assert "attends in both directions" in model_errors(config)[0]
+
+
+def test_a_sequence_that_would_change_the_rotations_of_its_rows_company_is_refused() -> None:
+    """longrope's long factors serve a whole row if one sequence of it is longer than the original positions."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 32}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 16.0, **factors}
+    model = tiny("phi3", rope_parameters=rope, original_max_position_embeddings=32)
+    short, other, long = make_examples([(5, 6, 7), (20, 12, 9), (20, 13, 9)])
+    teach_logprobs(model, 1)
+    alone, beside, changed = (
+        model(**model_inputs(RowCollator("shared_prefix")(row)))[:6]
+        for row in ([short], [short, other], [short, long])
+    )
+    torch.testing.assert_close(alone, beside, rtol=0, atol=1e-5)
+    assert (alone - changed).abs().max() > 1e-3
+    assert fit_errors(model.config, 10, 32) == []
+    (error,) = fit_errors(model.config, 10, 33)
+    assert "the longest sequence has 33 tokens" in error
+    assert "set data.max_length to 32 or less" in error
+
+
+@pytest.mark.parametrize("kind", sorted(known()))
+def test_only_longrope_turns_with_length(kind: str) -> None:
+    config = AutoConfig.for_model(kind)
+    assert rotation_turn(config) is None
+    config.rope_parameters = {
+        "full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    }
+    assert rotation_turn(config) == 64

@@ -54,6 +54,14 @@ def window_of(config: PreTrainedConfig) -> int | None:
     return getattr(config, "sliding_window", None) or None
 
 
+def rotation_turn(config: PreTrainedConfig) -> int | None:
+    """Return the length beyond which one sequence changes the rotations of all in its batch (longrope); None: none."""
+    given = getattr(config, "rope_parameters", None) or {}
+    of_layers = [given, *(value for value in given.values() if isinstance(value, dict))]
+    turns = [r["original_max_position_embeddings"] for r in of_layers if r.get("rope_type") == "longrope"]
+    return min(turns, default=None)
+
+
 def router_coefficient(config: PreTrainedConfig) -> float | None:
     """Return the weight of a mixture's router loss, None for an architecture that computes none."""
     coefficient = getattr(config.get_text_config(), "router_aux_loss_coef", None)

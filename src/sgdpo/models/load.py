@@ -27,7 +27,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.hub import HUB_ID, from_hub
 from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
-from sgdpo.models.architectures import architecture_errors, supports_sdpa
+from sgdpo.models.architectures import architecture_errors, rotation_turn, supports_sdpa
 from sgdpo.models.folder import MERGE_IT, folder_errors
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
@@ -242,6 +242,13 @@ def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> l
         errors.append(
             f"the longest sequence has {longest} tokens, but the model has {positions} positions;"
             f" set data.max_length to {positions} or less"
+        )
+    turn = rotation_turn(config)
+    if turn is not None and longest > turn:
+        errors.append(
+            f"the longest sequence has {longest} tokens, but the model's rotations (longrope) change for a whole row"
+            f" where one is longer than {turn}, so that a sequence would depend on its row's company; set"
+            f" data.max_length to {turn} or less"
         )
     return errors
 
