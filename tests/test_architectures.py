@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from packed_rows import make_examples, plain_logprobs
-from sgdpo.config.schema import ModelConfig
+from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.packing import RowCollator, model_inputs
+from sgdpo.models.adapters import WithoutAdapter, fit_adapter
 from sgdpo.models.architectures import architecture_errors, fast_facts, known, path_words, rotation_turn
 from sgdpo.models.load import fit_errors, load_config, model_errors
 from sgdpo.models.logprobs import teach_logprobs
@@ -127,6 +128,23 @@ def test_a_mixture_trains_with_its_routers_loss() -> None:
     expected = 0.5 * plain(input_ids=ids_QT, output_router_logits=True).aux_loss
     torch.testing.assert_close(model.router_loss, expected)
     assert model.router_loss.requires_grad
+
+
+def test_a_reference_without_the_adapter_leaves_the_policys_router_loss_in_place() -> None:
+    """The trainer reads it after both passes, and its gradient reaches the adapter."""
+    taught, row = (
+        tiny("mixtral", num_local_experts=4),
+        model_inputs(RowCollator("shared_prefix")(make_examples(LENGTHS))),
+    )
+    teach_logprobs(taught, 1)
+    model = fit_adapter(taught, AdapterConfig("lora", 4), 0)
+    model(**row)
+    before = model.router_loss
+    with torch.no_grad():
+        WithoutAdapter(model)(**row)
+    assert model.router_loss is before
+    before.backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
 @pytest.mark.parametrize(
