@@ -135,9 +135,33 @@ def test_one_changed_weight_changes_the_hash() -> None:
     assert weights_hash(model) != before
 
 
-def test_dropout_is_off(tmp_path) -> None:
-    config = model_config(attention_dropout=0.5)
-    assert load_config(config).attention_dropout == 0.0
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+DROPPING = [
+    {"model_type": "llama", "attention_dropout": 0.5, "intermediate_size": 64, **SMALL},
+    {"model_type": "biogpt", "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, **SMALL},
+    {"model_type": "opt", "layerdrop": 0.5, "ffn_dim": 64, "word_embed_proj_dim": 32, **SMALL},
+    {"model_type": "gpt2", "resid_pdrop": 0.5, "embd_pdrop": 0.5, "n_embd": 32, "n_layer": 2, "n_head": 2},
+]
+
+
+@pytest.mark.parametrize("tiny", DROPPING, ids=lambda tiny: tiny["model_type"])
+def test_dropout_is_off_whatever_an_architecture_calls_it(tiny: dict) -> None:
+    model = load_model(ModelConfig(name="tiny", tiny=tiny), seed=0)
+    ids_QT = torch.arange(8, 40)[None]
+    assert model.training
+    assert torch.equal(model(ids_QT).logits, model(ids_QT).logits)
+
+
+def test_a_rate_of_a_part_of_the_config_is_0_and_stays_an_integer_where_it_must_be_one() -> None:
+    tiny = {"model_type": "mpt", "attn_config": {"attn_pdrop": 1}}
+    assert load_config(ModelConfig(name="tiny", tiny=tiny)).attn_config.attn_pdrop == 0
+
+
+def test_a_dropout_that_no_config_names_is_off_too(monkeypatch) -> None:
+    built = tiny_model()
+    built.model.extra = torch.nn.Dropout(0.5)
+    monkeypatch.setattr("sgdpo.models.load.AutoModelForCausalLM.from_config", lambda *_, **__: built)
+    assert load_model(model_config(), seed=0).model.extra.p == 0.0
 
 
 def test_a_chat_template_comes_from_a_file_or_a_folder(saved, tmp_path) -> None:

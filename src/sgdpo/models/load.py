@@ -4,6 +4,7 @@ Only safetensors are read. Dropout is off in both phases: at step 0 the policy m
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ log = logging.getLogger("sgdpo")
 ATTENTIONS = ("sdpa", "eager", "flex_attention")
 # What a model's config says that changes none of its outputs.
 NO_OUTPUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+# How configs call the rates of what they drop: attention_dropout, resid_pdrop, hidden_dropout_prob, layerdrop.
+DROPOUT = re.compile(r"drop(out)?(_p|_prob)?$")
 NAMES_SHOWN = 4
 T = TypeVar("T")
 
@@ -68,10 +71,16 @@ def load_config(model: ModelConfig, weights: Path | None = None) -> PreTrainedCo
         config = _loaded(
             lambda: AutoConfig.from_pretrained(folder, **_hub_arguments(model, weights)), "the config", folder
         )
-    for key, value in config.to_dict().items():
-        if key.endswith(("dropout", "pdrop")) and value:
-            setattr(config, key, 0.0)
+    _drop_nothing(config)
     return config
+
+
+def _drop_nothing(config: PreTrainedConfig) -> None:
+    for key, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _drop_nothing(value)
+        elif DROPOUT.search(key) and isinstance(value, int | float) and value:
+            setattr(config, key, type(value)(0))  # some configs insist on the type
 
 
 def load_model(
@@ -103,6 +112,9 @@ def load_model(
             ), "the model", folder,
         )  # fmt: skip
         _check_tensors(report, folder)
+    for module in built.modules():
+        if isinstance(module, nn.Dropout):  # also one whose rate stands in a model's code
+            module.p = 0.0
     return built.train()
 
 
