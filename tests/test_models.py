@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from packed_rows import model_config, tiny_model
 from sgdpo import hub
 from sgdpo.config.schema import ModelConfig
+from sgdpo.data.template import render, require_template
 from sgdpo.models.load import (
     content_hashes,
     fit_errors,
@@ -170,6 +171,38 @@ def test_a_chat_template_comes_from_a_file_or_a_folder(saved, tmp_path) -> None:
     assert load_tokenizer(local(saved, chat_template=str(file))).chat_template == file.read_text()
     own = load_tokenizer(local(saved)).chat_template
     assert load_tokenizer(local(saved, chat_template=str(saved))).chat_template == own
+
+
+NAMED = {"default": "{{ messages[0]['content'] }}", "tool_use": "{{ tools }}"}
+
+
+def named_templates(tmp_path, saved, templates: dict[str, str]):
+    """Return a folder whose tokenizer has several chat templates by name, as Command-R's has."""
+    folder = broken_folder(tmp_path, saved)
+    tokenizer = load_tokenizer(local(saved))
+    tokenizer.chat_template = templates
+    (folder / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_of_several_chat_templates_the_default_one_serves(saved, tmp_path) -> None:
+    folder = named_templates(tmp_path, saved, NAMED)
+    assert model_errors(local(folder)) == []
+    loaded, borrowed = load_tokenizer(local(folder)), load_tokenizer(local(saved, chat_template=str(folder)))
+    assert loaded.chat_template == NAMED, "it is saved as it came"
+    for tokenizer in (loaded, borrowed):
+        require_template(tokenizer)
+        assert render(tokenizer, TURNS) == TURNS[0]["content"]
+
+
+def test_several_chat_templates_without_a_default_one_are_named(saved, tmp_path) -> None:
+    folder = named_templates(tmp_path, saved, {"rag": "{{ documents }}", "tool_use": "{{ tools }}"})
+    said = "has the chat templates rag, tool_use, and none of them is called default; write the one that is meant"
+    (error,) = model_errors(local(folder))
+    assert f"the tokenizer of {folder} {said}" in error
+    with pytest.raises(ValueError, match=f"model.chat_template={folder} {said}"):
+        load_tokenizer(local(saved, chat_template=str(folder)))
 
 
 def broken_folder(tmp_path, saved, without: str = "", **config: object):

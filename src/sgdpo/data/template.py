@@ -27,9 +27,21 @@ SECONDS = 3.0
 CHARACTERS = 50_000_000
 
 
+def default_template(given: str | Mapping[str, str] | None, owner: str) -> str | None:
+    """Return what renders conversations of what a tokenizer holds: a template, or several by name."""
+    if not given or isinstance(given, str):
+        return given or None
+    if "default" not in given:
+        raise ValueError(
+            f"{owner} has the chat templates {', '.join(sorted(given))}, and none of them is called default; write the "
+            "one that is meant into a .jinja file and name it with model.chat_template"
+        )
+    return given["default"]
+
+
 def require_template(tokenizer: Any) -> None:
     """Raise ValueError with advice for a tokenizer that cannot render a question or cannot give offsets."""
-    if not tokenizer.chat_template:
+    if not default_template(tokenizer.chat_template, "the tokenizer"):
         raise ValueError(
             "the tokenizer has no chat template; name one with model.chat_template (a folder or hub id whose "
             "tokenizer has one, for a base model its instruct sibling, or a .jinja file)"
@@ -51,7 +63,7 @@ def render(
     tokenizer: Any, messages: Sequence[Message | Mapping[str, str]], *, generation_prompt: bool = False
 ) -> str:
     """Render messages by the chat template, the date pinned. Raises RefusedError if it does not render them."""
-    template = tokenizer.chat_template
+    template = default_template(tokenizer.chat_template, "the tokenizer")
     try:
         with _time_limit():
             text = tokenizer.apply_chat_template(

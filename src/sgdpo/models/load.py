@@ -26,6 +26,7 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from sgdpo.config.schema import AdapterConfig, ModelConfig
+from sgdpo.data.template import default_template
 from sgdpo.hub import HUB_ID, from_hub
 from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
 from sgdpo.models.architectures import architecture_errors, rotation_turn, supports_sdpa
@@ -55,7 +56,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         )
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(model)
-    if not tokenizer.chat_template:
+    if not default_template(tokenizer.chat_template, f"the tokenizer of {model.path}"):
         raise ValueError(_no_template(model))
     return tokenizer
 
@@ -325,11 +326,11 @@ def _read_template(model: ModelConfig) -> str:
     template = _loaded(
         lambda: AutoTokenizer.from_pretrained(model.chat_template), "the chat template", model.chat_template
     ).chat_template
-    if not template:
+    if not (found := default_template(template, f"model.chat_template={model.chat_template}")):
         raise ValueError(
             f"model.chat_template={model.chat_template} has no chat template; name another source"
         )
-    return template
+    return found
 
 
 def _template_errors(model: ModelConfig) -> list[str]:
