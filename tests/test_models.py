@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from packed_rows import model_config, tiny_model
 from sgdpo import hub
+from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.template import render, require_template
 from sgdpo.models.load import (
@@ -203,6 +205,19 @@ def test_several_chat_templates_without_a_default_one_are_named(saved, tmp_path)
     assert f"the tokenizer of {folder} {said}" in error
     with pytest.raises(ValueError, match=f"model.chat_template={folder} {said}"):
         load_tokenizer(local(saved, chat_template=str(folder)))
+
+
+def test_a_home_folders_sign_is_expanded_for_all_who_read_the_path(saved, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    plain, home = (local(f"{place}/{saved.name}") for place in (saved.parent, "~"))
+    assert home == plain
+    assert model_errors(replace(home, chat_template=f"~/{saved.name}")) == []
+    assert weights_hash(load_model(home, seed=0)) == weights_hash(tiny_model())
+    composed = to_run_config(
+        compose_run(["model=local", f"model.path='~/{saved.name}'", "model.chat_template='~/a.jinja'"])
+    )
+    assert (composed.model.path, composed.model.chat_template) == (str(saved), f"{saved.parent}/a.jinja")
+    assert local("org/name").path == "org/name"
 
 
 def broken_folder(tmp_path, saved, without: str = "", **config: object):

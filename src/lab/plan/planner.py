@@ -70,7 +70,7 @@ class Workload:
 
 def workload(config: RunConfig) -> Workload:
     """Return the work of a run. Reads and tokenises data only if it is on this machine and small."""
-    local_tokenizer = config.model.path is None or Path(config.model.path).expanduser().is_dir()
+    local_tokenizer = config.model.path is None or Path(config.model.path).is_dir()
     rows = load_rows(config.data, config.method["phase"], "train", config.extra)
     assert rows is not None, "load_rows lets no run without a training set through"
     if not local_tokenizer or rows.remote or rows.size >= CHEAP_MB * 2**20:

@@ -6,6 +6,7 @@ dataclasses travel, never a config object.
 """
 
 from dataclasses import dataclass, field
+from os.path import expanduser
 from typing import Annotated, Any
 
 from sgdpo.config.precision import PRECISIONS, Precision
@@ -31,6 +32,11 @@ class ModelConfig:
     trust_remote_code: bool = False
     facts: dict[str, Any] | None = None
     setup_hint: str = ""
+
+    def __post_init__(self) -> None:
+        """Expand ~ once, for all who read a path: the libraries would look for a folder of that name, or a hub id."""
+        self.path = self.path and expanduser(self.path)
+        self.chat_template = self.chat_template and expanduser(self.chat_template)
 
 
 @dataclass

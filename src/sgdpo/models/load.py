@@ -139,7 +139,7 @@ def _check_tensors(report: dict[str, Any], folder: str | Path) -> None:
 
 def _loaded(load: Callable[[], T], what: str, place: str | Path) -> T:
     """Return what `load` gets from a folder or the hub; whatever the libraries raise becomes one line that names it."""
-    if not Path(place).expanduser().is_dir():
+    if not Path(place).is_dir():
         return from_hub(load, f"{what} of {place}")
     try:
         return load()
@@ -210,7 +210,7 @@ def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> li
         errors.append(f"model.attention={model.attention!r} is not one of {list(ATTENTIONS)}")
     if model.chat_template is not None:
         errors += _template_errors(model)
-    folder = None if model.path is None else Path(model.path).expanduser()
+    folder = None if model.path is None else Path(model.path)
     if folder is None or folder.is_dir():
         errors += _tiny_errors(model) if folder is None else folder_errors(model, folder)
         return errors or _reading_errors(model, folder) or config_errors(load_config(model), adapter)
@@ -302,7 +302,7 @@ def weights_folder(model: ModelConfig, weights: Path | None = None) -> Path | No
     """Return the folder of the weights (the start run's, the path, the hub's snapshot); None if random."""
     if weights is not None or model.path is None:
         return weights
-    folder = Path(model.path).expanduser()
+    folder = Path(model.path)
     if folder.is_dir():
         return folder
     patterns = ["*.safetensors*", "*.json"]

@@ -101,7 +101,7 @@ def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
         found["chat_template"] = _file_or_hub(template, ("chat_template*", "tokenizer_config.json"), memory)
     if model.path is None:
         return found | {"tokenizer": hash_code([ROOT / "src" / "sgdpo" / "models" / "tiny.py"])}
-    folder = Path(model.path).expanduser()
+    folder = Path(model.path)
     if not folder.is_dir():
         return found | {"weights": hub_commit(model.path, model.revision, "model")}
     parts = {"weights": WEIGHTS, "config": MODEL_CODE, "tokenizer": TOKENIZER}
