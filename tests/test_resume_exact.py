@@ -7,13 +7,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
+from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from lab.soak import CASES, SMALL, STEPS, Outcome, differences, render, soak
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.runs.run import execute
+from sgdpo.config.schema import RunConfig
+from sgdpo.engine.nodes import Node
+from sgdpo.runs import run as run_module
+from sgdpo.runs.records import view_run
+from sgdpo.runs.run import Run, _take_over, execute
+from sgdpo.store import write_json
 
 
 @pytest.mark.proof
@@ -86,3 +95,71 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(tmp_path: Pa
     assert json.loads((folder / "record.json").read_text())["status"] == "finished"
     assert (folder / "metrics.jsonl").read_text() == rows
     assert (folder / "model/model.safetensors").read_bytes() == weights
+
+
+# ---- another content: a run is taken over --------------------------------------------------
+
+
+@cache
+def of_pairs(outputs: Path) -> RunConfig:
+    words = [
+        "method=dpo",
+        "init=pretrained",
+        "data=local",
+        f"data.train={outputs}/pairs.jsonl",
+        f"outputs={outputs}",
+    ]
+    return to_run_config(compose_run(words))
+
+
+def on_rows(outputs: Path, rows: int, **changes) -> Run:
+    pairs = ({"prompt": f"{n}", "chosen": "a", "rejected": "b"} for n in range(rows))
+    (outputs / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return Run.of(replace(of_pairs(outputs), **changes))
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> Path:
+    """A run on nine rows that failed after its fourth step."""
+    run = on_rows(tmp_path, 9)
+    (run.folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    identity = {key: getattr(run.identity, key) for key in ("run_hash", "settings_hash", "contents")}
+    write_json(run.folder / "record.json", {"format": 1, "status": "failed", **identity})
+    return run.folder
+
+
+@pytest.mark.parametrize(
+    ("left", "killed"),
+    [([], False), (["output.log", "ranks/rank0.log"], False), (["output.log"], True)],
+)
+def test_a_run_is_taken_over_whatever_lies_in_its_new_folder_and_after_a_kill_on_the_way(
+    failed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[str], killed: bool
+) -> None:
+    new = on_rows(tmp_path, 8, resume="anyway")
+    for folder, name in product((failed, new.folder), left):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(folder.name)
+    if killed:
+        monkeypatch.setattr(run_module, "_rename_record", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _take_over(new)
+        monkeypatch.undo()
+        new = on_rows(tmp_path, 8)  # the word was given once
+    _take_over(new)
+    assert on_rows(tmp_path, 8).folder == new.folder != failed
+    assert view_run(new.folder)["run_hash"] == new.identity.run_hash
+    assert (new.folder / "checkpoints" / "checkpoint-4").is_dir()
+    assert not failed.exists()
+    for name in left:
+        assert (new.folder / name).read_text() == new.folder.name
+        assert (new.folder / f"{name}.before").read_text() == failed.name
+
+
+def test_of_several_machines_the_first_alone_takes_a_run_over(
+    failed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = on_rows(tmp_path, 8, resume="anyway")
+    for rank in (1, 0):
+        monkeypatch.setattr(run_module, "this_node", lambda engine, rank=rank: Node(rank, "first", 1))
+        _take_over(new)
+        assert (failed.exists(), new.folder.exists()) == (rank > 0, rank == 0)

@@ -293,11 +293,11 @@ def find_runs(outputs: Path, experiment: str | None, names: str, key: str, value
 
     Only such folders' records are read, and parsed only where the value stands in the text.
     """
-    found = [
-        view_run(path.parent)
-        for path in _record_paths(outputs, experiment, names)
-        if value.encode() in path.read_bytes()
-    ]
+    found = []
+    for path in _record_paths(outputs, experiment, names):
+        with suppress(FileNotFoundError):  # another process lets it go on under another name
+            if value.encode() in path.read_bytes():
+                found.append(view_run(path.parent))
     return sorted((run for run in found if run[key] == value), key=lambda run: run.status != "finished")
 
 

@@ -161,20 +161,49 @@ def _forget_damaged(record: Path) -> None:
 def _take_over(run: Run) -> None:
     """Let an interrupted run of these settings, whose inputs changed, go on as this one if the user says so.
 
-    Raise ValueError with the two words that decide, if none was given.
+    Raise ValueError with the two words that decide, if none was given. The first machine alone moves folders.
     """
-    if run.config.force or run.config.resume == "never" or (run.folder / RECORD).exists():
+    config, first = run.config, this_node(run.config.engine).rank == 0
+    if (run.folder / RECORD).exists():
+        here = view_run(run.folder)
+        # A kill came between the two halves of what is done below.
+        half = (
+            here["settings_hash"] == run.identity.settings_hash and here["run_hash"] != run.identity.run_hash
+        )
+        if half and first:
+            _rename_record(run, here)
         return
-    for other in run.relatives():
+    if config.force or config.resume == "never" or (run.folder / CHECKPOINTS).is_dir():
+        return
+    for other in run.relatives() if first or config.resume == "auto" else ():
         if other.status not in ("interrupted", "failed") or not (other.folder / CHECKPOINTS).is_dir():
             continue
         changed = changes(other["contents"] or {}, run.identity.contents)
-        if run.config.resume == "auto":
+        if config.resume == "auto":
             raise ValueError(stale(other.folder, changed))
         log.warning("%s goes on as %s although %s", other.folder, run.folder.name, "; ".join(changed))
-        write_json(other.folder / RECORD, {**other.record, "run_hash": run.identity.run_hash})
+        if run.folder.is_dir():  # whoever started this process writes its output there
+            _move_into(run.folder, other.folder)
         other.folder.rename(run.folder)
+        _rename_record(run, other)
         return
+
+
+def _rename_record(run: Run, taken: RunView) -> None:
+    write_json(run.folder / RECORD, {**taken.record, "run_hash": run.identity.run_hash})
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """Move all that lies in one folder into another, where a file of the same name stays as NAME.before."""
+    for path in sorted(source.iterdir()):
+        place = target / path.name
+        if path.is_dir() and place.is_dir():
+            _move_into(path, place)
+            continue
+        if place.exists():
+            place.rename(place.with_name(f"{place.name}.before"))
+        path.rename(place)
+    source.rmdir()
 
 
 def stale(folder: Path, changed: list[str]) -> str:
