@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.sweeps import worker
 from sgdpo.runs.records import read_runs
+from sgdpo.store import write_json
 from test_sweep_continues import SMALL, numbers, sweep
 
 HERE = Path(__file__).with_name("slurm_here.py")
@@ -155,3 +158,20 @@ def test_without_slurm_it_is_one_clear_error(tmp_path):
     assert done.returncode == 2
     assert "error: launcher=slurm needs sbatch, srun, sacct, squeue on the PATH" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("given", [(True, "auto"), (False, "never"), (False, "auto"), (False, "anyway")])
+def test_a_job_that_comes_back_starts_again_only_until_its_training_has_begun(tmp_path, monkeypatch, given):
+    """The first time it is stopped before its first row: what the record holds then is what it must not go on with."""
+    record, words = {"format": 1, "status": "failed"}, []
+    monkeypatch.setattr(worker, "send_output_to", lambda path: None)
+    monkeypatch.setattr(
+        worker, "load_task", lambda *_: lambda config: words.append((config.force, config.resume))
+    )
+    write_json(tmp_path / "record.json", {**record, "training": "old"})
+    job = worker.Job("", "", {"force": given[0], "resume": given[1]}, str(tmp_path / "output.log"))
+    for training in ("old", "new", "new"):
+        job()
+        write_json(tmp_path / "record.json", {**record, "training": training})
+        job = pickle.loads(pickle.dumps(job.checkpoint().function))
+    assert words == [given, given, (False, "auto" if given[1] == "never" else given[1])]

@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sgdpo.processes import die_with_parent
+from sgdpo.runs.records import view_run
 
 
 def main(script: str, function: str, parent: str) -> None:
@@ -79,12 +80,19 @@ class Job:
 
     def __init__(self, script: str, function: str, config: Mapping[str, Any], output: str) -> None:
         self.script, self.function, self.config, self.output = script, function, dict(config), output
+        self.before = self._training()
+
+    def _training(self) -> Any:
+        return view_run(Path(self.output).parent)["training"]
 
     def __call__(self) -> None:
         """Train; RuntimeError with what ended it otherwise."""
+        config = dict(self.config)
+        if self._training() != self.before:  # the words that start a run again would do so at each time limit
+            config |= {"force": False, "resume": config["resume"].replace("never", "auto")}
         send_output_to(Path(self.output))
         try:
-            load_task(self.script, self.function)(OmegaConf.create(self.config))
+            load_task(self.script, self.function)(OmegaConf.create(config))
         except SystemExit as ended:
             if ended.code == -1:  # submitit has put the job back into the queue
                 raise
