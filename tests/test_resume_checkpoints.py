@@ -12,7 +12,14 @@ import pytest
 
 from sgdpo.config.schema import EngineConfig
 from sgdpo.training import checkpoints
-from sgdpo.training.checkpoints import MANIFEST, complete_checkpoint, find_resumable, mark_complete, prune
+from sgdpo.training.checkpoints import (
+    MANIFEST,
+    complete_checkpoint,
+    find_resumable,
+    mark_complete,
+    prune,
+    remove_newer,
+)
 
 FILES = (
     "model.safetensors",
@@ -107,6 +114,21 @@ def test_pruning_keeps_the_newest_complete_ones_and_never_counts_a_torn_one(save
 def test_pruning_before_enough_are_complete_removes_nothing(saved: Path) -> None:
     prune(saved, keep=4)
     assert len(list(saved.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, flip_a_bit])
+@pytest.mark.parametrize("name", [FILES[0], MANIFEST])
+def test_what_is_saved_after_a_damaged_checkpoint_was_passed_over_is_kept(
+    saved: Path, name: str, damage
+) -> None:
+    """Of 3, 20 and 100 the run goes on at 20 and keeps one: 24, and not 100, which counts by its number alone."""
+    damage(saved / "checkpoint-100" / name)
+    (saved / "checkpoint-200").mkdir()
+    assert remove_newer(find_resumable(saved, SINGLE)[0]) == 2
+    with complete_checkpoint(saved / "checkpoint-24", SINGLE, keep=1):
+        save(saved / "checkpoint-24")
+    assert [f.name for f in saved.iterdir()] == ["checkpoint-24"]
+    assert find_resumable(saved, SINGLE) == (saved / "checkpoint-24", [])
 
 
 def test_keeping_none_leaves_no_folder(saved: Path) -> None:

@@ -18,7 +18,9 @@ from sgdpo.runs.run import Run
 from sgdpo.runs.summary import summarise
 from sgdpo.runs.tracking import NoTracker, open_tracker
 from sgdpo.store import seal, write_whole
-from sgdpo.training.checkpoints import prune, read_manifest
+from sgdpo.training.checkpoints import prune, read_manifest, remove_newer
+
+log = logging.getLogger("sgdpo")
 
 
 class SilentAttempt:
@@ -117,6 +119,10 @@ def open_attempt(run: Run, checkpoint: Path | None, rank: int) -> Iterator[Silen
     handler = _Notes(attempt)
     logging.getLogger().addHandler(handler)
     try:
+        if checkpoint and (
+            removed := remove_newer(checkpoint)
+        ):  # the next to be saved would count as older than they
+            log.warning("%d later checkpoints, which cannot be continued, are removed", removed)
         OmegaConf.save(OmegaConf.create(asdict(config)), run.folder / "config.yaml")
         again = config.force or config.resume == "never"
         attempt.tracker = open_tracker(config.tracking, record, asdict(config), again)

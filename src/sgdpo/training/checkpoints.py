@@ -127,6 +127,15 @@ def prune(checkpoints: Path, keep: int) -> None:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
+def remove_newer(checkpoint: Path) -> int:
+    """Remove what was saved beyond the checkpoint that a run continues, and return how much: nothing goes on there."""
+    step = checkpoint_step(checkpoint)
+    newer = [folder for folder in _newest_first(checkpoint.parent) if checkpoint_step(folder) > step]
+    for folder in newer:
+        remove_checkpoint(folder)
+    return len(newer)
+
+
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; its manifest goes first, so that one half removed is never taken for complete."""
     if folder.is_dir():
