@@ -17,12 +17,12 @@ import pytest
 
 from lab.soak import CASES, SMALL, STEPS, Outcome, differences, render, soak
 from sgdpo.config.compose import compose_run, to_run_config
-from sgdpo.config.schema import RunConfig
+from sgdpo.config.schema import RunConfig, TrainerConfig
 from sgdpo.engine.nodes import Node
 from sgdpo.runs import run as run_module
 from sgdpo.runs.records import view_run
 from sgdpo.runs.run import Run, _take_over, execute
-from sgdpo.store import write_json
+from sgdpo.store import seal, write_json
 
 
 @pytest.mark.proof
@@ -163,3 +163,19 @@ def test_of_several_machines_the_first_alone_takes_a_run_over(
         monkeypatch.setattr(run_module, "this_node", lambda engine, rank=rank: Node(rank, "first", 1))
         _take_over(new)
         assert (failed.exists(), new.folder.exists()) == (rank > 0, rank == 0)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_finished_run_that_is_asked_for_again_keeps_what_it_was_trained_to_keep(
+    tmp_path: Path, kept: bool, asked: bool
+) -> None:
+    run = on_rows(tmp_path, 9, trainer=TrainerConfig(keep_finished=asked))
+    for name in ("checkpoints/checkpoint-4", "model"):
+        (run.folder / name).mkdir(parents=True)
+    seal(run.folder / "model")
+    (run.folder / "config.yaml").write_text(f"trainer:\n  keep_finished: {str(kept).lower()}\n")
+    found = {"format": 1, "status": "finished", "run_hash": run.identity.run_hash}
+    write_json(run.folder / "record.json", found)
+    assert execute(run.config) == run.folder
+    assert (run.folder / "checkpoints").exists() == kept

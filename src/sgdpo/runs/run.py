@@ -111,7 +111,7 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
     find = run.result if as_start else run.finished
     if not run.config.force and (done := find()) is not None:
         log.info("%s is finished already and is not trained again (force=true does)", done.folder)
-        _tidy(run.config, done.folder)
+        _tidy(done.folder)
         return done.folder, False
     with held(_lock(run), f"the run {run.identity.name}"):
         if not run.config.force and (done := find()) is not None:
@@ -129,9 +129,15 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
     return run.folder, True
 
 
-def _tidy(config: RunConfig, folder: Path) -> None:
-    """Remove the checkpoints that a kill between the finished record and their removal left."""
-    if not config.trainer.keep_finished and (folder / CHECKPOINTS).exists():
+def _tidy(folder: Path) -> None:
+    """Remove the checkpoints that a kill between the finished record and their removal left.
+
+    What the run was trained with says whether they were to stay, not the command that asks for it again.
+    """
+    settings = folder / "config.yaml"
+    if not (folder / CHECKPOINTS).exists() or not settings.exists():
+        return
+    if not OmegaConf.select(OmegaConf.load(settings), "trainer.keep_finished"):
         shutil.rmtree(folder / CHECKPOINTS)
 
 
