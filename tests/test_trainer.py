@@ -1,9 +1,11 @@
 """The trainer's loss, metrics and state do not depend on how a step is cut; bad steps stop it."""
 
+import gc
 import math
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -137,3 +139,13 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_is_counted(tmp_path: Path)
     trainer.train()
     assert trainer.skipped_steps == 1
     assert torch.isfinite(weights(trainer)).all()
+
+
+def test_an_evaluation_leaves_no_worker_process_and_no_loader_behind(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tiny_config("method=dpo", "trainer.workers=1"), tmp_path)
+    before, kept = psutil.Process().children(), []
+    for _ in range(2):
+        trainer.evaluate()
+        gc.collect()
+        kept.append((psutil.Process().children(), len(trainer.accelerator._dataloaders)))
+    assert kept == [(before, 1)] * 2

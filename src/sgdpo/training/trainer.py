@@ -84,6 +84,7 @@ class PairTrainer(Trainer):
         self._samples, self._log_samples = samples, log_samples
         self._best, self._patience = best, patience
         self._latest: dict[str, float] = {}
+        self._eval_loader: DataLoader | None = None
         self._draws_seed, self._precision = draws_seed, precision
         self._step0_check, self._on_nonfinite = step0_check, on_nonfinite
         self._keep, self._engine = keep_checkpoints, engine
@@ -103,17 +104,21 @@ class PairTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader whose batches are packed rows, in the order that the sampler keys."""
-        return self._row_loader(self.train_dataset, self._train_rows)
+        return self._row_loader(self.train_dataset, self._train_rows, self.args.dataloader_num_workers > 0)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return the loader over the held-out rows; every rank gets as many rows as the others."""
-        return self._row_loader(self.eval_dataset, self._eval_rows)
+        """Return the loader over the held-out rows; every rank gets as many rows as the others.
 
-    def _row_loader(self, examples: Any, rows: Iterable[list[int]]) -> DataLoader:
-        workers = self.args.dataloader_num_workers
+        One for the whole run, as accelerate forgets none, and with no workers between the evaluations.
+        """
+        if self._eval_loader is None:
+            self._eval_loader = self._row_loader(self.eval_dataset, self._eval_rows)
+        return self._eval_loader
+
+    def _row_loader(self, examples: Any, rows: Iterable[list[int]], persistent: bool = False) -> DataLoader:
         loader = DataLoader(
-            examples, batch_sampler=rows, collate_fn=self.data_collator, num_workers=workers,
-            persistent_workers=workers > 0, pin_memory=self.args.device.type == "cuda",
+            examples, batch_sampler=rows, collate_fn=self.data_collator, persistent_workers=persistent,
+            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.device.type == "cuda",
         )  # fmt: skip
         return self.accelerator.prepare(loader)
 
