@@ -149,3 +149,17 @@ def test_an_evaluation_leaves_no_worker_process_and_no_loader_behind(tmp_path: P
         gc.collect()
         kept.append((psutil.Process().children(), len(trainer.accelerator._dataloaders)))
     assert kept == [(before, 1)] * 2
+
+
+def test_an_attempt_that_goes_on_knows_what_was_logged_and_skipped_before_it(tmp_path: Path) -> None:
+    """No step of its own is logged before its first evaluation, which is judged by the training's loss."""
+    config = tiny_config(
+        "method=dpo", "trainer.step0_check=false", "trainer.on_nonfinite=skip", "trainer.log_steps=7",
+        "trainer.save_steps=3", "trainer.best=train/loss",
+    )  # fmt: skip
+    first, second = (tiny_trainer(config, tmp_path, best="train/loss") for _ in range(2))
+    poison(first)
+    first.train()
+    second.resume_states(tmp_path / "checkpoints" / "checkpoint-3")
+    assert second.skipped_steps == first.skipped_steps == 1
+    assert second.evaluate()["eval_best"] == first.rows_written[0]["loss"]

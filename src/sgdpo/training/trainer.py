@@ -35,6 +35,7 @@ from sgdpo.training.shares import insist_on_fsdp, share
 from sgdpo.training.step_notes import StepNotes
 
 METHOD_STATE = "method_state.json"
+LATEST = "latest.json"  # the metrics last logged, by which trainer.best may choose, and how many steps were skipped
 LOG_SUMS = "log_sums_{rank}.json"  # of the rows of metrics that log_steps > 1 has not written yet
 
 
@@ -366,14 +367,20 @@ class PairTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if sums := self._sums.state():
                 (folder / LOG_SUMS.format(rank=self.args.process_index)).write_text(json.dumps(sums))
-            if self.method_state is not None and self.is_world_process_zero():
+            if not self.is_world_process_zero():
+                return
+            (folder / LATEST).write_text(json.dumps([self._latest, self.skipped_steps]))
+            if self.method_state is not None:
                 (folder / METHOD_STATE).write_text(json.dumps(self.method_state.state_dict()))
 
     def resume_states(self, folder: Path) -> None:
-        """Restore, from a complete checkpoint, the method's state and the sums of a row that is not written yet.
+        """Restore, from a complete checkpoint, the method's state, what was logged last and the sums of a row that is
+        not written yet.
 
         Of more ranks than there are now, each takes several ranks' sums.
         """
+        if (folder / LATEST).is_file():
+            self._latest, self.skipped_steps = json.loads((folder / LATEST).read_text())
         if self.method_state is not None:
             self.method_state.load_state_dict(json.loads((folder / METHOD_STATE).read_text()))
         mine = []
