@@ -61,14 +61,17 @@ class OneOf:
 
 
 class Name:
-    """What becomes the name of a file or folder: one plain part of a path, of bounded length."""
+    """What becomes the name of a file or folder: one plain part of a path, of bounded length.
 
-    def __init__(self, length: int = 60, reserved: tuple[str, ...] = ()):
-        self.length, self.reserved = length, reserved
+    empty: it may be left out.
+    """
+
+    def __init__(self, length: int = 60, reserved: tuple[str, ...] = (), empty: bool = False):
+        self.length, self.reserved, self.empty = length, reserved, empty
 
     def problem(self, value: Any) -> str | None:
         """Say why a name cannot be one, after its key."""
-        if value is None:
+        if value is None or (self.empty and value == ""):
             return None
         shown = repr(value if len(str(value)) <= 80 else f"{str(value)[:77]}...")
         if not isinstance(value, str) or not re.fullmatch(r"\w[\w.+@=~-]*", value):

@@ -119,7 +119,7 @@ def label_runs(batch: Sequence[Sequence[str]]) -> list[str]:
     for _, differing in _own_overrides(batch):
         pairs = [override.lstrip("+").split("=", 1) for override in differing]
         words = [f"{k.rsplit('.', 1)[-1]}{Path(v).name}" for k, v in pairs if k not in IN_EVERY_NAME]
-        labels.append(re.sub(r"[^\w.+-]+", "_", "-".join(words))[:LONGEST_LABEL].strip(".-_"))
+        labels.append(re.sub(r"[^\w.+-]+", "_", "-".join(words), flags=re.ASCII)[:LONGEST_LABEL].strip(".-_"))
     return labels
 
 

@@ -204,4 +204,4 @@ class RunConfig:
     device: Annotated[str, OneOf("auto", "cpu", "cuda")] = "auto"
     n_jobs: Annotated[int, Range("[1, 1000]")] = 1
     extra: list[str] = field(default_factory=list)
-    label: str = ""
+    label: Annotated[str, Name(empty=True)] = ""
