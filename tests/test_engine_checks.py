@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import socket
 
 import pytest
@@ -16,7 +17,14 @@ from sgdpo.runs.validate import config_errors
 
 @pytest.fixture(autouse=True)
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "SLURM_JOB_NODELIST"):
+    for name in (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+        "SLURM_JOB_NODELIST",
+        "SLURM_JOB_ID",
+        "SLURM_NODEID",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -86,6 +94,27 @@ def test_several_machines_need_to_be_told_apart(monkeypatch: pytest.MonkeyPatch)
     assert this_node(engine).arguments(engine) == [
         "--nnodes=2", "--node-rank=1", "--nproc-per-node=4", "--master-addr=10.0.0.1", "--master-port=29500",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ({"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}, "nothing says which machine this is.*srun"),
+        ({"MASTER_ADDR": "a", "NODE_RANK": "2"}, "NODE_RANK=2 .*counted from 0 to 1"),
+        ({"MASTER_ADDR": "a", "NODE_RANK": "-1"}, "NODE_RANK='-1' .*whole number"),
+        ({"MASTER_ADDR": "a", "NODE_RANK": "0", "MASTER_PORT": "x"}, "MASTER_PORT='x' .*whole number"),
+        (
+            {"SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "7", "SLURM_NODEID": "3"},
+            "SLURM_NODEID=3 .*counted from 0",
+        ),
+    ],
+)
+def test_a_place_among_machines_that_is_none_is_told(
+    monkeypatch: pytest.MonkeyPatch, place: dict[str, str], said: str
+) -> None:
+    for variable, value in place.items():
+        monkeypatch.setenv(variable, value)
+    assert re.search(said, only(errors("engine=ddp", "device=cpu", "engine.num_nodes=2")))
 
 
 def test_nonsense_counts_and_timeouts() -> None:

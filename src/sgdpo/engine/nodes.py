@@ -34,20 +34,36 @@ class Node:
 
 
 def this_node(engine: EngineConfig) -> Node:
-    """Return this machine's place. Raise ValueError if several machines are asked for and nothing tells."""
+    """Return this machine's place. Raise ValueError if several machines are asked for and nothing tells, or what tells
+    does not fit."""
     if engine.num_nodes == 1:
         return Node(0, None, None) if engine.port is None else Node(0, "127.0.0.1", engine.port)
-    if "MASTER_ADDR" in os.environ and "NODE_RANK" in os.environ:
-        port = engine.port or int(os.environ.get("MASTER_PORT", DEFAULT_PORT))
-        return Node(int(os.environ["NODE_RANK"]), os.environ["MASTER_ADDR"], port)
-    if "SLURM_JOB_NODELIST" in os.environ:
-        port = engine.port or SLURM_PORT + int(os.environ["SLURM_JOB_ID"]) % SLURM_PORTS
-        return Node(int(os.environ["SLURM_NODEID"]), _first_slurm_host(), port)
+    if {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+        rank = _number("NODE_RANK", below=engine.num_nodes)
+        port = engine.port or _number("MASTER_PORT", DEFAULT_PORT)
+        return Node(rank, os.environ["MASTER_ADDR"], port)
+    # Inside `salloc` alone there is a job, and no step of it that has a place.
+    if {"SLURM_JOB_NODELIST", "SLURM_JOB_ID", "SLURM_NODEID"} <= os.environ.keys():
+        rank = _number("SLURM_NODEID", below=engine.num_nodes)
+        port = engine.port or SLURM_PORT + _number("SLURM_JOB_ID") % SLURM_PORTS
+        return Node(rank, _first_slurm_host(), port)
     raise ValueError(
         f"engine.num_nodes={engine.num_nodes}, but nothing says which machine this is: run the same command "
         "on every machine with MASTER_ADDR=<first machine> MASTER_PORT=29500 NODE_RANK=<0, 1, ...>, or under "
         "Slurm with `srun --ntasks-per-node=1`"
     )
+
+
+def _number(variable: str, default: int = 0, *, below: int | None = None) -> int:
+    value = os.environ.get(variable, str(default))
+    if not value.isdecimal():
+        raise ValueError(f"{variable}={value!r} in the environment must be a whole number from 0")
+    if below is not None and int(value) >= below:
+        raise ValueError(
+            f"{variable}={value} in the environment, but the machines of engine.num_nodes={below} are counted from 0 to"
+            f" {below - 1}; set engine.num_nodes to the number of machines, or correct {variable}"
+        )
+    return int(value)
 
 
 def _first_slurm_host() -> str:
