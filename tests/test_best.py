@@ -1,17 +1,21 @@
 """What came out of a sweep: its results, which setting is best, and whether noise alone could have put it there."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
+import wandb
 import yaml
 
 from lab.report.names import metric_title
+from lab.sweeps import results
 from lab.sweeps.results import (
     draw_experiment,
     experiment_results,
     find_best,
     metrics_of,
     render_best,
+    send_pictures,
     write_best,
 )
 from report_fixtures import write_run
@@ -147,6 +151,17 @@ class TestOutput:
         assert {path.suffix for path in pictures} >= {".png", ".svg"}
         assert all(path.parent == tmp_path / "grid" and path.stat().st_size > 100 for path in pictures)
         assert "DPO 0.5" in next(path for path in pictures if path.suffix == ".svg").read_text()
+
+    def test_pictures_are_kept_offline_if_no_server_answers(self, tmp_path, monkeypatch):
+        def init(mode, **settings):
+            if mode == "online":
+                raise wandb.errors.CommError("Timed out")
+            return Mock()
+
+        monkeypatch.setattr(results, "choose_mode", lambda wanted: "online")
+        monkeypatch.setattr(wandb, "init", init)
+        monkeypatch.setattr(wandb, "teardown", Mock())
+        assert send_pictures([tmp_path / "map.svg"], "grid", MARGINS) == "offline"
 
 
 class TestBadInput:

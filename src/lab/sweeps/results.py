@@ -13,7 +13,7 @@ from lab.report.names import headline, lower_is_better, metric_title, metrics_in
 from lab.sweeps.status import read_roster
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, flatten, require_runs
-from sgdpo.runs.tracking import choose_mode
+from sgdpo.runs.tracking import choose_mode, start_or_offline
 from sgdpo.store import write_json, write_whole
 
 # The name of a group stands for all that it sets, so it is told first.
@@ -287,10 +287,9 @@ def send_pictures(pictures: Sequence[Path], experiment: str, metric: str) -> str
     import wandb
 
     settings = wandb.Settings(console="off", silent=True, init_timeout=20.0)
-    run = wandb.init(
-        project="sgdpo", group=experiment, job_type="heatmap", name=f"{experiment}-heatmap",
-        mode=mode, dir=str(pictures[0].parent), reinit="create_new", settings=settings,
-    )  # fmt: skip
+    about = {"project": "sgdpo", "group": experiment, "job_type": "heatmap", "name": f"{experiment}-heatmap"}
+    where = {"dir": str(pictures[0].parent), "reinit": "create_new", "settings": settings}
+    run, mode = start_or_offline(lambda mode: wandb.init(mode=mode, **about, **where), mode)
     run.log({f"heatmap/{metric}/{p.stem}": wandb.Image(str(p)) for p in pictures if p.suffix == ".png"})
     run.finish()
     return mode

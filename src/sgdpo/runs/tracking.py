@@ -303,14 +303,19 @@ def _has_key() -> bool:
 def _start(
     tracking: TrackingConfig, record: Record, config: Mapping[str, Any], mode: str, run_id: str
 ) -> tuple[Any, str]:
-    import wandb
-
     def start(mode: str) -> Any:
         fields = record.fields
         return _init(
             tracking, mode, record.folder, run_id, name=fields["name"], group=fields["experiment"],
             job_type=fields["phase"], tags=_tags(tracking, record), config=dict(config),
         )  # fmt: skip
+
+    return start_or_offline(start, mode)
+
+
+def start_or_offline(start: Callable[[str], Any], mode: str) -> tuple[Any, str]:
+    """Start a W&B run in a mode, offline if no server answers; return it with the mode it is written in."""
+    import wandb
 
     if mode == "offline":
         return start("offline"), "offline"
