@@ -29,11 +29,12 @@ from lab.judging.judges import JUDGE
 from lab.sampling.rounds import RoundsConfig
 from lab.sampling.scorers import SCORER
 from lab.sampling.settings import SampleConfig
-from sgdpo.config.compose import CONF, compose_run, composition_words
+from sgdpo.config.compose import CONF, compose_run, composition_words, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import Kind, binding_errors
 from sgdpo.data.sources import DATA
 from sgdpo.method import METHOD, PILOT
+from sgdpo.runs.run import Run
 from sgdpo.runs.validate import config_errors
 from sgdpo.source import find
 from sgdpo.values import Name, OneOf, Place, Range, marks_of
@@ -159,6 +160,16 @@ def test_a_name_that_cannot_be_a_folder_is_refused_on_every_key(key: str) -> Non
 def test_a_methods_name_is_a_plain_name_too(name: str) -> None:
     assert "method.name" in refusal(f"method.name='{name}'")
     assert "start: method.name" in refusal(f"start.name='{name}'")
+
+
+@pytest.mark.parametrize(
+    "words", [["method@start=nll"], ["method=dpo", "method@start=dpo"], ["start.phase=preference"]]
+)
+def test_a_start_that_would_need_a_start_is_refused_before_anyone_follows_it(words: list[str]) -> None:
+    (said,) = config_errors(compose_run(words))
+    with pytest.raises(ValueError, match="a run starts from an SFT run") as refused:
+        Run.of(to_run_config(compose_run(words)))
+    assert said == str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["cache", "published", "report"])

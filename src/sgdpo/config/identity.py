@@ -1,6 +1,6 @@
 """Name a run by its settings and by the content of what it reads: what changes its numbers is hashed, no more."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -92,8 +92,19 @@ def needs_start(config: RunConfig) -> bool:
     return config.init == "sft" and config.method["phase"] != "sft"
 
 
+def start_errors(config: RunConfig) -> Iterator[str]:
+    """Yield why a run cannot start from what its settings name: a preference run would need a start in turn."""
+    if (phase := config.start.get("phase")) != "sft":
+        yield (
+            f"start: {config.start.get('name')} is of phase {phase}, and a run starts from an SFT run; leave it out, or"
+            " give a method of phase sft (method@start=sft)"
+        )
+
+
 def start_config(config: RunConfig) -> RunConfig:
     """Return the SFT run that a preference run starts from: same model, data, seed and precision."""
+    if errors := list(start_errors(config)):
+        raise ValueError(*errors)
     sft = config.optimizer.sft
     optimizer = replace(
         config.optimizer, lr=sft.lr, batch_size=sft.batch_size, epochs=sft.epochs, max_steps=sft.max_steps

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sgdpo.config.compose import config_folders, method_of, to_run_config, unknown_keys
-from sgdpo.config.identity import needs_start
+from sgdpo.config.identity import needs_start, start_errors
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors, needs_of
 from sgdpo.places import CONF
@@ -60,9 +60,9 @@ def value_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> Iterat
     ratio = asdict(config.ratio)
     given = {} if config.ratio.chosen is None and config.ratio.rejected is None else ratio
     yield from method_errors(config.method, given, config.extra, folders, pilot=config.pilot)
-    if config.method != config.start:
-        for error in method_errors(config.start, {}, config.extra, folders):
-            yield f"start: {error}"
+    same = config.method == config.start
+    wrong = [] if same else method_errors(config.start, {}, config.extra, folders)
+    yield from [f"start: {error}" for error in wrong] or start_errors(config)
     # The method says what is wrong with its ratios.
     yield from (
         error for error in schema_errors(config) if not error.startswith(("ratio.chosen", "ratio.rejected"))
