@@ -29,7 +29,7 @@ from lab.judging.judges import JUDGE
 from lab.sampling.rounds import RoundsConfig
 from lab.sampling.scorers import SCORER
 from lab.sampling.settings import SampleConfig
-from sgdpo.config.compose import CONF, compose_run, composition_words, to_run_config
+from sgdpo.config.compose import CONF, compose_run, composition_words, list_errors, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import Kind, binding_errors
 from sgdpo.data.sources import DATA
@@ -170,6 +170,16 @@ def test_a_start_that_would_need_a_start_is_refused_before_anyone_follows_it(wor
     with pytest.raises(ValueError, match="a run starts from an SFT run") as refused:
         Run.of(to_run_config(compose_run(words)))
     assert said == str(refused.value)
+
+
+NULLABLE = [key for key, hint in KEYS.items() if typing.get_args(hint)[:1] == (dict[str, Any],)]
+
+
+@pytest.mark.parametrize("inside", ["={a: 1}", "={a: {b: 1}}", ".a=1", ".a.b=1"])
+def test_an_override_inside_a_mapping_that_is_null_is_refused_by_name(inside: str) -> None:
+    said = list_errors(["-m", "model=smollm2_135m", *(f"++{key}{inside}" for key in NULLABLE)])
+    assert [line.split(" is null here")[0] for line in said] == NULLABLE
+    assert list_errors([f"{key}={value}" for key in NULLABLE for value in ("{}", "null")]) == []
 
 
 @pytest.mark.parametrize("name", ["cache", "published", "report"])

@@ -1,5 +1,6 @@
 """Compose `conf/` into the typed RunConfig, and keep what the typed form cannot catch out of it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -126,7 +127,27 @@ def list_errors(arguments: Sequence[str]) -> list[str]:
             found.append(f"{key} takes one value, and a list is not swept over; write {key}={comma} with -m")
         except (HydraException, OmegaConfBaseException):
             continue  # Hydra says it better
-    return found
+    return [*found, *_inside_nothing(arguments)]
+
+
+def _inside_nothing(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the mappings that the chosen groups leave null and an override reaches into: OmegaConf breaks there."""
+    matches = [re.match(r"\+*(\w+)\.(\w+)(\.|=\{\s*[^}\s])", word) for word in arguments]
+    named, settings = dict.fromkeys((match[1], match[2]) for match in matches if match), RunConfig()
+    reached = [key for key in named if getattr(getattr(settings, key[0], 0), key[1], 0) is None]
+    if not reached:
+        return
+    try:
+        config = compose_run([word for word in arguments if (CONF / word.partition("=")[0]).is_dir()])
+    except (HydraException, OmegaConfBaseException):
+        return  # Hydra says it better
+    for group, key in reached:
+        if config[group][key] is None:
+            files = sorted((CONF / group).glob("*.yaml"))
+            having = [
+                f"{group}={p.stem}" for p in files if OmegaConf.select(OmegaConf.load(p), key) is not None
+            ]
+            yield f"{group}.{key} is null here, with nothing in it to set; it is there with {', '.join(having)}"
 
 
 def to_typed(config: DictConfig, schema: type[T]) -> T:
