@@ -24,7 +24,7 @@ from sgdpo.runs.run import Run, execute
 from sgdpo.runs.validate import run_errors
 from sgdpo.store import read_jsonl
 from sgdpo.training.samples import REPEATED, sample_means
-from sweep_fixtures import cells_of
+from sweep_fixtures import cells_of, composer_for
 from test_tracking import entries
 from tiny_training import tiny_config
 
@@ -247,3 +247,16 @@ def test_the_page_shows_how_an_answer_changed(alone: Path) -> None:
 def test_a_sweep_answers_nothing_unless_it_is_asked() -> None:
     assert [cell.config.trainer.samples for cell in cells_of("seed=1,2")] == [0, 0]
     assert [cell.config.trainer.samples for cell in cells_of("seed=1,2", "trainer.samples=5")] == [5, 5]
+    (cell, _) = cells_of("seed=1,2", "trainer.best=samples/end_rate")
+    assert cell.config.trainer.samples > 0
+
+
+def test_a_sweeps_own_file_asks_for_answers_too(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("# @package _global_\ntrainer: {samples: 4}\n")
+    composer = composer_for(f"hydra.searchpath=[file://{tmp_path}]", "sweep=mine")
+    samples = [
+        composer.cell(words).config.trainer.samples
+        for words in (["sweep=mine"], ["sweep=mine", "trainer=large"], ["trainer=large"], ["seed=1"])
+    ]
+    assert samples == [4, 4, 0, 0]

@@ -76,6 +76,7 @@ class Composer:
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create(config_loader=loader)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._unasked: dict[tuple[str, ...], int] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the cell's config without Hydra's own node. Raises Hydra's and OmegaConf's errors."""
@@ -93,10 +94,19 @@ class Composer:
 
     def cell(self, overrides: Sequence[str], config: DictConfig | None = None) -> Cell:
         config = self.compose(overrides) if config is None else config
-        if not any(override.lstrip("+").startswith("trainer.samples=") for override in overrides):
+        if not self._asks_for_answers(overrides, config.trainer):
             config.trainer.samples = 0  # nobody reads the answers of a hundred cells
         run = Run.of(to_run_config(config))
         return Cell(tuple(overrides), run, run.finished() is not None)
+
+    def _asks_for_answers(self, overrides: Sequence[str], trainer: DictConfig) -> bool:
+        """Say whether the sweep itself asks: by an override, by its YAML, or by what chooses the weights."""
+        if any(override.lstrip("+").startswith("trainer.samples=") for override in overrides):
+            return True
+        groups = tuple(override for override in overrides if override.startswith("trainer="))
+        if groups not in self._unasked:
+            self._unasked[groups] = self.compose(groups).trainer.samples
+        return trainer.samples != self._unasked[groups] or (trainer.best or "").startswith("samples/")
 
     def chooses_a_group(self, override: Override) -> bool:
         return self.loader.repository.group_exists(override.key_or_group)
