@@ -30,7 +30,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sgdpo.config.compose import composition_words, to_run_config, unknown_keys
-from sgdpo.config.schema import RunConfig
+from sgdpo.config.schema import RunConfig, TrainerConfig
 from sgdpo.runs.records import RECORD, flatten, view_run
 from sgdpo.runs.run import Run
 
@@ -76,7 +76,6 @@ class Composer:
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create(config_loader=loader)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
-        self._unasked: dict[tuple[str, ...], int] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the cell's config without Hydra's own node. Raises Hydra's and OmegaConf's errors."""
@@ -99,14 +98,13 @@ class Composer:
         run = Run.of(to_run_config(config))
         return Cell(tuple(overrides), run, run.finished() is not None)
 
-    def _asks_for_answers(self, overrides: Sequence[str], trainer: DictConfig) -> bool:
-        """Say whether the sweep itself asks: by an override, by its YAML, or by what chooses the weights."""
-        if any(override.lstrip("+").startswith("trainer.samples=") for override in overrides):
-            return True
-        groups = tuple(override for override in overrides if override.startswith("trainer="))
-        if groups not in self._unasked:
-            self._unasked[groups] = self.compose(groups).trainer.samples
-        return trainer.samples != self._unasked[groups] or (trainer.best or "").startswith("samples/")
+    @staticmethod
+    def _asks_for_answers(overrides: Sequence[str], trainer: DictConfig) -> bool:
+        """Say whether the sweep itself asks: by an override, by a number of its own, or to choose the weights."""
+        given = any(override.lstrip("+").startswith("trainer.samples=") for override in overrides)
+        return (
+            given or trainer.samples != TrainerConfig().samples or (trainer.best or "").startswith("samples/")
+        )
 
     def chooses_a_group(self, override: Override) -> bool:
         return self.loader.repository.group_exists(override.key_or_group)
