@@ -203,7 +203,7 @@ def test_a_start_with_an_adapter_is_merged_and_its_run_starts_there(place: Path)
 @pytest.mark.parametrize(
     "kind",
     [
-        ["adapter=dora"],
+        pytest.param(["adapter=dora"], marks=pytest.mark.proof),
         *(
             pytest.param([kind, engine, "engine.num_processes=2"], marks=pytest.mark.proof)
             for kind, engine in (

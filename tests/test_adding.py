@@ -98,7 +98,7 @@ def test_a_method_is_trained_swept_and_shown_in_a_table_and_a_figure(house):
     assert "Squared hinge" in (house / "outputs" / "lengths" / "lengths.svg").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_model_a_data_source_and_a_pilot_train_together(house):
     words = [word for kind in BESIDE for word in recipes.commands(kind, "python src/train.py")[0]]
     extra = [word.removeprefix("extra=[").rstrip("]") for word in words if word.startswith("extra=")]

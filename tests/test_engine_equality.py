@@ -58,7 +58,7 @@ def single(place: Path):
     return lambda method: execute(config_of(place, method))
 
 
-@pytest.mark.parametrize("engine", proofs_but(ENGINES, "zero3", "fsdp"))
+@pytest.mark.parametrize("engine", proofs_but(ENGINES, "zero3"))
 def test_two_processes_give_what_one_gives(engine: str, place: Path, single, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -47,7 +47,7 @@ def run(folder: Path, *words: str) -> tuple[int, str, str]:
     return process.returncode, *said
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_two_jobs_find_what_one_finds_in_the_order_asked_and_evaluate_the_start_once(experiment, tmp_path):
     tables, results = {}, {}
     for jobs in (1, 2):

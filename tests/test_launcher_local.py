@@ -113,6 +113,7 @@ class TestProcesses:
         assert code == 0, screen
         assert {run.status for run in runs_by_seed(tmp_path).values()} == {"finished"}
 
+    @pytest.mark.proof
     def test_a_second_sweep_is_refused_while_one_runs_and_sigterm_ends_that_cleanly(self, tmp_path):
         process, pids = self.hanging(tmp_path)
         code, screen = run_app(tmp_path, *PLAIN, "seed=7,8")

@@ -86,8 +86,8 @@ def on_slurm(outputs: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_starts_come_first_then_the_cells_as_one_array(cluster, straight, tmp_path):
-    """And their numbers are those of a local sweep; what is finished is not submitted again."""
+def test_the_starts_come_first_then_the_cells_as_one_array(cluster, tmp_path):
+    """And what is finished is not submitted again; that the numbers are a local sweep's is told by the proofs."""
     code, screen = cluster.run(*on_slurm(tmp_path))
     assert code == 0, screen
     assert "3 of 3 cells done, 0 failed" in screen
@@ -96,7 +96,6 @@ def test_the_starts_come_first_then_the_cells_as_one_array(cluster, straight, tm
     assert cluster.log().index("end 7") < cluster.log().index("start 8_0")
     assert "SFT start: trained 0×, reused 3×" in screen
     assert "held-out margin" in screen
-    assert numbers(tmp_path) == straight
     code, screen = cluster.run(*on_slurm(tmp_path))
     assert (code, "3 are finished already" in screen) == (0, True), screen
     assert len(re.findall("submitted", cluster.log())) == 2

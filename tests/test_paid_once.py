@@ -154,7 +154,7 @@ def test_one_faulty_answer_costs_no_other_and_nothing_is_paid_for_twice(tmp_path
     answer, kind = FAULTS[fault]
     if asking is run_generator and ("log-prob" in fault or fault in ("NaN", "Infinity", "-Infinity")):
         kind = USABLE  # a generator asks for none
-    settings = {"retries": 1, "timeout": 0.3 if answer == "hang" or isinstance(answer, Drip) else 5.0}
+    settings = {"retries": 1, "timeout": 1.0 if answer == "hang" or isinstance(answer, Drip) else 5.0}
     bad = f"question {BAD}"
     with chat_server(faulty(answer)) as server:
         for _ in range(2):

@@ -60,6 +60,7 @@ def test_a_run_shorter_than_an_epoch_computes_what_it_looks_up(tmp_path, overrid
     assert found["reference_examples"] == {"computed": computed + 8, "reused": 0}
 
 
+@pytest.mark.proof
 def test_another_method_and_more_steps_take_over_what_is_there(tmp_path) -> None:
     first, second = shared(tmp_path), shared(tmp_path, "method=bco", "optimizer.max_steps=20")
     assert first["reference"] == second["reference"] == "built"
