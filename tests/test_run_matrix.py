@@ -211,7 +211,9 @@ def test_anyway_goes_on_and_the_record_holds_both_attempts(place: Path) -> None:
 
 @pytest.mark.parametrize(("old", "new", "asks"), [
     ("self.method_state.advance(", "self.method_state.advance(  # a comment", False),
-    pytest.param("self._step.clear()\n        beat()", "beat()\n        self._step.clear()", True, marks=pytest.mark.proof),
+    pytest.param(
+        "self._step.clear()\n        beat()", "beat()\n        self._step.clear()", True, marks=pytest.mark.proof
+    ),
 ])  # fmt: skip
 def test_changed_code_asks_and_a_comment_does_not(
     place: Path, tmp_path: Path, old: str, new: str, asks: bool
