@@ -116,7 +116,7 @@ def faulty(answer):
     def reply(request, number):
         if request["messages"][0]["content"] != f"question {BAD}":
             return chat("m", top=GOOD)
-        return slow(0.4, chat("m", top=GOOD)) if answer == "hang" else answer
+        return slow(1.5, chat("m", top=GOOD)) if answer == "hang" else answer
 
     return reply
 
