@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Sampled
 from lab.judging.judges import JudgeRequest
+from sgdpo.runs.records import RECORD
 from sgdpo.store import hash_file, hash_json, read_jsonl
 
 BEST = 10
@@ -69,7 +70,7 @@ class Verifiable(Sampled):
         folder = subject.start() if self.baseline == START else Path(self.baseline)
         if folder is None:
             return None
-        if (folder / "record.json").is_file():
+        if (folder / RECORD).is_file():
             assert subject.evaluate is not None, "a run can be evaluated"
             folder = subject.evaluate(folder, baseline=START)
         return read_baseline(folder, [task.task_id for task in self.tasks])
@@ -114,12 +115,14 @@ class Verifiable(Sampled):
     def inputs(self) -> dict[str, Any]:
         from sgdpo.data.generated import sources
 
-        code = {"code": hash_json(sources())}
-        path = Path(self.baseline or START)
-        # The answers of a start or another run are drawn for this evaluation: its folder's name says whose.
-        own = self.baseline not in (None, START) and not (path / "record.json").is_file()
-        file = answers_file(path)
-        return {**code, "baseline": hash_file(file)[:16]} if own and file.is_file() else code
+        found = {"code": hash_json(sources())}
+        if self.baseline in (None, START):
+            return found
+        folder = Path(self.baseline)
+        # The answers of another run are drawn for this evaluation: its folder's name says whose.
+        if not (folder / RECORD).is_file() and (file := answers_file(folder)).is_file():
+            found["baseline"] = hash_file(file)[:16]
+        return found
 
 
 def answers_file(path: Path) -> Path:

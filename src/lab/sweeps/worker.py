@@ -89,7 +89,8 @@ class Job:
         """Train; RuntimeError with what ended it otherwise."""
         config = dict(self.config)
         if self._training() != self.before:  # the words that start a run again would do so at each time limit
-            config |= {"force": False, "resume": config["resume"].replace("never", "auto")}
+            config["force"] = False
+            config["resume"] = "auto" if config["resume"] == "never" else config["resume"]
         send_output_to(Path(self.output))
         try:
             load_task(self.script, self.function)(OmegaConf.create(config))

@@ -100,11 +100,8 @@ def _folder_shards(path: Path, split: str) -> list[Path]:
     splits = [_split_of(file.relative_to(path).with_suffix(""), wanted) for file in files]
     found = sorted(set(filter(None, splits)))
     # train_prefs serves as train, but not beside train_sft.
-    near = (
-        [wanted]
-        if wanted in found
-        else [n for n in found if n.startswith((f"{wanted}-", f"{wanted}_", f"{wanted}."))]
-    )
+    near = [name for name in found if name.startswith((f"{wanted}-", f"{wanted}_", f"{wanted}."))]
+    near = [wanted] if wanted in found else near
     if found and len(near) != 1:
         raise ValueError(
             f"{path} holds files of the splits {', '.join(found)} but not of {split!r}; set data.train_split (or kin) "

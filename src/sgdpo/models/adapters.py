@@ -84,12 +84,11 @@ class WithoutAdapter:
 
     def __call__(self, **row: Tensor) -> Tensor:
         whole = self._model.get_base_model()
-        policys = getattr(whole, "router_loss", None)
+        # A mixture's forward leaves its router's loss there, and the policy's is still to be read.
+        of_policy = getattr(whole, "router_loss", None)
         with self._model.disable_adapter():
             output = self._model(**row)
-        whole.router_loss = (
-            policys  # a mixture's forward leaves it there, and the policy's is still to be read
-        )
+        whole.router_loss = of_policy
         return output[0] if isinstance(output, tuple) else output
 
 

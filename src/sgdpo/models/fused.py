@@ -7,7 +7,6 @@ The forward pass gives the bits of the modules replaced. Legend of the shape suf
 F is the width of the feed-forward layer.
 """
 
-from functools import partial
 from types import MethodType
 
 import torch
@@ -27,8 +26,7 @@ class FusedRMSNorm(torch.autograd.Function):
         rstd_N1 = torch.rsqrt((wide_ND * wide_ND).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(hidden_ND, weight_D, rstd_N1)
         out_ND = _scaled(hidden_ND, rstd_N1, weight_D, dtype)
-        # The weight's own copy: sharded engines free the weight of a layer that has run.
-        remember(out_ND, partial(_scaled, hidden_ND.detach(), rstd_N1, weight_D.detach().clone(), dtype))
+        remember(out_ND, _scaled, hidden_ND, rstd_N1, weight_D, dtype)
         return out_ND
 
     @staticmethod
@@ -51,7 +49,7 @@ class FusedSwiGLU(torch.autograd.Function):
     def forward(ctx, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_NF, up_NF)
         out_NF = _gated(gate_NF, up_NF)
-        remember(out_NF, partial(_gated, gate_NF.detach(), up_NF.detach()))
+        remember(out_NF, _gated, gate_NF, up_NF)
         return out_NF
 
     @staticmethod

@@ -8,12 +8,13 @@ any layer: plain, adapted, sharded. Activation checkpointing has hooks of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 # What may be computed again in the present forward pass, by storage; None: keep everything.
@@ -23,8 +24,8 @@ _recipes: ContextVar[dict[int, tuple[StorageWeakRef, Recipe]] | None] = ContextV
 class Recipe:
     """Compute a tensor again when the first layer that kept it asks; let it go after the last has."""
 
-    def __init__(self, shape: torch.Size, compute: Callable[[], Tensor]) -> None:
-        self.shape, self.compute = shape, compute
+    def __init__(self, shape: torch.Size, compute: Callable[..., Tensor], inputs: Sequence[Any]) -> None:
+        self.shape, self.compute, self.inputs = shape, compute, inputs
         self.keepers = self.waiting = 0
         self.result: Tensor | None = None
 
@@ -34,7 +35,7 @@ class Recipe:
 
     def make(self) -> Tensor:
         if self.result is None:
-            self.result, self.waiting = self.compute(), self.keepers
+            self.result, self.waiting = self.compute(*self.inputs), self.keepers
         result, self.waiting = self.result, self.waiting - 1
         if not self.waiting:
             self.result = None
@@ -55,16 +56,21 @@ def recomputing() -> Iterator[None]:
         _recipes.reset(token)
 
 
-def remember(result: Tensor, compute: Callable[[], Tensor]) -> None:
-    """Say how to compute a whole tensor again, with the same bits."""
+def remember(result: Tensor, compute: Callable[..., Tensor], *inputs: Any) -> None:
+    """Say how to compute a whole tensor again, with the same bits: `compute` of these inputs, without gradient."""
     recipes = _recipes.get()
     if recipes is None:
         return
     # A recipe holds what it needs: it goes with its result, lest it outlive what activation checkpointing frees.
     for place in [place for place, (storage, _) in recipes.items() if storage.expired()]:
         del recipes[place]
+    kept = [each.detach() if isinstance(each, Tensor) else each for each in inputs]
+    # Sharded engines free the parameters of a layer that has run: those in a recipe are a vector's copy.
+    kept = [
+        own.clone() if isinstance(each, nn.Parameter) else own for each, own in zip(inputs, kept, strict=True)
+    ]
     storage = StorageWeakRef(result.untyped_storage())
-    recipes[storage.cdata] = storage, Recipe(result.shape, compute)
+    recipes[storage.cdata] = storage, Recipe(result.shape, compute, kept)
 
 
 def _pack(kept: Tensor) -> Tensor | tuple[Recipe, torch.Size]:

@@ -119,9 +119,8 @@ def open_attempt(run: Run, checkpoint: Path | None, rank: int) -> Iterator[Silen
     handler = _Notes(attempt)
     logging.getLogger().addHandler(handler)
     try:
-        if checkpoint and (
-            removed := remove_newer(checkpoint)
-        ):  # the next to be saved would count as older than they
+        # Beside them the next to be saved would count as older.
+        if checkpoint and (removed := remove_newer(checkpoint)):
             log.warning("%d later checkpoints, which cannot be continued, are removed", removed)
         OmegaConf.save(OmegaConf.create(asdict(config)), run.folder / "config.yaml")
         again = config.force or config.resume == "never"
