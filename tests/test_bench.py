@@ -214,7 +214,7 @@ def test_every_table_says_its_commit_and_what_the_readme_links_to_is_published(
     for module, name, made in (
         (rounds, "run_rounds", lambda variants, *_: [[measured(variant, 1.0, 100)] for variant in variants]),
         (added, "_names", {"pilot": ["uniform"], "method": ["dpo"]}.get),
-        (added, "_best", lambda work, repeats: 1.0),
+        (added, "_best", lambda works, repeats: [1.0] * len(works)),
         (cli, "profile_step", lambda variant, examples: [part]),
         (peers, "peer_python", lambda folder: folder),
         (peers, "compare", lambda python, variants, *_: [[(measured(v, 1.0, 1), theirs)] for v in variants]),

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sgdpo.models.head import ChunkedLogProb, LogProbHead, chunk_size
 
@@ -88,6 +89,27 @@ def test_a_frozen_side_gets_no_gradient() -> None:
     ChunkedLogProb.apply(hidden_LD, weight_VD, target_L, 7, torch.float64).backward(grad_L)
     assert weight_VD.grad is None
     assert hidden_LD.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("frozen", "walks"), [((), 4), (("weight",), 2), (("hidden", "weight"), 1)])
+@pytest.mark.parametrize("wanted", [(), ("log_p2",)])
+def test_the_vocabulary_is_walked_no_oftener_than_the_gradients_ask(frozen, walks, wanted) -> None:
+    """Products of tokens x vocabulary x width: the logits; the hidden states' gradient; again and the weight's.
+
+    An adapter's frozen head is walked in the forward pass alone; an entropy beside a gradient costs no product more.
+    """
+    hidden_LD, weight_VD, target_L, grad_L = inputs()
+    for name, value in (("hidden", hidden_LD), ("weight", weight_VD)):
+        value.requires_grad_(name not in frozen)
+    targets_own = 2 * TOKENS * WIDTH
+    for features in (wanted, (*wanted, "entropy")):
+        with FlopCounterMode(display=False) as counted:
+            found = ChunkedLogProb.apply(hidden_LD, weight_VD, target_L, 7, torch.float64, features)
+            logp_L = found[0] if features else found
+            if logp_L.requires_grad:
+                logp_L.backward(grad_L)
+        asked = walks + (walks == 1 and "entropy" in features)
+        assert counted.get_total_flops() == asked * 2 * TOKENS * VOCABULARY * WIDTH + targets_own
 
 
 def test_bfloat16_rounds_the_product_alone() -> None:

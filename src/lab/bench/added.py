@@ -92,7 +92,7 @@ def _loss(method: Callable[[Pair], object], examples: Sequence[Example]) -> floa
         pair = pair_of(row, ((-torch.rand(count)).requires_grad_(), features), reference_L)
         method(pair).loss_B.sum().backward()
 
-    return _best(work, 30)
+    return _best([work], 30)[0]
 
 
 def _head(features: tuple[str, ...], examples: Sequence[Example], vocabulary: int, width: int) -> float:
@@ -106,18 +106,23 @@ def _head(features: tuple[str, ...], examples: Sequence[Example], vocabulary: in
         found: Tensor | tuple = head(states, row["target_L"])
         (found[0] if asked else found).sum().backward()
 
-    return (_best(partial(work, features), 5) - _best(partial(work, ()), 5)) * len(examples)
+    with_features, without = _best([partial(work, features), partial(work, ())], 20)
+    return (with_features - without) * len(examples)
 
 
 def _rows(collator: type[RowCollator], examples: Sequence[Example]) -> float:
-    return _best(lambda: collator("shared_prefix")(examples), 10)
+    return _best([lambda: collator("shared_prefix")(examples)], 10)[0]
 
 
-def _best(work: Callable[[], object], repeats: int) -> float:
-    """Return the least processor time, milliseconds: another process beside this one does not count."""
-    times = []
+def _best(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Return each one's least processor time, milliseconds: another process beside this one does not count.
+
+    They take turns, so that what drifts (caches, clock rates) drifts for all.
+    """
+    times: list[list[float]] = [[] for _ in works]
     for _ in range(repeats):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return 1e3 * min(times)
+        for work, taken in zip(works, times, strict=True):
+            began = time.process_time()
+            work()
+            taken.append(time.process_time() - began)
+    return [1e3 * min(taken) for taken in times]

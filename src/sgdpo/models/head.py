@@ -1,10 +1,11 @@
 """Per-token log-probs straight from hidden states: no tokens-by-vocabulary matrix ever exists.
 
-The lm-head is walked in blocks of the vocabulary. A block's logits live as long as the block: the forward
-pass keeps a running log-sum-exp for each token, the backward pass computes the block again. Blocks of the
-vocabulary, not of the tokens, so that each row of the weight's gradient is written once. Further numbers of a token
-(its distribution's entropy, log sum p^2) come from the same blocks, without gradient, for those who ask. Legend of the
-shape suffixes: `sgdpo/pairs.py`; F are features.
+The lm-head is walked in blocks of the vocabulary. A block's logits live as long as the block: the forward pass keeps a
+running log-sum-exp for each token and, where the hidden states want a gradient, a running mean of the weight's rows
+under the softmax, which is all of that gradient. The backward pass computes the blocks again for the weight alone, and
+not at all where it is frozen. Blocks of the vocabulary, not of the tokens, so that each row of the weight's gradient is
+written once. Further numbers of a token (its distribution's entropy, log sum p^2) come from the same walk, without
+gradient, for those who ask. Legend of the shape suffixes: `sgdpo/pairs.py`; F are features.
 """
 
 from __future__ import annotations
@@ -18,109 +19,74 @@ MIB = 1 << 20
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """Compute log softmax(hidden @ weight.T)[target] in O(tokens x chunk) memory, with both gradients."""
+    """Compute log softmax(hidden @ weight.T)[target] in O(tokens x chunk) memory, with both gradients.
+
+    With features: these too, each L: `entropy`, nats; `log_p2`, the log of sum p^2.
+    """
 
     @staticmethod
     def forward(
         ctx, hidden_LD: Tensor, weight_VD: Tensor, target_L: Tensor, chunk: int, dtype: torch.dtype,
         features: tuple[str, ...] = (),
     ):  # fmt: skip
-        lse_L, moments = None, Moments(features)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         operand_LD = hidden_LD.to(dtype)
+        wide_L1 = torch.zeros_like(_wide(operand_LD[:, :1]))
+        # Sums of exp(logit - top), of its square and of it times the weight's rows; top: the largest logit so far.
+        top_L1, sum_L1, square_L1, mean_LD = wide_L1 - torch.inf, wide_L1, wide_L1, wide_L1
         for start in range(0, weight_VD.shape[0], chunk):
-            block_LV = _wide(operand_LD @ weight_VD[start : start + chunk].to(dtype).T)
-            top_L1 = block_LV.amax(-1, keepdim=True)
-            block_LV.sub_(top_L1)
-            exp_LV = block_LV.exp() if features else block_LV.exp_()
-            sum_L = exp_LV.sum(-1)
-            block_L = sum_L.log() + top_L1[:, 0]
-            before_L, lse_L = lse_L, block_L if lse_L is None else torch.logaddexp(lse_L, block_L)
-            if features:
-                moments.add(block_LV, exp_LV, sum_L, block_L, before_L, lse_L)
-        picked_L = _wide((operand_LD[:, None] @ weight_VD[target_L].to(dtype)[:, :, None])[:, 0, 0])
-        ctx.save_for_backward(hidden_LD, weight_VD, target_L, lse_L)
-        ctx.chunk, ctx.dtype = chunk, dtype
+            block_VD = weight_VD[start : start + chunk].to(dtype)
+            logit_LV = _wide(operand_LD @ block_VD.T)
+            before_L1, top_L1 = top_L1, torch.maximum(top_L1, logit_LV.amax(-1, keepdim=True))
+            exp_LV, kept_L1 = logit_LV.sub_(top_L1).exp_(), (before_L1 - top_L1).exp_()
+            sum_L1 = sum_L1 * kept_L1 + exp_LV.sum(-1, keepdim=True)
+            if wants_hidden or "entropy" in features:
+                mean_LD = mean_LD * kept_L1 + exp_LV.to(dtype) @ block_VD
+            if "log_p2" in features:
+                square_L1 = square_L1 * kept_L1.square_() + exp_LV.square_().sum(-1, keepdim=True)
+        lse_L1 = top_L1 + sum_L1.log()
+        row_LD = weight_VD[target_L]
+        logp_L = _wide((operand_LD[:, None] @ row_LD.to(dtype)[:, :, None])[:, 0, 0]) - lse_L1[:, 0]
+        slope_LD = row_LD - mean_LD / sum_L1  # d logp / d hidden
+        ctx.save_for_backward(
+            slope_LD if wants_hidden else None,
+            *((hidden_LD, weight_VD, target_L, lse_L1) if wants_weight else ()),
+        )
+        ctx.chunk, ctx.dtype, ctx.hidden_dtype = chunk, dtype, hidden_LD.dtype
         if not features:
-            return picked_L - lse_L
-        found = moments.features()
-        ctx.mark_non_differentiable(*found)
-        return picked_L - lse_L, *found
+            return logp_L
+        # A token's mean logit is hidden . mean: -log p + hidden . (w - mean) is the entropy, without another walk.
+        entropy_L = ((operand_LD * slope_LD).sum(-1) - logp_L).clamp_(min=0)
+        found = {"entropy": entropy_L, "log_p2": (square_L1.log() - 2 * sum_L1.log())[:, 0]}
+        ctx.mark_non_differentiable(*(found[name] for name in features))
+        return logp_L, *(found[name] for name in features)
 
     @staticmethod
     def backward(ctx, grad_L: Tensor, *_: Tensor):
-        hidden_LD, weight_VD, target_L, lse_L = ctx.saved_tensors
-        chunk, dtype = ctx.chunk, ctx.dtype
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        operand_LD = hidden_LD.to(dtype)
-        # d logp / d logits = onehot(target) - softmax. The softmax part goes block by block, the target's part is
-        # two sparse updates; scaling the hidden states by the incoming gradient spares a pass over each block.
-        scaled_LD = hidden_LD * grad_L[:, None]
-        minus_LD = -scaled_LD.to(dtype)
-        grad_hidden_LD = torch.zeros_like(hidden_LD, dtype=lse_L.dtype)
-        grad_weight_VD = torch.empty_like(weight_VD) if wants_weight else None
-        for start in range(0, weight_VD.shape[0], chunk):
-            block_VD = weight_VD[start : start + chunk].to(dtype)
-            softmax_LV = _wide(operand_LD @ block_VD.T).sub_(lse_L[:, None]).exp_().to(dtype)
-            if wants_hidden:
-                _subtract_product(grad_hidden_LD, softmax_LV, block_VD)
-            if wants_weight:
-                _put_product(grad_weight_VD[start : start + chunk], softmax_LV.T, minus_LD)
-        if wants_hidden:
-            grad_hidden_LD += weight_VD[target_L]
-            grad_hidden_LD *= grad_L[:, None]
-        if wants_weight:
-            grad_weight_VD.index_add_(0, target_L, scaled_LD.to(grad_weight_VD.dtype))
-        return (
-            grad_hidden_LD.to(hidden_LD.dtype) if wants_hidden else None,
-            grad_weight_VD,
-            None,
-            None,
-            None,
-            None,
-        )
+        slope_LD, *for_weight = ctx.saved_tensors
+        grad_hidden_LD = None if slope_LD is None else (slope_LD * grad_L[:, None]).to(ctx.hidden_dtype)
+        grad_weight_VD = _weight_gradient(grad_L, *for_weight, ctx.chunk, ctx.dtype) if for_weight else None
+        return grad_hidden_LD, grad_weight_VD, None, None, None, None
 
 
-class Moments:
-    """Gather features of each token's distribution from the blocks, and use these up.
+def _weight_gradient(
+    grad_L: Tensor, hidden_LD: Tensor, weight_VD: Tensor, target_L: Tensor, lse_L1: Tensor,
+    chunk: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Return the gradient of sum grad logp by the weight.
 
-    They are kept relative to the log-sum-exp so far: logits of 1e4 would leave no digits of their differences.
+    d logp / d logits = onehot(target) - softmax. The softmax part goes block by block, the target's part is a sparse
+    update; scaling the hidden states by the incoming gradient spares a pass over each block.
     """
-
-    def __init__(self, wanted: tuple[str, ...]) -> None:
-        self.wanted = wanted
-        self.found: dict[str, Tensor] = {}
-
-    def add(
-        self, below_LV: Tensor, exp_LV: Tensor, sum_L: Tensor, block_L: Tensor, before_L: Tensor | None, lse_L: Tensor
-    ) -> None:  # fmt: skip
-        """Take in a block: logit - its largest, exp of it, its sum; log-sum-exps: its own, before it, of both."""
-        if "entropy" in self.wanted:
-            # sum p (log S - below): a logarithm of every p would cost more than twice as much.
-            entropy_L = sum_L.log() - below_LV.mul_(exp_LV).sum(-1) / sum_L
-            if before_L is not None:
-                # The entropy of a mixture: each part's own, and what it lacks of the whole, by its share.
-                kept_L, new_L = before_L - lse_L, block_L - lse_L
-                entropy_L = kept_L.exp() * (self.found["entropy"] - kept_L) + new_L.exp() * (
-                    entropy_L - new_L
-                )
-            self.found["entropy"] = entropy_L
-        if "log_p2" in self.wanted:
-            log_p2_L = exp_LV.square_().sum(-1).log() - 2 * sum_L.log()
-            if before_L is not None:
-                kept_L, new_L = before_L - lse_L, block_L - lse_L
-                log_p2_L = torch.logaddexp(self.found["log_p2"] + 2 * kept_L, log_p2_L + 2 * new_L)
-            self.found["log_p2"] = log_p2_L
-
-    def features(self) -> list[Tensor]:
-        """Return what was wanted, in that order: `entropy`, nats; `log_p2`, the log of sum p^2."""
-        return [self.found[name] for name in self.wanted]
-
-
-def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right, alpha=-1)
-    else:
-        total -= left @ right
+    operand_LD = hidden_LD.to(dtype)
+    scaled_LD = hidden_LD * grad_L[:, None]
+    minus_LD = -scaled_LD.to(dtype)
+    grad_weight_VD = torch.empty_like(weight_VD)
+    for start in range(0, weight_VD.shape[0], chunk):
+        block_VD = weight_VD[start : start + chunk].to(dtype)
+        softmax_LV = _wide(operand_LD @ block_VD.T).sub_(lse_L1).exp_().to(dtype)
+        _put_product(grad_weight_VD[start : start + chunk], softmax_LV.T, minus_LD)
+    return grad_weight_VD.index_add_(0, target_L, scaled_LD.to(grad_weight_VD.dtype))
 
 
 def _put_product(place: Tensor, left: Tensor, right: Tensor) -> None:
