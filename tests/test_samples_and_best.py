@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from lab.report.page import _samples
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.data.conversation import stop_ids
 from sgdpo.overlap import repetition
+from sgdpo.runs.card import model_card
 from sgdpo.runs.records import view_run
 from sgdpo.runs.run import Run, execute
 from sgdpo.runs.validate import run_errors
@@ -127,6 +129,15 @@ def test_the_run_ends_with_its_best_weights_and_says_so(alone: Path) -> None:
     assert (
         f"{METRIC} {best['rewards/accuracies']:.4f} at step {best['step']}" in (alone / "log.txt").read_text()
     )
+
+
+def test_the_models_card_says_what_the_record_says(alone: Path) -> None:
+    """Written before the record is closed, it tells the same metrics, of the best step, and the same time."""
+    card = (alone / "model" / "README.md").read_text("utf-8")
+    seconds = re.search(r"steps, (\d+) s\.\n", card)[1]
+    told = model_card(view_run(alone))
+    assert card == re.sub(r"\d+ s\.\n", f"{seconds} s.\n", told)
+    assert abs(int(seconds) - view_run(alone)["seconds"]) < 1.5
 
 
 def test_a_killed_run_ends_with_the_same_answers_and_the_same_best(alone: Path, tmp_path: Path) -> None:

@@ -87,13 +87,14 @@ class Attempt(SilentAttempt):
         card = folder / MODEL / "README.md"
         card.unlink(missing_ok=True)  # of an attempt that did not come to its end
         seal(folder / MODEL)
-        # The card is the user's to go on with: it is written after the seal, which does not hold it.
-        made = {**self._record.fields, "final": self._record.last, "best": fields.get("best")}
-        write_whole(card, model_card(RunView(folder, made, "finished")))
         picture = folder / "reward_curves.png"
         draw_reward_curves(view_run(folder).metrics(), picture, title=folder.name)
         self.tracker.image("reward_curves", picture)
         write_pairs(folder / "pairs.json")
+        # The card is the user's to go on with: it is written after the seal, which does not hold it.
+        record, best = self._record, fields.get("best")
+        made = {**record.fields, "final": record.final(best), "best": best, "seconds": record.seconds()}
+        write_whole(card, model_card(RunView(folder, made, "finished")))
         self._record.finish(**fields)
         if not keep_checkpoints:
             prune(folder / CHECKPOINTS, keep=0)

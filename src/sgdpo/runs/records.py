@@ -141,12 +141,16 @@ class Record:
         rows = {"bytes": self._metrics.sync(), "sha256": _digest(self.folder / METRICS)}
         return {"training": self.fields["training"], "metrics": rows, "made_by": made_by()}
 
+    def seconds(self) -> float:
+        """Return what all attempts have worked until now."""
+        attempts = self.fields["attempts"]
+        attempts[-1]["seconds"] = self._heartbeat.seconds
+        return round(sum(each["seconds"] for each in attempts), 3)
+
     def note(self, **fields: Any) -> None:
         """Set fields of record.json and rewrite it, all or nothing."""
         self.fields.update(fields)
-        attempts = self.fields["attempts"]
-        attempts[-1]["seconds"] = self._heartbeat.seconds
-        self.fields["seconds"] = round(sum(each["seconds"] for each in attempts), 3)
+        self.fields["seconds"] = self.seconds()
         self.fields["peak_memory_mb"] = max(self.fields["peak_memory_mb"], peak_memory_mb())
         if self._begun:
             write_json(self.folder / RECORD, self.fields)
@@ -157,10 +161,15 @@ class Record:
         best: what says which step's weights the run ended with, if not the last one's; final are its rows then.
         """
         self._begin()
-        if best is not None:
-            rows = read_jsonl(self.folder / METRICS)
-            self.last = {row["split"]: row for row in rows if row["step"] <= best["step"]}
+        self.last = self.final(best)
         self._close(status="finished", best=best, **fields)
+
+    def final(self, best: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the last row of each split that the weights have seen, those of the best step or of the last one."""
+        if best is None:
+            return self.last
+        rows = read_jsonl(self.folder / METRICS)
+        return {row["split"]: row for row in rows if row["step"] <= best["step"]}
 
     def fail(self, error: str) -> None:
         """Close the record as failed, with the reason; the metrics so far stay, and so does a finished record that
