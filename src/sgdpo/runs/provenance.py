@@ -17,6 +17,7 @@ import psutil
 
 from sgdpo.places import ROOT
 from sgdpo.processes import ask
+from sgdpo.runs.contents import code_hash
 from sgdpo.store import age, hash_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "hydra-core", "wandb", "numpy")
@@ -131,3 +132,8 @@ def git_state() -> dict[str, Any]:
     except OSError:
         pass  # no git
     return {"commit": None, "dirty": None}
+
+
+def made_by() -> dict[str, Any]:
+    """Return the code and the packages of this process."""
+    return {**git_state(), "code": code_hash(), "versions": versions()}

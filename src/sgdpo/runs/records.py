@@ -23,14 +23,13 @@ from uuid import uuid4
 import psutil
 
 from sgdpo.config.identity import Identity
-from sgdpo.runs.contents import code_hash
 from sgdpo.runs.provenance import (
     Heartbeat,
     git_state,
+    made_by,
     peak_memory_mb,
     process_is_gone,
     this_process,
-    versions,
     wait_until_judged,
 )
 from sgdpo.store import (
@@ -100,7 +99,7 @@ class Record:
             "settings": identity.settings,
             "contents": identity.contents,
             "training": checkpoint["training"] if checkpoint else attempt["id"],
-            "versions": versions(),
+            "versions": attempt["versions"],
             "git": git_state(),
             **this_process(),
             "started": kept.get("started") or attempt["started"],
@@ -211,11 +210,6 @@ class Record:
             self._metrics.close()
         self.note(final=self.last or None, **fields)
         self.leave()
-
-
-def made_by() -> dict[str, Any]:
-    """Return the code and the packages of this process."""
-    return {**git_state(), "code": code_hash(), "versions": versions()}
 
 
 def why_foreign(folder: Path, manifest: Mapping[str, Any]) -> str | None:

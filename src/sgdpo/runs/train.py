@@ -46,7 +46,8 @@ from sgdpo.processes import rank_0_decides
 from sgdpo.reference import ReferenceTable, Work, reference_key, reference_table
 from sgdpo.runs.attempt import SilentAttempt, open_attempt
 from sgdpo.runs.contents import changes, reference_folder
-from sgdpo.runs.records import CHECKPOINTS, MODEL, made_by, why_foreign
+from sgdpo.runs.provenance import made_by
+from sgdpo.runs.records import CHECKPOINTS, MODEL, why_foreign
 from sgdpo.runs.run import Run, stale
 from sgdpo.training.arguments import compensated_adamw, total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named, read_manifest
