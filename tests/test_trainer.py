@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from sgdpo.places import CONF
 from sgdpo.training.trainer import NonFiniteError
 from tiny_training import random_examples, reference_of, taught_model, tiny_config, tiny_trainer, weights
 
@@ -139,6 +140,39 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_is_counted(tmp_path: Path)
     trainer.train()
     assert trainer.skipped_steps == 1
     assert torch.isfinite(weights(trainer)).all()
+
+
+STATEFUL = [path.stem for path in sorted((CONF / "method").glob("*.yaml")) if "state: sgdpo." in path.read_text()]
+
+
+@pytest.mark.parametrize("method", STATEFUL)
+def test_a_skipped_step_leaves_the_methods_state_as_it_was(tmp_path: Path, method: str) -> None:
+    config = tiny_config(
+        f"method={method}", "trainer.step0_check=false", "trainer.on_nonfinite=skip", "trainer.save_steps=6"
+    )
+    trainer = tiny_trainer(config, tmp_path, steps=6)
+    poison(trainer)
+    trainer.train()
+    assert trainer.skipped_steps == 2, "one of each epoch"
+    assert all(math.isfinite(value) for value in trainer.method_state.state_dict().values())
+
+
+@pytest.mark.parametrize("every", [1, 4, 50])
+def test_every_step_is_in_a_row_whatever_the_interval(tmp_path: Path, every: int) -> None:
+    config = tiny_config("method=dpo", f"trainer.log_steps={every}", "trainer.save_steps=6")
+    trainer = tiny_trainer(config, tmp_path, steps=6)
+    trainer.train()
+    assert [row["step"] for row in trainer.rows_written] == sorted({1, *range(every, 7, every), 6})
+
+
+@pytest.mark.parametrize("work", ["train", "evaluate"])
+def test_each_row_is_a_sign_of_life(tmp_path: Path, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of many rows, or a long evaluation, is not to be taken for hanging."""
+    signs: list[int] = []
+    monkeypatch.setattr("sgdpo.training.trainer.beat", lambda: signs.append(1))
+    trainer = tiny_trainer(tiny_config("method=dpo", "trainer.save_steps=9"), tmp_path, rows=4, steps=1)
+    getattr(trainer, work)()
+    assert len(signs) >= (4 if work == "train" else len(trainer.get_eval_dataloader()))
 
 
 def test_an_evaluation_leaves_no_worker_process_and_no_loader_behind(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""What a step is remembered by until it ends: which pairs, their losses and rewards."""
+"""What a step is remembered by until it ends: which pairs, their losses and rewards; and its end."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from transformers import TrainerCallback
 
 from sgdpo.pairs import PairLoss
 
@@ -27,6 +31,7 @@ class StepNotes:
         self._ids: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._wanted: dict[str, list[Tensor]] = {}
+        self.skipped = False
 
     def sums(self, device: torch.device) -> tuple[list[str], Tensor]:
         """Return the names of what the state asked for, and the sum and count of each, float64, shape (names, 2)."""
@@ -46,3 +51,14 @@ class StepNotes:
         named = [pair for pair, is_finite in pairs if not is_finite] or [pair for pair, _ in pairs]
         more = f" and {len(named) - MAX_IDS_SHOWN} more" if len(named) > MAX_IDS_SHOWN else ""
         return ", ".join(map(str, named[:MAX_IDS_SHOWN])) + more
+
+
+class StepEnd(TrainerCallback):
+    """Say when a step has ended, before it is logged; the last one is logged whatever the interval."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell()
+        control.should_log |= state.global_step >= state.max_steps

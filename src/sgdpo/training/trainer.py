@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer
 
 from sgdpo.config.precision import PRECISIONS
 from sgdpo.config.schema import EngineConfig
@@ -32,7 +32,7 @@ from sgdpo.training.metrics import MetricSums, pair_metrics
 from sgdpo.training.samples import Samples, sample_means
 from sgdpo.training.selfcheck import check_step0
 from sgdpo.training.shares import insist_on_fsdp, share
-from sgdpo.training.step_notes import StepNotes
+from sgdpo.training.step_notes import StepEnd, StepNotes
 
 METHOD_STATE = "method_state.json"
 LATEST = "latest.json"  # the metrics last logged, by which trainer.best may choose, and how many steps were skipped
@@ -94,7 +94,7 @@ class PairTrainer(Trainer):
         self._clock = time.perf_counter()
         self._worked = torch.zeros(2, dtype=torch.float64)
         self.remove_callback(PrinterCallback)  # our own progress line says the same
-        self.add_callback(StepEnd(self))
+        self.add_callback(StepEnd(self.end_step))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, and hold it to FSDP2 if the run asks for that."""
@@ -174,7 +174,8 @@ class PairTrainer(Trainer):
     def pair_loss(
         self, model: torch.nn.Module, row: dict[str, Tensor], epoch: int = 0, step: int = 0
     ) -> tuple[Pair, PairLoss]:
-        """Return a row's pairs and what the method makes of them."""
+        """Return a row's pairs and what the method makes of them; each row, in training or not, is a sign of life."""
+        beat()
         output = model(**model_inputs(row))
         if self.method.data_features:
             logp_L, features = output if isinstance(output, tuple) else (output, {})
@@ -214,6 +215,7 @@ class PairTrainer(Trainer):
             if self._on_nonfinite == "stop":
                 raise NonFiniteError(self._nonfinite_message(float(norm)))
             self.skipped_steps += 1
+            self._step.skipped = True
             model.zero_grad(set_to_none=True)  # AdamW leaves a parameter without gradient as it is
         return norm
 
@@ -230,15 +232,15 @@ class PairTrainer(Trainer):
         return good.name if good else "none"
 
     def end_step(self) -> None:
-        """Let the method's state see what it asked for of the whole global batch, once a step."""
-        if self.method_state is not None:
+        """Let the method's state see what it asked for of the whole global batch, once a step that was not skipped."""
+        # One NaN would stay in a running mean, and every later step be skipped for it.
+        if self.method_state is not None and not self._step.skipped:
             names, sums = self._step.sums(self.args.device)
             found = self._reduce(sums).tolist()
             self.method_state.advance(
                 {name: (total, int(count)) for name, (total, count) in zip(names, found, strict=True)}
             )
         self._step.clear()
-        beat()
 
     def _reduce(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums) if self.args.world_size > 1 else sums
@@ -388,13 +390,3 @@ class PairTrainer(Trainer):
             if int(file.stem.rpartition("_")[2]) % self.args.world_size == self.args.process_index:
                 mine.append(json.loads(file.read_text()))
         self._sums.restore(mine, self.args.device)
-
-
-class StepEnd(TrainerCallback):
-    """Call the trainer back when a step has ended, before it is logged."""
-
-    def __init__(self, trainer: PairTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.end_step()
