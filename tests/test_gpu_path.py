@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn.functional import scaled_dot_product_attention
 
 import killed_run
+import test_model_card
 from packed_rows import make_examples, tiny_model
 from sgdpo.config.compose import compose_run, method_of, to_run_config
 from sgdpo.data.packing import RowCollator, model_inputs, pair_of
@@ -20,6 +24,9 @@ from sgdpo.method import Method
 from sgdpo.models import attention, flex_rows
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.pairs import DrawKey, Pair
+from sgdpo.runs.records import view_run
+from sgdpo.runs.run import execute
+from sgdpo.training.arguments import training_arguments
 from sgdpo.training.metrics import pair_metrics
 from tiny_training import tiny_config, tiny_trainer
 from toy_pairs import CONF, METHODS
@@ -58,7 +65,32 @@ def row_loss(model: torch.nn.Module, method: Method, row: dict[str, Tensor]) -> 
     return pair, result.loss_B.sum()
 
 
+@pytest.fixture
+def other_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """What accelerate found out about this machine is forgotten before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield monkeypatch
+    monkeypatch.undo()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 # ---- counted on a CPU --------------------------------------------------------------------------------------
+
+
+def test_one_process_takes_one_gpu_of_many(other_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, answer in {"is_available": True, "device_count": 4, "set_device": None}.items():
+        other_machine.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    arguments = training_arguments(replace(tiny_config(), device="auto"), tmp_path, 3, 1, False)
+    assert (arguments.device.type, arguments.n_gpu, arguments.world_size) == ("cuda", 1, 1)
+
+
+def test_an_accelerator_that_is_no_cuda_device_takes_no_part(
+    other_machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not in the reference's pass either, which comes before the Trainer is told what to use."""
+    other_machine.setattr("accelerate.state.is_mps_available", lambda *_: True)
+    words = [*test_model_card.SMALL, "device=auto", f"outputs={tmp_path}"]
+    assert view_run(execute(to_run_config(compose_run(words)))).status == "finished"
 
 
 @pytest.mark.parametrize(

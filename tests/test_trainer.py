@@ -142,7 +142,9 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_is_counted(tmp_path: Path)
     assert torch.isfinite(weights(trainer)).all()
 
 
-STATEFUL = [path.stem for path in sorted((CONF / "method").glob("*.yaml")) if "state: sgdpo." in path.read_text()]
+STATEFUL = [
+    path.stem for path in sorted((CONF / "method").glob("*.yaml")) if "state: sgdpo." in path.read_text()
+]
 
 
 @pytest.mark.parametrize("method", STATEFUL)

@@ -49,7 +49,7 @@ from sgdpo.runs.contents import changes, reference_folder
 from sgdpo.runs.provenance import made_by
 from sgdpo.runs.records import CHECKPOINTS, MODEL, why_foreign
 from sgdpo.runs.run import Run, stale
-from sgdpo.training.arguments import compensated_adamw, total_steps, training_arguments
+from sgdpo.training.arguments import compensated_adamw, on_gpu, total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named, read_manifest
 from sgdpo.training.progress import Progress
 from sgdpo.training.samples import Samples
@@ -104,7 +104,7 @@ class Schedule:
 def train(run: Run) -> None:
     """Train one run in its folder. Its SFT start, if it needs one, must be finished."""
     disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
-    config, state = run.config, PartialState(cpu=run.config.device == "cpu")
+    config, state = run.config, PartialState(cpu=not on_gpu(run.config))
     if state.device.type == "cpu":
         keep_freed_memory()
     # Only rank 0 reads the checkpoints through; the others take its word.

@@ -28,6 +28,11 @@ def higher_is_better(trainer: TrainerConfig) -> bool:
     return trainer.better == "higher"
 
 
+def on_gpu(config: RunConfig) -> bool:
+    """Say whether a run computes on CUDA devices; of the other accelerators, which accelerate would take, none is."""
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
 # Our samplers deal the rows to the ranks.
 OWN_ROWS = {"split_batches": False, "dispatch_batches": False, "even_batches": False}
 
@@ -37,8 +42,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return the Trainer's arguments for a run of `steps` steps, `rows` rows a step and rank."""
     optimizer, trainer = config.optimizer, config.trainer
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=1,
@@ -55,7 +59,7 @@ def training_arguments(
         optim=_optimizer_name(config),
         optim_args=config.precision.facts.optimizer_args,
         bf16=config.precision.bf16 and not config.engine.sharded,
-        use_cpu=not on_gpu,
+        use_cpu=not on_gpu(config),
         deepspeed=_deepspeed(config),
         fsdp=bool(config.engine.fsdp),
         fsdp_config=deepcopy(config.engine.fsdp),
@@ -66,7 +70,7 @@ def training_arguments(
         dataloader_num_workers=trainer.workers,
         accelerator_config={
             **OWN_ROWS,
-            "non_blocking": on_gpu,
+            "non_blocking": on_gpu(config),
             # FSDP2 would keep whole gradients until a step's last row.
             "gradient_accumulation_kwargs": {"sync_each_batch": bool(config.engine.fsdp)},
         },
@@ -85,6 +89,9 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
     )
+    # One process drives one GPU: with more in sight the Trainer would cut every row over them (DataParallel).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _optimizer_name(config: RunConfig) -> str:
