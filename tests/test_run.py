@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,23 @@ def test_the_closing_words_name_the_files_and_how_to_browse_an_offline_run(finis
     for expected in ("rewards/margins", "reward_curves.png", "metrics.jsonl", "wandb leet", "wandb sync"):
         assert expected in screen
     assert (finished / "reward_curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.proof
+def test_a_sweeps_process_tells_a_run_on_an_ascii_terminal(finished: Path, tmp_path: Path) -> None:
+    """What a command starts prints as the command itself does, and fails no finished cell by its closing words."""
+    outputs = finished.parents[1]
+    job = {
+        "config": asdict(to_run_config(compose_run(quick(outputs.parent)))),
+        "output": str(tmp_path / "log"),
+    }
+    worker = ["-m", "lab.sweeps.worker", str(ROOT / "src" / "train.py"), "main", str(os.getpid())]
+    done = subprocess.run(
+        [sys.executable, *worker], input=json.dumps(job) + "\n", capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"error": None}
+    assert "\\u2013" in (tmp_path / "log").read_text()
 
 
 def test_the_tokens_rewards_of_a_pair_add_up_to_its_reward(finished: Path) -> None:

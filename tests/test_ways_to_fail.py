@@ -112,6 +112,15 @@ def test_an_ascii_terminal_gets_no_traceback(script: Path, tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
 
 
+def test_the_processes_that_a_command_starts_print_like_it(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(
+        "from sgdpo.console import set_up_process\nset_up_process()\nprint('\u2013')\n", "utf-8"
+    )
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = call(tmp_path / "worker.py", cwd=tmp_path, env=ascii_only)
+    assert (done.returncode, done.stdout) == (0, "\\u2013\n")
+
+
 # ---- what happens between the first line and the last -----------------------------------------------------
 
 PROGRAM = """
@@ -148,6 +157,14 @@ def test_what_may_happen_to_a_user_is_said_in_lines(tmp_path: Path, body: str, c
     (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
     done = call(tmp_path / "program.py", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_without_output_does_its_work(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(body="print('done', file=sys.stderr); return 3"))
+    shell = f"exec {sys.executable} program.py {closed}"
+    done = subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (3, False)
 
 
 @pytest.mark.parametrize(

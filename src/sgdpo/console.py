@@ -117,9 +117,7 @@ def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> N
     """
     full_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not answer errors itself
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # an ASCII terminal gets \u2013 instead of a traceback
-            stream.reconfigure(errors="backslashreplace")
+    _let_streams_take_all()
     code = 0
     try:
         with contextlib.nullcontext() if full_traceback else expected_failures():
@@ -164,6 +162,16 @@ def hydra_command(
         main()
 
     return command
+
+
+def _let_streams_take_all() -> None:
+    """Let no text end a process: an ASCII terminal gets \\u2013, and what a closed stream is told is lost."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(code: int) -> NoReturn:
@@ -217,6 +225,7 @@ def set_up_process() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
+    _let_streams_take_all()
     logging.getLogger("sgdpo").setLevel(logging.INFO)
     for name in ("accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
