@@ -86,7 +86,7 @@ class TestProcesses:
         assert set(re.findall(r"with (\d+) threads", output)) == {str(share)}
 
     def test_ctrl_c_stops_at_once_and_leaves_no_process(self, tmp_path):
-        process, pids = self.hanging(tmp_path)
+        process, pids = self.hanging(tmp_path, 0)
         status = experiment_status(tmp_path / "outputs", "x")
         assert "running: step 1/4" in status
         assert f"the sweep is running (process {process.pid})" in status
@@ -95,6 +95,9 @@ class TestProcesses:
         assert process.returncode == 130
         assert not any(psutil.pid_exists(pid) for pid in pids)
         assert {run.status for run in runs_by_seed(tmp_path).values()} == {"interrupted"}
+        why = "seed=0  failed: its process was killed by SIGKILL"
+        assert why in status
+        assert why in experiment_status(tmp_path / "outputs", "x"), "known while it ran and forgotten at its end"
         assert all(
             read_jsonl(run.folder / "metrics.jsonl", torn_end=True) for run in runs_by_seed(tmp_path).values()
         )
@@ -124,9 +127,12 @@ class TestProcesses:
         assert process.returncode == 143
         assert not any(psutil.pid_exists(pid) for pid in pids)
 
-    def hanging(self, folder):
-        """Start a sweep whose first two cells hang, each with a process of its own; return it and all pids."""
-        process = start_app(folder, *PLAIN, "seed=1,2,3", "n_jobs=2", todo={1: "hang", 2: "hang"})
+    def hanging(self, folder, *dying):
+        """Start a sweep of which two cells hang, each with a process of its own, after others that die; return it and
+        all pids."""
+        seeds = ",".join(map(str, (*dying, 1, 2, 3)))
+        todo = {1: "hang", 2: "hang", **dict.fromkeys(dying, "die")}
+        process = start_app(folder, *PLAIN, f"seed={seeds}", "n_jobs=2", todo=todo)
         until = time.monotonic() + 120
         while len(found := list((folder / "outputs").glob("hangs-*"))) < 2:
             assert time.monotonic() < until

@@ -115,6 +115,7 @@ def run_search(sweeper: Any, arguments: Sequence[str], task: Task, command: str)
         return first, settings.metric
     with open_roster(corners[:1], command) as roster:
         roster.cells.clear()
+        roster.write()
         study, n_jobs, began = (
             _study(roster.folder, settings, space.keys),
             sweeper.config.n_jobs,

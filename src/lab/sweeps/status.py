@@ -96,9 +96,10 @@ def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
         roster.write()
         yield roster
     finally:
-        roster.pid = None
-        with contextlib.suppress(OSError):  # a full disk: its silence tells the same
-            roster.write()
+        with contextlib.suppress(OSError, SweepError):  # a full disk: its silence tells the same
+            last = read_roster(folder) or roster  # a launcher has noted there how cells ended
+            last.pid = None
+            last.write()
         lock.release()
 
 
