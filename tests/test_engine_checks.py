@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         "SLURM_JOB_NODELIST",
         "SLURM_JOB_ID",
         "SLURM_NODEID",
+        "SLURM_STEP_NODELIST",
     ):
         monkeypatch.delenv(name, raising=False)
 
@@ -107,6 +110,14 @@ def test_several_machines_need_to_be_told_apart(monkeypatch: pytest.MonkeyPatch)
             {"SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "7", "SLURM_NODEID": "3"},
             "SLURM_NODEID=3 .*counted from 0",
         ),
+        (
+            {"SLURM_JOB_NODELIST": "n", "SLURM_JOB_ID": "7", "SLURM_NODEID": "1", "PATH": ""},
+            "scontrol.*MASTER_ADDR",
+        ),
+        (
+            {"MASTER_ADDR": "a", "NODE_RANK": "1", "MASTER_PORT": "99999"},
+            "99999 must lie between 1024 and 65535",
+        ),
     ],
 )
 def test_a_place_among_machines_that_is_none_is_told(
@@ -115,6 +126,22 @@ def test_a_place_among_machines_that_is_none_is_told(
     for variable, value in place.items():
         monkeypatch.setenv(variable, value)
     assert re.search(said, only(errors("engine=ddp", "device=cpu", "engine.num_nodes=2")))
+
+
+def test_the_machines_of_a_step_meet_at_its_own_first_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`srun --nodes=2` in a job of four: the job's first host takes no part, and all would wait for it."""
+    (tmp_path / "scontrol").write_text('#!/bin/sh\nshift 2; echo "$1" | tr , "\\n"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    place = {"SLURM_JOB_NODELIST": "n1,n2,n3,n4", "SLURM_JOB_ID": "7", "SLURM_NODEID": "1"}
+    for variable, value in place.items():
+        monkeypatch.setenv(variable, value)
+    engine = to_run_config(compose_run(["engine=ddp", "engine.num_nodes=2"])).engine
+    assert this_node(engine).address == "n1"
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n3,n4")
+    assert this_node(engine).address == "n3"
 
 
 def test_nonsense_counts_and_timeouts() -> None:

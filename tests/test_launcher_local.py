@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lab.sweeps.cells import SweepError
-from lab.sweeps.pool import gpu_slots
+from lab.sweeps.pool import gpu_slots, slots
 from lab.sweeps.screen import Screen
 from lab.sweeps.status import experiment_status, read_roster
 from sgdpo.processes import how_it_ended
@@ -97,7 +97,9 @@ class TestProcesses:
         assert {run.status for run in runs_by_seed(tmp_path).values()} == {"interrupted"}
         why = "seed=0  failed: its process was killed by SIGKILL"
         assert why in status
-        assert why in experiment_status(tmp_path / "outputs", "x"), "known while it ran and forgotten at its end"
+        assert why in experiment_status(tmp_path / "outputs", "x"), (
+            "known while it ran and forgotten at its end"
+        )
         assert all(
             read_jsonl(run.folder / "metrics.jsonl", torn_end=True) for run in runs_by_seed(tmp_path).values()
         )
@@ -192,6 +194,12 @@ class TestGpus:
     def test_cells_of_several_processes_that_do_not_fit_are_refused(self):
         with pytest.raises(SweepError, match="need 8 GPUs, 4 are visible; use n_jobs=1"):
             gpu_slots(["0", "1", "2", "3"], 2, 4)
+
+    def test_a_system_that_tells_no_process_its_cores_shares_all_of_them(self, monkeypatch):
+        monkeypatch.delattr("os.sched_getaffinity")  # there is none on macOS
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr("os.cpu_count", lambda: 8)
+        assert [slot["OMP_NUM_THREADS"] for slot in slots(2, 1, on_gpus=False)] == ["4", "4"]
 
     def test_a_killed_process_is_named_by_its_signal(self):
         assert "SIGSEGV" in how_it_ended(-signal.SIGSEGV)

@@ -132,6 +132,19 @@ def test_what_an_earlier_attempt_left_stays_until_the_new_one_has_a_row(tmp_path
     assert view_run(folder).status == "running"
 
 
+def test_an_attempt_that_starts_again_removes_a_link_to_weights_and_not_the_weights(tmp_path):
+    """A run that trains nothing links to its model's own; killed before its end, it could never be made again."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_text("whole")
+    for _ in range(2):
+        record = open_record(tmp_path / "default" / "run")
+        record.note(steps=0)
+        (record.folder / "model").symlink_to(weights)
+        record.leave()
+    assert (weights / "model.safetensors").read_text() == "whole"
+
+
 def test_a_damaged_line_that_is_not_the_last_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,7 +113,9 @@ def test_bad_rounds_are_refused_before_the_first(start, tmp_path, change, messag
     assert not list((tmp_path / "o").rglob("generations/*.jsonl"))
 
 
-def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity(start, tmp_path) -> None:
+def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity(
+    start, tmp_path, monkeypatch
+) -> None:
     from sgdpo.config.compose import compose_run, to_run_config
     from sgdpo.runs.run import Run
 
@@ -129,6 +132,13 @@ def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity
     }
     for word, message in bad.items():
         assert any(message in error for error in config_errors(compose_run([*given, *word.split()]))), message
+    broken = tmp_path / "home" / "run"
+    shutil.copytree(start.parent, broken)
+    (broken / "model" / "manifest.json").unlink()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for place in (broken, broken / "model", "~/run"):
+        found = config_errors(compose_run([*given, f"reference_weights='{place}'"]))
+        assert any("weights that are not whole" in error for error in found), place
     plain, other, run = (
         to_run_config(compose_run([*given, *more]))
         for more in ([], [f"reference_weights='{start}'"], [f"reference_weights='{start.parent}'"])

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -48,6 +49,14 @@ DAMAGES = {
 
 
 class TestFiles:
+    def test_several_write_one_file_at_once_and_it_stays_whole(self, tmp_path) -> None:
+        """As two machines do that note the hash of one file in a cache that they share."""
+        path = tmp_path / "note.json"
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda number: write_json(path, {"rows": [number] * 500}), range(60)))
+        assert len(set(read_json(path)["rows"])) == 1
+        assert os.listdir(tmp_path) == ["note.json"]
+
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_damaged_json_is_one_error_that_names_the_file_and_what_to_do(self, tmp_path, damage) -> None:
         path = tmp_path / "record.json"

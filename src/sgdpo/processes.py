@@ -27,10 +27,10 @@ def start(command: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
 
 
 def ask(*command: str, timeout: float | None = None) -> str:
-    """Return what a command prints, "" if it fails: some fail when there is nothing to tell."""
+    """Return what a command prints, "" if it fails or is not there: some fail when there is nothing to tell."""
     try:
         return run(command, timeout=timeout).stdout
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError):
         return ""
 
 

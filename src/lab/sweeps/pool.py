@@ -216,7 +216,9 @@ def share_of_cores(n_jobs: int) -> dict[str, str]:
 
     Idle threads soon sleep instead of spinning: beside other busy processes spinning made steps many times slower.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // n_jobs)
+    # Not every system can tell which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // n_jobs)
     ours = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
     return {key: value for key, value in ours.items() if key not in os.environ}
 

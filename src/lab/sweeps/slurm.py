@@ -1,6 +1,5 @@
 """Run cells as jobs of a Slurm cluster (submitit): the SFT starts first, in an array that the cells depend on."""
 
-import contextlib
 import shutil
 import signal
 import time
@@ -99,9 +98,8 @@ class SlurmQueue(Runner):
         return outcomes
 
     def _cancel(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.roster.jobs:
-                ask("scancel", *self.roster.jobs)
+        if self.roster.jobs:
+            ask("scancel", *self.roster.jobs)
 
     def _note_jobs(self, ids: list[str]) -> None:
         self.roster.jobs = ids

@@ -96,11 +96,11 @@ def _port_errors(engine: EngineConfig) -> Iterator[str]:
         yield str(error)
         return
     port = node.port
-    if port is None or node.rank > 0:
+    if port is None:
         return
     if not 1024 <= port < 2**16:
         yield f"the port {port} must lie between 1024 and 65535; set engine.port"
-    elif _in_use(port):
+    elif node.rank == 0 and _in_use(port):
         yield f"port {port} is in use on this machine; set another engine.port, or null to have one picked"
 
 

@@ -1,8 +1,8 @@
 """Where this machine stands among the machines of a run, from the environment.
 
 By hand every machine runs the same command with MASTER_ADDR (the first machine), MASTER_PORT and NODE_RANK.
-Under Slurm, one task a machine, all three come from the job: its first host, a port made from its number, and
-SLURM_NODEID.
+Under Slurm, one task a machine, all three come from the job: the first host of its step (`srun` may take a part of the
+job's), a port made from its number, and SLURM_NODEID.
 """
 
 import os
@@ -67,7 +67,8 @@ def _number(variable: str, default: int = 0, *, below: int | None = None) -> int
 
 
 def _first_slurm_host() -> str:
-    hosts = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    names = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+    hosts = ask("scontrol", "show", "hostnames", names).split()
     if not hosts:
         raise ValueError(
             "`scontrol show hostnames` names no host of this job; set MASTER_ADDR and NODE_RANK instead"

@@ -123,14 +123,9 @@ def versions() -> dict[str, str]:
 def git_state() -> dict[str, Any]:
     """Return the commit of this code and whether src, conf or scripts differ from it; nulls without git."""
     git = partial(ask, "git", "-C", str(ROOT), timeout=10)
-    try:
-        if commit := git("rev-parse", "HEAD").strip():
-            return {
-                "commit": commit,
-                "dirty": bool(git("status", "--porcelain", "--", "src", "conf", "scripts")),
-            }
-    except OSError:
-        pass  # no git
+    if commit := git("rev-parse", "HEAD").strip():
+        changed = git("status", "--porcelain", "--", "src", "conf", "scripts")
+        return {"commit": commit, "dirty": bool(changed)}
     return {"commit": None, "dirty": None}
 
 

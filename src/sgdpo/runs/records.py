@@ -11,7 +11,6 @@ checkpoint keeps its training; one that starts again begins another, whose first
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from sgdpo.store import (
     held,
     read_json,
     read_jsonl,
+    remove,
     write_json,
     write_whole,
 )
@@ -193,7 +193,7 @@ class Record:
         write_json(self.folder / RECORD, self.fields)
         if self._rows is None:
             for folder in (CHECKPOINTS, MODEL):
-                shutil.rmtree(self.folder / folder, ignore_errors=True)
+                remove(self.folder / folder)  # a link, of a run that trains nothing, as one
             (self.folder / SAMPLES).unlink(missing_ok=True)
             write_whole(self.folder / METRICS, "")
         else:

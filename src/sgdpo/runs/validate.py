@@ -94,7 +94,7 @@ def _reference_errors(config: RunConfig) -> Iterator[str]:
         yield f"reference_weights={place}: method={config.method.get('name')} takes no reference; leave it out"
     elif not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         yield f"reference_weights={place} holds no weights; give a finished run's folder, or one with safetensors"
-    elif (Path(place) / RECORD).is_file() and (wrong := why_no_model(Path(place), config.cache)):
+    elif (folder.parent / RECORD).is_file() and (wrong := why_no_model(folder.parent, config.cache)):
         yield f"reference_weights={place} {wrong}"
 
 

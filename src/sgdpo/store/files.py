@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 _MUST_EXIST: Any = object()
 
@@ -19,7 +20,8 @@ class DamagedError(ValueError):
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write beside, flush to the disk and rename: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process id: threads have one, and so may processes of two machines or containers that share the folder.
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         with open(beside, "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
