@@ -10,10 +10,12 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lab.sweeps import worker
+from lab.sweeps.slurm import why_it_failed
 from sgdpo.runs.records import read_runs
 from sgdpo.store import write_json
 from test_sweep_continues import SMALL, numbers, sweep
@@ -174,3 +176,15 @@ def test_a_job_that_comes_back_starts_again_only_until_its_training_has_begun(tm
         write_json(tmp_path / "record.json", {**record, "training": training})
         job = pickle.loads(pickle.dumps(job.checkpoint().function))
     assert words == [given, given, (False, "auto" if given[1] == "never" else given[1])]
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_a_job_that_ended_before_its_run_began_is_not_told_the_error_of_an_earlier_one(tmp_path, attempts):
+    ended = [{"id": str(number)} for number in range(1 + attempts)]
+    record = {"format": 1, "status": "failed", "error": "OSError: no room", "attempts": ended}
+    write_json(tmp_path / "record.json", record)
+    job = SimpleNamespace(
+        paths=SimpleNamespace(result_pickle=tmp_path / "none"), job_id="8_0", state="NODE_FAIL"
+    )
+    said = "OSError: no room" if attempts else "its job 8_0 ended as NODE_FAIL before the run was finished"
+    assert why_it_failed(job, tmp_path, ended[:1]) == said

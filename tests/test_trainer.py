@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,14 @@ def test_every_step_is_in_a_row_whatever_the_interval(tmp_path: Path, every: int
     trainer = tiny_trainer(config, tmp_path, steps=6)
     trainer.train()
     assert [row["step"] for row in trainer.rows_written] == sorted({1, *range(every, 7, every), 6})
+
+
+def test_the_speed_is_of_training_alone(tmp_path: Path) -> None:
+    """Not of a checkpoint that takes long to write: sweeps and the screen tell the time that is left by it."""
+    config = tiny_config("method=dpo", "trainer.save_steps=1")
+    trainer = tiny_trainer(config, tmp_path, steps=2, mark=lambda: time.sleep(1) or {})
+    trainer.train()
+    assert trainer.rows_written[-1]["pairs_per_second"] > 8, "a step has 8 pairs, and none takes a second"
 
 
 @pytest.mark.parametrize("work", ["train", "evaluate"])

@@ -3,8 +3,10 @@
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
@@ -34,10 +36,11 @@ class SlurmQueue(Runner):
         poll = float(self.settings["poll_seconds"])
         submitit.SlurmJob.watcher = submitit.slurm.slurm.SlurmInfoWatcher(delay_s=poll)
         name, starts = str(self.settings["name"]), missing_starts(cells)
+        before = {cell.name: view_run(cell.folder)["attempts"] for cell in cells}
         try:
             first = self._submit(f"{name}-start", starts, None) if starts else []
             jobs = self._submit(name, [cell.run for cell in cells], first[0].job_id if first else None)
-            return self._wait(dict(zip(jobs, cells, strict=True)))
+            return self._wait(dict(zip(jobs, cells, strict=True)), before)
         except BaseException:
             self._cancel()
             raise
@@ -80,7 +83,7 @@ class SlurmQueue(Runner):
         executor.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in given.items()})
         return executor
 
-    def _wait(self, left: dict[submitit.Job, Cell]) -> list[Outcome]:
+    def _wait(self, left: dict[submitit.Job, Cell], before: Mapping[str, Any]) -> list[Outcome]:
         began, running, outcomes = time.monotonic(), {}, []
         while left:
             for job, cell in list(left.items()):
@@ -91,7 +94,9 @@ class SlurmQueue(Runner):
                 if done:
                     del left[job]
                     seconds = time.monotonic() - running.get(cell.name, began)
-                    outcomes.append(Outcome(cell, seconds, _why_it_failed(job, cell)))
+                    outcomes.append(
+                        Outcome(cell, seconds, why_it_failed(job, cell.folder, before[cell.name]))
+                    )
                     self.ended(outcomes[-1])
             self.tick()
             time.sleep(TICK_SECONDS)
@@ -112,12 +117,15 @@ def _in_queue(jobs: Sequence[str]) -> list[str]:
     return ask("squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}").split()
 
 
-def _why_it_failed(job: submitit.Job, cell: Cell) -> str | None:
-    """Judge a job that ended by the record of its run; Slurm's word and the job's last output where it has none."""
-    run = view_run(cell.folder)
+def why_it_failed(job: submitit.Job, folder: Path, before: Any) -> str | None:
+    """Judge a job that ended by the record of its run; Slurm's word and the job's last output where it has none.
+
+    before: the run's attempts when the job was submitted; the error of one of them is not the job's.
+    """
+    run = view_run(folder)
     if run.status == "finished":
         return None
-    if run.status == "failed" and run.error:
+    if run.status == "failed" and run.error and run["attempts"] != before:
         return run.error
     raised = job.exception() if job.paths.result_pickle.exists() else None
     return str(raised) if raised else f"its job {job.job_id} ended as {job.state} before the run was finished"

@@ -360,6 +360,7 @@ class PairTrainer(Trainer):
             )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        paused = time.perf_counter()
         self.check_weights()  # one that holds them would end every attempt that continues it
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
         best = {"best_step": self.state.best_global_step}
@@ -369,11 +370,11 @@ class PairTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if sums := self._sums.state():
                 (folder / LOG_SUMS.format(rank=self.args.process_index)).write_text(json.dumps(sums))
-            if not self.is_world_process_zero():
-                return
-            (folder / LATEST).write_text(json.dumps([self._latest, self.skipped_steps]))
-            if self.method_state is not None:
-                (folder / METHOD_STATE).write_text(json.dumps(self.method_state.state_dict()))
+            if self.is_world_process_zero():
+                (folder / LATEST).write_text(json.dumps([self._latest, self.skipped_steps]))
+                if self.method_state is not None:
+                    (folder / METHOD_STATE).write_text(json.dumps(self.method_state.state_dict()))
+        self._clock += time.perf_counter() - paused  # as after an evaluation
 
     def resume_states(self, folder: Path) -> None:
         """Restore, from a complete checkpoint, the method's state, what was logged last and the sums of a row that is
