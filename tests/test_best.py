@@ -200,6 +200,14 @@ class TestResults:
         table = experiment_results(outputs, "grid", metric).table()
         return table.header, [[entry.text for entry in row] for row in table.rows], table
 
+    def test_a_record_that_cannot_be_read_is_left_out_with_a_word(self, tmp_path):
+        write_run(tmp_path, "grid", "dpo")
+        broken = write_run(tmp_path, "grid", "sgdpo", ratio=(0.6, 0.9))
+        (broken / "record.json").write_text("{")
+        _, rows, table = self.table(tmp_path)
+        assert len(rows) == 1
+        assert f"The record of {broken.name} cannot be read: it is left out." in table.console()
+
     def test_any_key_that_was_swept_is_a_column_and_seeds_are_folded(self, tmp_path):
         """Win rates: DPO's 52 and SGDPO's 58 plus a tenth of the seed above 42: means 52.05 and 58.05, error 0.05."""
         for method in ("dpo", "sgdpo"):

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from lab.report.names import lower_is_better
 from lab.sweeps.cells import SweepError, check_cells
-from lab.sweeps.search import JOURNAL, _refuse_metric, _space, _text
+from lab.sweeps.search import JOURNAL, SearchConfig, _refuse_metric, _space, _study, _text
 from lab.sweeps.status import experiment_status
 from sgdpo.config.compose import CONF
 from sgdpo.config.schema import TrainerConfig
@@ -77,6 +77,19 @@ def test_a_killed_search_goes_on_with_the_trials_that_ran(tmp_path: Path) -> Non
     assert (code, [trial.state for trial in trials]) == (0, [TrialState.COMPLETE] * 4), screen
     assert [trial.params for trial in trials][: len(began)] == began
     assert all(trial.value == float(trial.params["seed"]) for trial in trials)
+
+
+@pytest.mark.proof
+def test_a_trial_whose_values_a_kill_cut_off_is_given_them_before_it_runs(tmp_path: Path) -> None:
+    """It would be a run of the key's default, told as one of the search."""
+    folder = tmp_path / "outputs" / "x"
+    folder.mkdir(parents=True)
+    _study(folder, SearchConfig(), ["seed"]).ask()
+    code, screen = run_app(tmp_path, *SEARCH, "seed=interval(1000,2000)", number(1))
+    assert code == 0, screen
+    assert [run["seed"] for run in read_runs(tmp_path / "outputs", "x")] == [
+        trials_in(tmp_path)[0].params["seed"]
+    ]
 
 
 def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) -> None:

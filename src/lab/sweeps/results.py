@@ -38,12 +38,13 @@ class Row:
 class Results:
     """Hold an experiment's settings and the metrics to show, the rows best first by the first metric.
 
-    keys: what was swept beside the seed, as few as tell the settings apart.
+    keys: what was swept beside the seed, as few as tell the settings apart. broken: runs whose record cannot be read.
     """
 
     keys: Sequence[str]
     metrics: Sequence[str]
     rows: Sequence[Row]
+    broken: Sequence[str] = ()
 
     def table(self) -> Table:
         digits = {metric: self._digits(metric) for metric in self.metrics}
@@ -58,6 +59,7 @@ class Results:
         ]
         left = sum(len(row.runs.runs) - len(row.runs.finished) for row in self.rows)
         facts += [f"{left} runs are not finished and count for nothing."] if left else []
+        facts += [f"The record of {name} cannot be read: it is left out." for name in self.broken]
         header = [*(self.keys or [""]), *map(metric_title, self.metrics), "seeds"]
         return Table("results", "", header, body, labels=max(1, len(self.keys)), facts=facts)
 
@@ -102,7 +104,8 @@ def read_results(runs: Sequence[RunView], metric: str | None = None) -> Results:
     rows = [
         Row(dict(zip(keys, setting, strict=True)), Repeats(tuple(own))) for setting, own in folded.items()
     ]
-    return Results(keys, metrics, sorted(rows, key=lambda row: _rank(row, metrics[0] if metrics else None)))
+    ranked = sorted(rows, key=lambda row: _rank(row, metrics[0] if metrics else None))
+    return Results(keys, metrics, ranked, [run.name for run in runs if run.status == "broken"])
 
 
 def _rank(row: Row, metric: str | None) -> tuple[float, str]:

@@ -154,7 +154,7 @@ class Trials(Pool):
     def further(self) -> Cell | None:
         """Give the next run to do."""
         while self._left or not (self._exhausted or self._asked() >= self.wanted.trials):
-            trial = self._left.pop(0) if self._left else self._ask()
+            trial = self._ask()
             cell = checked_cell(self.space.overrides(trial.params), self.composer)
             if not isinstance(cell, Cell):  # the ends are valid; what lies between them need not be
                 print(f"trial {trial.number} is no run: {'; '.join(cell)}", flush=True)
@@ -175,8 +175,14 @@ class Trials(Pool):
         return len(self.study.get_trials(deepcopy=False))
 
     def _ask(self) -> optuna.Trial:
+        """Return a trial that was left, with the values that a kill may have cut off it, or else a new one."""
         try:
-            return self.study.ask(dict(self.space.keys))
+            if not self._left:
+                return self.study.ask(dict(self.space.keys))
+            trial = self._left.pop(0)
+            for key, values in self.space.keys.items():
+                trial._suggest(key, values)  # a value that is there stays
+            return trial
         except ValueError as error:
             raise SweepError(
                 f"{self.roster.folder / JOURNAL} is of a search over other values ({error}); use another experiment=..."
