@@ -175,7 +175,9 @@ def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     ran = []
     # A judge that needs no package: `make judge` need not have run here.
     served = ("judge.base_url=http://127.0.0.1:9/v1", "judge.model=m", "judge.key_variable=''")
-    options = Options("figure1", judge="openai", outputs=str(tmp_path), arguments=served)
+    options = Options(
+        "figure1", judge="openai", benchmark="alpaca_eval", outputs=str(tmp_path), arguments=served
+    )
     with pytest.raises(ValueError, match="finished run with ratios of table3"):
         reproduce(options, lambda command: ran.append(command) or 0)
     folder = write_run(tmp_path, "table3", "sgdpo", ratio=(0.6, 0.9))
@@ -186,6 +188,8 @@ def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     assert twice[-1] == f"{tmp_path}/figure1/judge_variance.json"
     assert drawn[:2] == ["scripts/exhibit.py", "figure1"]
     assert drawn[-1] == f"data={tmp_path}/figure1/judge_variance.json"
+    assert reproduce(options, lambda command: ran.append(command) or int("variance" in command[0])) == 1
+    assert ran[-1] == twice  # nothing is drawn of what was not measured
 
 
 def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
@@ -231,6 +235,8 @@ def test_wrong_options_are_named_together():
         ("figure1", {"judge": "nope"}, "judge=nope"),
         ("table3", {"arguments": ("benchmark.limit=0",)}, "benchmark.limit"),
         ("table3", {"arguments": ("benchmark.limit_=1",)}, "limit_"),
+        ("table3", {"benchmark": "mt_bench", "arguments": ("benchmark.folder=nowhere",)}, "nowhere"),
+        ("table3", {"benchmark": "alpaca_eval", "arguments": ("benchmark.gamed=nowhere.csv",)}, "nowhere.csv"),
     ],
 )
 def test_a_wrong_judge_is_found_before_anything_is_trained_in_a_dry_run_too(tmp_path, target, changes, said):

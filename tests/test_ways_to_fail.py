@@ -179,6 +179,18 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, body: str) -> None:
     assert "This is a bug" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(("asked", "shown"), [({}, False), ({"HYDRA_FULL_ERROR": "1"}, True)])
+def test_a_command_that_another_one_starts_fails_as_it_does_alone(
+    tmp_path: Path, asked: dict, shown: bool
+) -> None:
+    """Hydra is kept from answering errors by a variable that children inherit."""
+    body = "from lab.reproduce import call_python; return call_python(['scripts/compare.py', 'a', 'b'])"
+    (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("FULL_ERROR")} | asked
+    done = call(tmp_path / "program.py", cwd=tmp_path, env=environment)
+    assert ("Traceback" in done.stderr, done.stderr.startswith("error: ")) == (shown, not shown)
+
+
 def test_ctrl_c_is_one_line_with_code_130(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM.format(body="time.sleep(60)"))
     command = [sys.executable, tmp_path / "program.py"]

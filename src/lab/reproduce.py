@@ -316,8 +316,10 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     for command in _after_training(exhibit, options):
         if options.dry_run:
             print(f"then: {shlex.join(['python', *command])}")
-        else:
-            failed |= call(command) != 0
+        elif call(command) != 0:
+            failed = True
+            if exhibit.twice:
+                break  # the figure shows what this command was to make
     return int(failed)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sgdpo.config.schema import RunConfig
 
 N = TypeVar("N", int, float)
+FULL_ERROR = "SGDPO_FULL_ERROR"  # 1 where the user asked for HYDRA_FULL_ERROR=1: every traceback is shown
 EXIT_CODES = "exit codes: 0 done, 1 failed on the way, 2 bad input and nothing begun, 130 stopped by Ctrl-C"
 
 
@@ -115,8 +116,9 @@ def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> N
 
     stopped: what Ctrl-C leaves behind and how to go on.
     """
-    full_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "0") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not answer errors itself
+    # What the user asked for, told on to the commands that this one starts; Hydra must not answer errors itself.
+    full_traceback = os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     _let_streams_take_all()
     code = 0
     try:

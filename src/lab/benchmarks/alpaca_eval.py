@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab.answers.formats import locate, of_one_model, read_outputs, read_rows, refuse_twice, write_list
+from lab.answers.formats import HUB, locate, of_one_model, read_outputs, read_rows, refuse_twice, write_list
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Judgment, Sampled, Seed, markers_met
 from lab.judging.guard import fill, guard, markers_of
@@ -50,11 +50,19 @@ class AlpacaEval(Sampled):
     order_seed: Seed = 0
 
     def errors(self) -> list[str]:
-        if self.difficulties or not self.gamed:
-            return []
-        return [
-            "benchmark.gamed needs the instructions' difficulties too: set benchmark.difficulties, or gamed=null"
-        ]
+        errors = []
+        if self.gamed and not self.difficulties:
+            errors.append(
+                "benchmark.gamed needs the instructions' difficulties too: set benchmark.difficulties, or gamed=null"
+            )
+        for key in ("baseline", "difficulties", "numbering", "gamed"):
+            place = getattr(self, key)
+            try:
+                if place and not place.startswith(HUB):
+                    locate(place)
+            except ValueError as error:
+                errors.append(f"benchmark.{key}={error}")
+        return errors
 
     @cached_property
     def theirs(self) -> list[dict[str, Any]]:

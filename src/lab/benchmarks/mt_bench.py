@@ -71,6 +71,13 @@ class MTBench(Benchmark):
     folder: str | None = None
     reference_model: str = "gpt-4"
 
+    def errors(self) -> list[str]:
+        try:
+            self.prompts()
+        except ValueError as error:
+            return [str(error)]
+        return []
+
     @cached_property
     def files(self) -> Path:
         return Path(self.folder) if self.folder else default_folder()
@@ -102,7 +109,7 @@ class MTBench(Benchmark):
 
     def prompts(self) -> list[Prompt]:
         """Return both turns of each question; the second follows the first and its answer."""
-        assert self.judge_prompts, "wrong files are found before anybody answers"
+        assert self.judge_prompts, "wrong prompts of the judge are found before anybody answers"
         prompts = []
         for question in self.bench:
             first, second = (f"{question.question_id}-{turn}" for turn in (1, 2))
