@@ -96,7 +96,14 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
         compare_runs(runs[:1], None)
     with pytest.raises(ValueError, match=r"answered different prompts: 5 of 60"):
         compare_runs([runs[0], other], None)
-    with pytest.raises(ValueError, match="holds no judgments: evaluate"):
+    with pytest.raises(ValueError, match="holds no judgments by mt_bench-j: evaluate"):
         compare_runs(runs, "mt_bench-j")
     with pytest.raises(ValueError, match="share these evaluations: none"):
         compare_runs([runs[0], run_with(tmp_path / "exp" / "alpaca", [1.0], "alpaca_eval-j")], None)
+
+
+def test_judgments_of_weights_that_were_trained_again_are_not_compared(runs):
+    for run in runs[:2]:
+        (run / "record.json").write_text(json.dumps({"format": 1, "status": "finished", "eval": {}}))
+    with pytest.raises(ValueError, match="good holds no judgments by verifiable-checker"):
+        compare_runs(runs[:2], "verifiable-checker")

@@ -61,6 +61,12 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
     if broken := [f"{view.folder}: {view.error}" for view in views if view.status == "broken"]:
         raise ValueError("\n".join(broken))
     evaluation = evaluation or _shared(views)
+    for view in views:
+        # A run that is trained again keeps the files of its earlier evaluations, but not their results.
+        if evaluation not in (view["eval"] or {}):
+            raise ValueError(
+                f"{view.folder} holds no judgments by {evaluation}: evaluate it first (scripts/evaluate.py)"
+            )
     scores = {str(view.folder): prompt_scores(view.folder / "eval" / evaluation) for view in views}
     for view in views[1:]:
         refuse_other_identity(views[0], view, evaluation)
