@@ -12,6 +12,7 @@ from evaluation_fixtures import KEY, Cut, chat, chat_server, endpoint_settings, 
 from lab.judging.judges import JudgeRequest, ask_all
 from lab.serving.endpoint import Endpoint, EndpointError, EndpointSettings
 from lab.serving.ledger import BudgetError
+from lab.serving.reply import Tokens
 
 HELLO = ({"role": "user", "content": "hello"},)
 
@@ -42,12 +43,7 @@ def test_an_answer_is_read_with_its_usage_and_the_key_is_sent(ask):
     with chat_server(lambda request, n: chat("fine", used=(7, 2), finish="length")) as server:
         endpoint, say = ask(server)
         reply = say(seed=3)
-    assert (reply.text, reply.prompt_tokens, reply.completion_tokens, reply.finish) == (
-        "fine",
-        7,
-        2,
-        "length",
-    )
+    assert (reply.text, reply.used, reply.finish) == ("fine", Tokens(7, 2), "length")
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     assert server.requests[0]["seed"] == 3
     assert endpoint.ledger.report() == {

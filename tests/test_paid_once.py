@@ -95,6 +95,7 @@ FAULTS = {
     "Infinity": (literal("Infinity"), UNUSABLE),
     "-Infinity": (literal("-Infinity"), UNUSABLE),
     "a log-prob above 0": (literal("0.7"), UNUSABLE),
+    "a log-prob that no float holds": (literal("-1" + "0" * 400), UNUSABLE),
     "log-prob as text": (literal('"-0.1"'), UNUSABLE),
     "log-prob as list": (literal("[-0.1]"), UNUSABLE),
     "log-prob as object": (literal('{"value": -0.1}'), UNUSABLE),
@@ -227,7 +228,10 @@ def test_a_group_does_not_wait_for_its_slowest_member(tmp_path, asking):
 
 def client(server, cache: Path, count: int, *settings: str) -> subprocess.Popen:
     command = [sys.executable, str(TESTS / "asking_client.py"), server.base_url, str(cache), str(count)]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+    }
     # A suite that runs in the background ignores Ctrl-C, and its children would inherit that.
     return subprocess.Popen(
         [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -372,8 +376,11 @@ def test_no_thread_pays_on_beyond_a_damaged_line(event, tmp_path):
     assert path.read_bytes() == damaged
 
 
-def test_a_budget_of_nothing_sends_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "budget", [{"budget_tokens": 0}, {"budget_dollars": 0, "price_prompt": 0.1, "price_completion": 0.1}]
+)
+def test_a_budget_of_nothing_sends_nothing(tmp_path, budget):
     with chat_server(lambda request, n: chat("m", top=GOOD)) as server:
         with pytest.raises(BudgetError, match="0 of 20 judgments are kept"):
-            run_judge(server, tmp_path, budget_tokens=0)[1]()
+            run_judge(server, tmp_path, **budget)[1]()
         assert not server.requests

@@ -311,7 +311,7 @@ def ask_each(
             reply = ask(item)
             kept.append(item)
         except RefusedError as error:
-            reply = Reply("", problem=str(error))
+            reply = Reply("", used=Tokens(0, 0), problem=str(error))
         except BaseException:
             stop.set()
             raise

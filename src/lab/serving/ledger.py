@@ -43,12 +43,12 @@ class Budget:
     def check(self, spent: Tokens, after: Tokens, file: Path) -> None:
         for name, limit, before, with_it in (
             ("budget_tokens", self.tokens, spent.prompt + spent.new, after.prompt + after.new),
-            ("budget_dollars", self.dollars, round(self.cost(spent), 4), round(self.cost(after), 4)),
+            ("budget_dollars", self.dollars, self.cost(spent), self.cost(after)),
         ):
             if limit is not None and with_it > limit:
                 raise BudgetError(
-                    f"the next request could pass {name}={limit} ({before} used, up to {with_it} with it; {file} "
-                    "holds all that was asked of this model so far)"
+                    f"the next request could pass {name}={limit} ({before:.10g} used, up to {with_it:.10g} with it; "
+                    f"{file} holds all that was asked of this model so far)"
                 )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# A log-prob may pass 0 by rounding.
-MOST_LOGPROB = 1e-3
+# A log-prob may pass 0 by rounding; JSON also knows whole numbers that no float holds.
+MOST_LOGPROB, LEAST_LOGPROB = 1e-3, -sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Tokens:
 class Reply:
     """Hold one answer: its text, the first token's top log-probs if asked for, and what it used.
 
-    problem: why the answer cannot be used; it has no text and no log-probs then.
+    used: the server's count; None if it gave none. problem: why the answer cannot be used; it has no text and no
+    log-probs then.
     """
 
     text: str
     top_logprobs: tuple[tuple[str, float], ...] | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    used: Tokens | None = None
     finish: str = "stop"
     problem: str = ""
 
@@ -47,7 +47,7 @@ def read_reply(text: str, top_logprobs: int) -> Reply:
     top_logprobs: how many were asked for; an answer whose first token has none of them is unusable.
     """
     answer = json.loads(text)
-    choice, used = answer["choices"][0], read_usage(answer) or Tokens(0, 0)
+    choice, used = answer["choices"][0], read_usage(answer)
     message, finish = choice["message"], choice.get("finish_reason")
     content = message.get("refusal") if message.get("content") is None else message["content"]
     problem, top = "", None
@@ -60,7 +60,7 @@ def read_reply(text: str, top_logprobs: int) -> Reply:
     if problem:
         content, top = "", None
     finish = finish if isinstance(finish, str) and finish else "stop"
-    return Reply(content or "", top, used.prompt, used.new, finish, problem)
+    return Reply(content or "", top, used, finish, problem)
 
 
 def _top_logprobs(choice: Mapping[str, Any], model: Any) -> tuple[tuple[tuple[str, float], ...] | None, str]:
@@ -71,7 +71,7 @@ def _top_logprobs(choice: Mapping[str, Any], model: Any) -> tuple[tuple[tuple[st
         entries = []
     for token, value in entries:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(token, str) or not number or not -math.inf < value <= MOST_LOGPROB:
+        if not isinstance(token, str) or not number or not LEAST_LOGPROB <= value <= MOST_LOGPROB:
             return None, f"the log-prob of {str(token)[:20]!r} is {str(value)[:40]!r}, which is none"
     if not entries:
         return None, (
