@@ -25,6 +25,8 @@ from lab.evaluation.settings import compose_evaluation
 from lab.judging.judges import JudgeRequest
 from lab.serving.endpoint import EndpointError
 from lab.serving.reply import Reply
+from sgdpo import hub
+from sgdpo.console import is_advice
 from sgdpo.store import hash_text, read_jsonl
 
 
@@ -215,6 +217,46 @@ def test_difficulties_are_matched_by_instruction_whatever_the_order(tmp_path):
     assert read_difficulties(str(tmp_path / "named.csv"), [], [names[3], names[4]]) == [2.5, 1.5]
     with pytest.raises(ValueError, match="no difficulty for 1 of 2 instructions"):
         read_difficulties(str(tmp_path / "difficulty.csv"), names, [names[0], hash_text("another")])
+
+
+HEADS = {
+    "difficulties": ",instruction_difficulty",
+    "gamed": "preference,std_delta_len,instruction_difficulty,not_gamed_baseline",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "message"),
+    [
+        *[("difficulties", f"{HEADS['difficulties']}\n{row}\n", "no difficulty for 20 of 20 instructions")
+          for row in ("0,", "0,nan", "0,easy", "0,inf", "first,0.5")],
+        *[("gamed", f"{HEADS['gamed']}\n0.5,0.1,0.2,0\n{row}\n", "line 3: .* must be numbers")
+          for row in (",0.1,0.2,0", "nan,0.1,0.2,0", "won,0.1,0.2,0", "1.5,0.1,0.2,0", "0.5,inf,0.2,0", "0.5,0.1,,0")],
+        *[(key, content, r"wrong\.csv cannot be read as a CSV file")
+          for key in HEADS for content in ("", b"\xff\xfe\x00")],
+    ],
+)  # fmt: skip
+def test_files_of_the_length_control_that_hold_no_numbers_are_refused_before_anybody_answers(
+    tmp_path, key, content, message
+):
+    files = {"baseline": tmp_path / "baseline.json", **{name: tmp_path / f"{name}.csv" for name in HEADS}}
+    files["baseline"].write_text(json.dumps(baseline_rows()))
+    files["difficulties"].write_text(f"{HEADS['difficulties']}\n" + "".join(f"{n},0.1\n" for n in range(20)))
+    files["gamed"].write_text(f"{HEADS['gamed']}\n0.5,0.1,0.2,False\n")
+    AlpacaEval(**{name: str(file) for name, file in files.items()}).prompts()
+    files[key] = tmp_path / "wrong.csv"
+    files[key].write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        AlpacaEval(**{name: str(file) for name, file in files.items()}).prompts()
+
+
+def test_an_address_that_the_hub_cannot_have_is_advice(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub._reachable.cache_clear()
+    for address in ("hub:a//x.json", "hub:a/b/x.json"):
+        with pytest.raises(ValueError, match=f"{address} cannot be loaded") as caught:
+            AlpacaEval(baseline=address).prompts()
+        assert is_advice(caught.value)
 
 
 def test_a_shuffled_baseline_moves_no_length_controlled_rate(setup, tmp_path):

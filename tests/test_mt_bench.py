@@ -203,6 +203,13 @@ def test_fastchats_judgments_move_in_and_those_of_other_answers_are_refused(setu
     write_jsonl(file, [*rows, *({**row, "model": "other", "score": 1} for row in rows)])
     with pytest.raises(ValueError, match=r"holds 2 models; choose one: dpo, other"):
         evaluate(cached)
+    for wrong in ({"score": "8"}, {"score": True}, {"turn": "1"}, {"question_id": [81]}, {"user_prompt": 3}):
+        write_jsonl(tmp_path / "wrong.jsonl", [{**rows[0], **wrong}])
+        with pytest.raises(ValueError, match=r"wrong\.jsonl, row 1: not a judgment in FastChat's form"):
+            MTBench().published(tmp_path / "wrong.jsonl")
+    write_jsonl(tmp_path / "wrong.jsonl", [])
+    with pytest.raises(ValueError, match="holds no judgment"):
+        MTBench().published(tmp_path / "wrong.jsonl")
     chosen = compose_evaluation([*words, "judge=cached", f"judge.file='{file}'", "judge.model=dpo"])
     assert evaluate(chosen)[str(run)]["overall"] == first["overall"]
 
@@ -245,6 +252,29 @@ def test_an_answer_that_speaks_for_the_judge_stays_inside_its_markers_and_is_cou
         ("mt_bench/question.jsonl", [*QUESTIONS, QUESTIONS[0]], r"\[81\] more than once"),
         ("mt_bench/question.jsonl", [{**QUESTIONS[0], "turns": ["one"]}], "question 81 must have two turns"),
         ("mt_bench/question.jsonl", [], "holds no question"),
+        *[
+            (
+                "mt_bench/question.jsonl",
+                [{**QUESTIONS[0], **wrong}],
+                "jsonl, row 1: not a question in FastChat's",
+            )
+            for wrong in (
+                {"turns": "ab"},
+                {"turns": None},
+                {"turns": ["a", 2]},
+                {"category": ["math"]},
+                {"question_id": None},
+            )
+        ],
+        *[
+            (
+                "mt_bench/reference_answer/gpt-4.jsonl",
+                [{"question_id": 111, "choices": choices}],
+                "jsonl, row 1: not an answer in FastChat's form",
+            )
+            for choices in ([{"turns": "ab"}], [{"turns": [None, "b"]}], [], None)
+        ],
+        ("judge_prompts.jsonl", [{"name": "single-v1"}], "lacks the judge prompts.*'single-v1'"),
         ("mt_bench/reference_answer/gpt-4.jsonl", [], r"question 111 \(math\) needs two reference"),
         ("judge_prompts.jsonl", PROMPTS[:3], "lacks the judge prompts.*single-math-v1-multi-turn"),
     ],

@@ -7,6 +7,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from lab.evaluation.evaluate import read_config
 from sgdpo.config.schema import ModelConfig
+from sgdpo.hub import first_line
 from sgdpo.models.adapters import is_adapter
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.card import model_card
@@ -95,7 +96,6 @@ def push(upload: Upload) -> str:
             api.create_commit(repo.repo_id, operations, commit_message=f"Add {upload.repo}").commit_url
         )
     except Exception as error:  # whatever the hub or the way to it raises
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{upload.repo} was not pushed: {reason}; nothing is there by halves, try again"
+            f"{upload.repo} was not pushed: {first_line(error)}; nothing is there by halves, try again"
         ) from error

@@ -89,5 +89,9 @@ def _advice(causes: list[BaseException], errors: Any) -> str:
         )
     if is_a(errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         return "the hub knows no such repository or revision; check the name"
-    said = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
-    return f"{said[0]}; check the name and the split"
+    return f"{first_line(causes[0])}; check the name and the split"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgdpo.hub import from_hub
 from sgdpo.store import read_json, read_jsonl, write_json
 
 HUB = "hub:"
@@ -21,13 +22,8 @@ def locate(path: str) -> Path:
         parts = path[len(HUB) :].split("/", 2)
         if len(parts) < 3:
             raise ValueError(f"{path} is no address of a file; it looks like hub:<owner>/<dataset>/<file>")
-        try:
-            return Path(hf_hub_download("/".join(parts[:2]), parts[2], repo_type="dataset"))
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{path} cannot be had from the hub ({reason}); download it, give its path"
-            ) from None
+        repo = "/".join(parts[:2])
+        return Path(from_hub(lambda: hf_hub_download(repo, parts[2], repo_type="dataset"), path))
     file = Path(path)
     if not file.is_file():
         raise ValueError(
@@ -71,24 +67,31 @@ def refuse_twice(file: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError(f"{file}: {len(twice)} instructions come twice (first: {twice[0][:60]!r})")
 
 
-def read_answers(file: Path, model: str | None = None) -> dict[int, tuple[str, str]]:
+def read_answers(file: Path, model: str | None = None) -> dict[int | str, tuple[str, ...]]:
     """Read answers in FastChat's form, each question's first choice; model: whose, if the file has several.
 
     Raises ValueError for a wrong row, and for several models of which none is chosen.
     """
-    answers: dict[int, tuple[str, str]] = {}
+    answers: dict[int | str, tuple[str, ...]] = {}
     for number, row in enumerate(of_one_model(read_jsonl(file), "model_id", model, file), 1):
         try:
-            turns = row["choices"][0]["turns"]
-            question_id = row["question_id"]
+            turns, question_id = texts(row["choices"][0]["turns"]), row["question_id"]
         except (KeyError, IndexError, TypeError):
+            turns = question_id = None
+        if turns is None or not isinstance(question_id, int | str):
             raise ValueError(
-                f"{file}, row {number}: not an answer in FastChat's form (choices, turns)"
-            ) from None
+                f"{file}, row {number}: not an answer in FastChat's form (question_id, choices, turns)"
+            )
         if question_id in answers:
             raise ValueError(f"{file} answers question {question_id} more than once")
-        answers[question_id] = tuple(turns)
+        answers[question_id] = turns
     return answers
+
+
+def texts(value: Any) -> tuple[str, ...] | None:
+    """Return a JSON list of strings; None if a value is no such list."""
+    known = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return tuple(value) if known else None
 
 
 def of_one_model(

@@ -25,6 +25,7 @@ from lab.benchmarks.benchmark import Judgment, Sampled, Seed, markers_met
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
+from sgdpo.hub import first_line
 from sgdpo.store import hash_file, hash_json, hash_text
 
 TEMPLATE = Path(__file__).parent / "data" / "alpaca_eval_clf.txt"
@@ -167,20 +168,13 @@ class AlpacaEval(Sampled):
 
     def control(self, prompt_ids: Sequence[str]) -> dict[str, Any]:
         """Return what the length-controlled fit needs beside the judgments, as far as files are given."""
-        import pandas as pd
-
         given: dict[str, Any] = {"difficulty_B": None, "gamed": None}
         if self.difficulties:
             numbered = read_outputs(self.numbering or self.baseline)
             numbering = [hash_text(row["instruction"]) for row in numbered]
             given["difficulty_B"] = read_difficulties(self.difficulties, numbering, prompt_ids)
         if self.gamed:
-            table = pd.read_csv(locate(self.gamed))
-            if absent := [column for column in GAMED_COLUMNS if column not in table]:
-                raise ValueError(
-                    f"{self.gamed} lacks the columns {absent}; it must be AlpacaEval's df_gamed.csv"
-                )
-            given["gamed"] = table[list(GAMED_COLUMNS)]
+            given["gamed"] = read_gamed(self.gamed)
         return given
 
     def inputs(self) -> dict[str, Any]:
@@ -228,22 +222,54 @@ def read_difficulties(path: str, numbering: Sequence[str], prompt_ids: Sequence[
     These number the instructions; `numbering` are the prompts that the numbers mean. A column `instruction` is
     better and goes first. Raises ValueError for prompts without a difficulty.
     """
-    import pandas as pd
-
-    table = pd.read_csv(locate(path))
-    column = "instruction_difficulty" if "instruction_difficulty" in table else table.columns[-1]
+    table = _read_table(path)
+    difficulty = _numbers(
+        table["instruction_difficulty" if "instruction_difficulty" in table else table.columns[-1]]
+    )
     if "instruction" in table:
-        known = dict(zip(map(hash_text, table["instruction"]), table[column], strict=True))
+        known = dict(zip(map(hash_text, table["instruction"].astype(str)), difficulty, strict=True))
     else:
-        number = table["index"] if "index" in table else table[table.columns[0]]
-        by_number = dict(zip(number.astype(int), table[column], strict=True))
+        number = _numbers(table["index"] if "index" in table else table[table.columns[0]])
+        by_number = dict(zip(number, difficulty, strict=True))
         known = {prompt: by_number[n] for n, prompt in enumerate(numbering) if n in by_number}
-    if missing := [prompt for prompt in prompt_ids if prompt not in known]:
+    if missing := [prompt for prompt in prompt_ids if not math.isfinite(known.get(prompt, math.nan))]:
         raise ValueError(
             f"{path} has no difficulty for {len(missing)} of {len(prompt_ids)} instructions; its numbers must be "
             "those of benchmark.numbering, the file of all instructions in the published order"
         )
     return [float(known[prompt]) for prompt in prompt_ids]
+
+
+def read_gamed(path: str) -> Any:
+    """Return the annotations of the gamed baselines, a table of numbers. Raise ValueError for anything else."""
+    table = _read_table(path)
+    if absent := [column for column in GAMED_COLUMNS if column not in table]:
+        raise ValueError(f"{path} lacks the columns {absent}; it must be AlpacaEval's df_gamed.csv")
+    table = table[list(GAMED_COLUMNS)].apply(_numbers)
+    wrong = ~table.abs().lt(math.inf).all(axis=1) | ~table["preference"].between(0, 1)
+    if wrong.any():
+        raise ValueError(
+            f"{path}, line {int(wrong.to_numpy().argmax()) + 2}: {', '.join(GAMED_COLUMNS)} must be numbers, the "
+            "preference one from 0 to 1"
+        )
+    return table
+
+
+def _read_table(path: str) -> Any:
+    import pandas as pd
+
+    file = locate(path)
+    try:
+        return pd.read_csv(file)
+    except ValueError as error:  # of pandas and of the decoder
+        raise ValueError(f"{path} cannot be read as a CSV file: {first_line(error)}") from None
+
+
+def _numbers(column: Any) -> Any:
+    """Return a column of a table as numbers, NaN where there is none."""
+    import pandas as pd
+
+    return pd.to_numeric(column, errors="coerce").astype(float)
 
 
 def _won(value: Any) -> float | None:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab.answers.formats import of_one_model, read_answers
+from lab.answers.formats import of_one_model, read_answers, texts
 from lab.answers.prompts import Prompt, Sample, Sampling
 from lab.benchmarks.benchmark import Benchmark, Count, Judgment, Share, markers_met
 from lab.judging.guard import fill, guard, markers_of
@@ -45,6 +45,7 @@ PROMPT_NAMES = {
     (False, 2): "single-v1-multi-turn",
     (True, 2): "single-math-v1-multi-turn",
 }
+PROMPT_PARTS = ("system_prompt", "prompt_template")
 NEEDS_REFERENCE = ("math", "reasoning", "coding")
 _VERDICT = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _BACKUP = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*\]")
@@ -54,7 +55,7 @@ _BACKUP = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*\]")
 class Question:
     """Hold one question of two turns; references: the reference answers of both turns, or None."""
 
-    question_id: int
+    question_id: int | str
     category: str
     turns: tuple[str, str]
     references: tuple[str, str] | None
@@ -89,6 +90,15 @@ class MTBench(Benchmark):
         rows = read_jsonl(file)
         if not rows:
             raise ValueError(f"{file} holds no question")
+        for number, row in enumerate(rows, 1):
+            known = [
+                isinstance(row.get(key), kind)
+                for key, kind in (("question_id", int | str), ("category", str))
+            ]
+            if not all(known) or texts(row.get("turns")) is None:
+                raise ValueError(
+                    f"{file}, row {number}: not a question in FastChat's form (question_id, category, turns)"
+                )
         twice = [key for key, count in Counter(row["question_id"] for row in rows).items() if count > 1]
         if twice:
             raise ValueError(f"{file} holds the questions {twice[:5]} more than once")
@@ -99,7 +109,11 @@ class MTBench(Benchmark):
     def judge_prompts(self) -> dict[str, Mapping[str, str]]:
         """Read the judge's prompts by name. Raise ValueError for a missing one."""
         file = _there(self.files / PROMPTS)
-        prompts = {row["name"]: row for row in read_jsonl(file)}
+        prompts = {
+            str(row.get("name")): row
+            for row in read_jsonl(file)
+            if texts([row.get(key) for key in PROMPT_PARTS])
+        }
         if absent := sorted(set(PROMPT_NAMES.values()) - set(prompts)):
             raise ValueError(f"{file} lacks the judge prompts {absent}")
         return {name: prompts[name] for name in PROMPT_NAMES.values()}
@@ -183,15 +197,18 @@ class MTBench(Benchmark):
         categories = {q.question_id: q.category for q in self.bench} if self.folder or _installed() else {}
         rows = []
         for number, row in enumerate(of_one_model(read_jsonl(file), "model", model, file), 1):
-            try:
-                score, name = float(row["score"]), f"{row['question_id']}-{row['turn']}"
-            except (KeyError, TypeError, ValueError):
+            question, turn, score, prompt = (
+                row.get(k) for k in ("question_id", "turn", "score", "user_prompt")
+            )
+            known = isinstance(question, int | str) and turn in (1, 2) and isinstance(prompt, str | None)
+            if not known or isinstance(score, bool) or not isinstance(score, int | float):
                 raise ValueError(
                     f"{file}, row {number}: not a judgment in FastChat's form (question_id, turn, score)"
-                ) from None
-            prompt, category = row.get("user_prompt"), categories.get(row["question_id"])
-            answers = None if prompt is None else hash_text(prompt)
-            rows.append({**row, "prompt_id": name, "score": score, "answers": answers, "category": category})
+                )
+            answers, category = prompt and hash_text(prompt), categories.get(question)
+            rows.append({**row, "prompt_id": f"{question}-{turn}", "answers": answers, "category": category})
+        if not rows:
+            raise ValueError(f"{file} holds no judgment")
         names = [row["prompt_id"] for row in rows]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -262,7 +279,9 @@ def _installed() -> Path | None:
     return next((folder for folder in folders if (folder / QUESTIONS).is_file()), None)
 
 
-def _question(row: Mapping[str, Any], references: Mapping[int, tuple[str, ...]], folder: Path) -> Question:
+def _question(
+    row: Mapping[str, Any], references: Mapping[int | str, tuple[str, ...]], folder: Path
+) -> Question:
     question_id, category, turns = row["question_id"], row["category"], tuple(row["turns"])
     if len(turns) != 2 or not all(turn.strip() for turn in turns):
         raise ValueError(
@@ -270,7 +289,7 @@ def _question(row: Mapping[str, Any], references: Mapping[int, tuple[str, ...]],
         )
     reference = None
     if category in NEEDS_REFERENCE:
-        reference = tuple(references.get(question_id) or row.get("reference") or ())
+        reference = references.get(question_id) or texts(row.get("reference")) or ()
         if len(reference) != 2:
             raise ValueError(
                 f"{folder / REFERENCES}: question {question_id} ({category}) needs two reference answers"
