@@ -68,14 +68,14 @@ def test_a_run_that_fails_is_named_in_one_error(experiment, tmp_path):
     shutil.copytree(experiment, tmp_path / "outputs")
     file = tmp_path / "outputs/exp/b/config.yaml"
     config = OmegaConf.load(file)
-    config.data.settings.world = None
+    config.data.settings.world.prompts = -1
     OmegaConf.save(config, file)
     code, _, errors = run(tmp_path, *[f"outputs/exp/{name}" for name in NAMES], "n_jobs=2")
     assert code == 1
     assert "Traceback" not in errors
     said = [line for line in errors.splitlines() if "error: " in line]
     assert len(said) == 1
-    assert "outputs/exp/b: benchmark=verifiable needs the world" in said[0]
+    assert "outputs/exp/b: data.world.prompts must be at least 0" in said[0]
     code, _, errors = run(tmp_path, "outputs/exp/a", "n_jobs=0")
     assert (code, errors.strip()) == (2, "error: n_jobs must be at least 1, not 0")
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from evaluation_fixtures import finished_run
 from killed_run import EVERY_SPOIL, SPOILS, spoiled
@@ -25,7 +26,7 @@ from lab.report.cells import Repeats, read_metric
 from lab.report.entries import number_entry
 from lab.sampling.settings import model_of
 from sgdpo.runs.records import RunView
-from sgdpo.store import read_jsonl, write_jsonl
+from sgdpo.store import read_json, read_jsonl, write_jsonl
 from sgdpo.world.checker import check
 from sgdpo.world.verifiable import held_out_prompts, world_of
 
@@ -135,6 +136,21 @@ def test_a_baseline_of_other_prompts_is_refused_before_the_model_answers(runs, t
         checked(Generator(), run, tmp_path / "b", baseline=str(tmp_path / "few"))
     with pytest.raises(ValueError, match="no answers of the baseline"):
         checked(Generator(), run, tmp_path / "b", baseline=str(tmp_path / "none"))
+    for wrong in ({"score": "9"}, {"score": None}, {"score": 11}, {"characters": "3"}, {"prompt_id": 1}):
+        write_jsonl(tmp_path / "wrong", [{"prompt_id": "p", "score": 1.0, "characters": 3, **wrong}])
+        with pytest.raises(ValueError, match="wrong, line 1: not a scored answer"):
+            checked(Generator(), run, tmp_path / "b", baseline=str(tmp_path / "wrong"))
+
+
+def test_a_run_of_other_data_is_named_before_the_first_is_evaluated(runs, tmp_path):
+    other = finished_run(tmp_path / "exp" / "other")
+    config = OmegaConf.load(other / "config.yaml")
+    config.data.name, config.data.settings = "local", {}
+    OmegaConf.save(config, other / "config.yaml")
+    with pytest.raises(ValueError, match=r"other: benchmark=verifiable needs the world .*'local'"):
+        evaluate(compose_evaluation(runs_first([str(runs / "exp" / "dpo"), str(other), "benchmark.seed=77"])))
+    found = [read_json(file)["identity"]["settings"]["seed"] for file in (runs / "exp").rglob("result.json")]
+    assert 77 not in found
 
 
 def test_everything_wrong_is_said_at_once(runs):
@@ -170,6 +186,8 @@ def test_everything_wrong_is_said_at_once(runs):
         (("benchmark.temperature=nan",), "benchmark.temperature must"),
         (("benchmark.limit=many",), "benchmark.limit='many' does not fit"),
         (("device=tpu",), "device must be auto, cpu or cuda"),
+        (("device=cudas",), "device must be auto, cpu or cuda"),
+        (("device='cuda:99'", "benchmark.seed=9"), "device=cuda:99, but . CUDA devices are visible"),
         (("generator=openai",), "base_url must look like"),
     ],
 )

@@ -18,11 +18,12 @@ from lab.answers.generate import generate, generator_errors
 from lab.answers.generators import VllmGenerator
 from lab.answers.prompts import Prompt, Sampling, prompt_ids
 from lab.benchmarks import alpaca_eval, mt_bench
-from lab.evaluation.evaluate import evaluate
+from lab.evaluation.evaluate import evaluate, lengths, read_config
 from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import JudgeRequest, ask_all, open_judge
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.conversation import stop_ids
+from sgdpo.world.verifiable import held_out_prompts, world_of
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,20 @@ def test_a_served_model_answers_with_its_own_seeds_and_truncation_is_counted(tmp
     assert {sample.tokens for sample in samples} == {7}
 
 
+def test_lengths_that_a_server_does_not_count_are_unknown_and_not_0(tmp_path):
+    """One answer is refused: it counts as an empty one, of no tokens."""
+
+    def reply(request, number):
+        told = {key: value for key, value in chat("four words or so").items() if key != "usage"}
+        return (400, {"error": "no"}, {}) if request["messages"][-1]["content"] == "p7" else told
+
+    prompts = [Prompt.user(f"id{n}", f"p{n}") for n in range(20)]
+    with chat_server(reply) as server:
+        samples = generate(http_generator_at(server, tmp_path), prompts, Sampling(), tmp_path)
+    assert [sample.tokens for sample in samples] == [0 if n == 7 else None for n in range(20)]
+    assert lengths(samples)["tokens_mean"] is None
+
+
 def test_what_a_served_model_cost_is_in_the_result_and_nothing_is_paid_for_twice(runs, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-a-key")
     words = ("generator=openai", "generator.model=m", "benchmark.limit=3", "benchmark.baseline=null")
@@ -83,6 +98,19 @@ def test_a_served_model_answers_for_its_run_and_not_for_the_start(runs, monkeypa
         assert len(server.requests) == 3
     assert answers(runs / "exp" / "dpo") == {"1"}
     assert answers(runs / "exp" / "sft") != {"1"}
+
+
+@pytest.mark.parametrize("order", [("dpo",), ("sft", "dpo"), ("dpo", "sft")])
+def test_a_start_that_is_evaluated_too_stands_for_its_own_answers_in_any_order(runs, tmp_path, order):
+    """A file answers all perfectly; the start's model none."""
+    tasks = held_out_prompts(world_of(read_config(runs / "exp" / "dpo").data.settings["world"]))
+    (tmp_path / "ideal.json").write_text(
+        json.dumps([{"instruction": t.prompt, "output": t.ideal} for t in tasks])
+    )
+    words = ("generator=file", f"generator.path='{tmp_path / 'ideal.json'}'")
+    results = evaluate(composed(runs, *order, words=words))
+    assert {result["score_mean"] for result in results.values()} == {10.0}
+    assert results[str(runs / "exp" / "dpo")]["win_rate"] == 100.0
 
 
 def answers(run: Path) -> set[str]:

@@ -101,6 +101,10 @@ def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start
         (["method=simpo", "refer_to=first"], "method=simpo has no reference"),
         (["model.path=no/such/place"], "model.path=no/such/place does not exist"),
         (["evaluate.benchmark=alpaca_eval"], "judge=checker judges nothing by itself"),
+        (["data=constraints", "sample.scorer=constraints"],
+         "evaluate.benchmark=verifiable needs the world of data=verifiable; the run's data is 'constraints'"),
+        *[([word], f"leave {word.split('=')[0]} out: every round has its own")
+          for word in ("sample.policy=other", "sample.into=x", "sample.part=1", "sample.parts=2", "evaluate.runs=[a]")],
     ],
 )  # fmt: skip
 def test_bad_rounds_are_refused_before_the_first(start, tmp_path, change, message) -> None:

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from lab.sampling.sample import sample, show
 from lab.sampling.scorers import SCORER
 from lab.sampling.settings import compose_sample, sample_errors
 from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.console import is_advice
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors, load_rows
 from sgdpo.places import CONF
@@ -129,6 +132,47 @@ def test_a_reward_model_scores_any_prompts_and_keeps_its_scores(policy, prompts,
     kept = read_jsonl(scores)
     sample(compose_sample([*command, f"into='{tmp_path / 'again'}'", "margin=0.0001"]))
     assert read_jsonl(scores) == kept
+
+
+def test_a_model_that_would_score_at_random_scores_nothing(policy, prompts, tmp_path) -> None:
+    """Of a language model the head of one number would be drawn anew in every process; of two it is none."""
+    config = json.loads((policy / "model" / "config.json").read_text())
+    for labels, message in ((1, r"lacks 1 tensors of the model: score\.weight"), (2, "gives 2 numbers")):
+        place = shutil.copytree(policy / "model", tmp_path / str(labels))
+        names = {str(n): f"L{n}" for n in range(labels)}
+        (place / "config.json").write_text(json.dumps({**config, "id2label": names}))
+        command = words(tmp_path, f"policy='{policy}'", "data=local", f"data.train='{prompts}'", "answers=2",
+                        "scorer=reward_model", f"scorer.path='{place}'")  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            sample(compose_sample(command))
+    assert not list((tmp_path / "outputs" / "cache").rglob("scores/*.jsonl")) or not any(
+        read_jsonl(file) for file in (tmp_path / "outputs" / "cache" / "scores").glob("*.jsonl")
+    )
+
+
+def test_a_users_own_rows_are_not_written_over(policy, prompts, tmp_path) -> None:
+    """The folder of the pairs is where the prompts lie; answers beside the rows would show them to be a sampling's."""
+    own = tmp_path / "mine" / "train.jsonl"
+    own.parent.mkdir()
+    own.write_bytes(prompts.read_bytes())
+    command = words(tmp_path, f"policy='{policy}'", "data=local", f"data.train='{own}'", f"into='{own.parent}'",
+                    "scorer=verifiable", "splits=train", "answers=3")  # fmt: skip
+    with pytest.raises(ValueError, match=r"mine/train\.jsonl is no sampling's and would be lost"):
+        sample(compose_sample(command))
+    assert own.read_bytes() == prompts.read_bytes()
+    assert not (tmp_path / "outputs" / "cache" / "generations").exists()
+
+
+@pytest.mark.parametrize("prompt", ["Add: apples", "What is love?"])
+def test_prompts_that_a_scorer_cannot_score_are_named(policy, tmp_path, prompt) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": prompt}])
+    command = words(tmp_path, f"policy='{policy}'", "data=local", f"data.train='{tmp_path / 'p.jsonl'}'",
+                    "scorer=verifiable")  # fmt: skip
+    with pytest.raises(
+        ValueError, match=re.escape(f"{prompt!r} is no task of the generated world")
+    ) as caught:
+        sample(compose_sample(command))
+    assert is_advice(caught.value)
 
 
 # ---- a served model, a judge, and what is paid -------------------------------------------------------------

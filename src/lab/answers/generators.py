@@ -109,11 +109,12 @@ class TransformersGenerator(OwnModel):
         if self.loaded is None:
             import torch
 
+            from sgdpo.models.device import device_of
             from sgdpo.models.load import load_model
 
+            device = device_of(self.device)
             model = load_model(self.model, weights=None, seed=0, dtype=getattr(torch, self.dtype))
-            automatic = "cuda" if torch.cuda.is_available() else "cpu"
-            self.loaded = model.to(automatic if self.device == "auto" else self.device).eval()
+            self.loaded = model.to(device).eval()
         return self.loaded
 
 
@@ -199,7 +200,8 @@ class Served(Generator):
         replies = ask_each(ask, list(by_id), workers=self.concurrency, strict=strict, what="answers")
         for key, reply in replies:
             truncated = reply.finish == "length"
-            yield [Sample(key, reply.text, reply.completion_tokens, truncated, problem=reply.problem)]
+            tokens = None if reply.used is None else reply.used.new
+            yield [Sample(key, reply.text, tokens, truncated, problem=reply.problem)]
 
     def cost(self) -> dict[str, Any]:
         return self.endpoint.ledger.report()

@@ -83,7 +83,7 @@ class Benchmark:
     limit: Count | None = None
 
     def errors(self) -> list[str]:
-        """List what is wrong with the settings together, as sentences with advice; nothing heavy is loaded."""
+        """List what is wrong with the settings together, or for the subject; nothing heavy is loaded."""
         return []
 
     def prompts(self) -> list[Prompt]:

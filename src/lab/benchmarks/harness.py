@@ -41,14 +41,12 @@ class LmEval(Benchmark):
     @cached_property
     def results(self) -> dict[str, Any]:
         import lm_eval
-        import torch
         from lm_eval.tasks import TaskManager
+
+        from sgdpo.models.device import device_of
 
         assert self.subject is not None
         assert self.subject.folder is not None, "evaluate asks for a run where nothing is answered"
-        device = self.subject.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         return lm_eval.simple_evaluate(
             model="hf",
             model_args=f"pretrained={self.subject.folder / 'model'},dtype=float32",
@@ -56,7 +54,7 @@ class LmEval(Benchmark):
             num_fewshot=self.shots,
             limit=self.limit,
             batch_size=self.batch_size,
-            device=device,
+            device=str(device_of(self.subject.device)),
             random_seed=self.seed,
             task_manager=TaskManager(include_path=self.include_path),
             apply_chat_template=True,

@@ -31,19 +31,24 @@ class Verifiable(Sampled):
     baseline: str | None = START
     part: Literal["all", "tuning", "test"] = "all"
 
+    def errors(self) -> list[str]:
+        """Say so if somebody's data is no generated world."""
+        data = self.subject.config.data if self.subject and self.subject.config else None
+        if self.subject is None or (data and data.settings.get("world")):
+            return []
+        name = data.name if data else "not known"
+        return [f"benchmark=verifiable needs the world of data=verifiable; the run's data is {name!r}"]
+
     @cached_property
     def world(self) -> Any:
-        """Return the settings of the run's world. Raise ValueError if its data is no generated one."""
+        """Return the settings of the run's world."""
         from sgdpo.world.verifiable import world_of
 
         assert self.subject is not None, "a benchmark that only shows its settings has no tasks"
-        data = self.subject.config.data if self.subject.config else None
-        if data is None or not data.settings.get("world"):
-            name = data.name if data else "not known"
-            raise ValueError(
-                f"benchmark=verifiable needs the world of data=verifiable; the run's data is {name!r}"
-            )
-        return world_of(data.settings["world"])
+        if errors := self.errors():
+            raise ValueError("\n".join(errors))
+        assert self.subject.config is not None, "errors has asked for it"
+        return world_of(self.subject.config.data.settings["world"])
 
     @cached_property
     def tasks(self) -> list[Any]:
@@ -140,7 +145,7 @@ def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]
             f"no answers of the baseline at {file}; evaluate that run first, or set baseline=null"
         )
     rows = read_jsonl(file)
-    if lines := [n for n, row in enumerate(rows, 1) if not {"prompt_id", "score", "characters"} <= set(row)]:
+    if lines := [n for n, row in enumerate(rows, 1) if not _is_scored(row)]:
         raise ValueError(f"{file}, line {lines[0]}: not a scored answer of benchmark=verifiable")
     found = {row["prompt_id"]: row for row in rows}
     if len(found) != len(rows):
@@ -151,3 +156,10 @@ def read_baseline(path: Path, prompt_ids: Sequence[str]) -> list[dict[str, Any]]
             "it answered another world or limit: evaluate the baseline with the same data"
         )
     return [found[key] for key in prompt_ids]
+
+
+def _is_scored(row: Mapping[str, Any]) -> bool:
+    score, characters = row.get("score"), row.get("characters")
+    # The comparison is false for NaN and for what no score of the checker's is.
+    known = isinstance(score, int | float) and 0 <= score <= BEST and isinstance(characters, int)
+    return known and isinstance(row.get("prompt_id"), str)

@@ -26,10 +26,10 @@ from lab.evaluation.settings import (
     build_benchmark,
     evaluation_errors,
     is_usual,
+    read_config,
     usual_generator,
 )
 from lab.judging.judges import Judge, JudgeRequest, ask_all, open_judge
-from sgdpo.config.compose import to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model, why_not_trusted
@@ -82,7 +82,8 @@ class Evaluation:
 
     def _once(self, run: Path, config: EvaluateConfig, generator: Generator) -> tuple[Path, dict[str, Any]]:
         """Evaluate a run, or wait for the process that does, or take what one has made."""
-        place = self.done / hash_json([str(run.resolve()), config.benchmark])
+        # A start may be evaluated with its own model too, where the runs' answers come in a file.
+        place = self.done / hash_json([str(run.resolve()), config.benchmark, config.generator])
         with held(place, f"the evaluation of {run.name}"):
             if (made := read_json(place, default=None)) is None:
                 folder, result = self._evaluate(run, config, generator)
@@ -277,11 +278,3 @@ def lengths(samples: Sequence[Sample]) -> dict[str, Any]:
         "prompts_cut": sum(sample.prompt_cut for sample in samples),
         "answers_unusable": sum(bool(sample.problem) for sample in samples),
     }
-
-
-def read_config(run: Path) -> RunConfig:
-    """Return the settings a run was trained with. Raise ValueError if they cannot be read."""
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"{run} holds no config.yaml, so its data and model are unknown; train it again")
-    return to_run_config(OmegaConf.load(file))

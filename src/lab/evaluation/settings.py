@@ -4,6 +4,7 @@ Every key's comment is in its YAML, in conf/benchmark, conf/judge, conf/generato
 benchmark, judge or generator may be set to, its class says. Importing this loads nothing heavy.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import judge_errors
-from sgdpo.config.compose import options_apart, to_typed
+from sgdpo.config.compose import options_apart, to_run_config, to_typed
+from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model
@@ -90,8 +92,8 @@ def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]
     errors += judge_errors(config.judge, config.extra) + generator_errors(config.generator, config.extra)
     errors += _match_errors(config)
     if not binding_errors(BENCHMARK, config.benchmark, config.extra):
-        errors += build_benchmark(config).errors()
-    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        errors += build_benchmark(config).errors() or (_subject_errors(config) if runs else [])
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", config.device):
         errors.append(f"device must be auto, cpu or cuda, not {config.device!r}")
     return errors
 
@@ -145,6 +147,26 @@ def _run_errors(config: EvaluateConfig) -> list[str]:
     if len({Path(run).resolve() for run in config.runs}) != len(config.runs):
         errors.append("a run is named more than once")
     return errors
+
+
+def _subject_errors(config: EvaluateConfig) -> list[str]:
+    """Hold the benchmark against every run before the first one is evaluated."""
+    errors = []
+    for run in [run for run in map(Path, config.runs) if (run / RECORD).is_file()]:
+        try:
+            subject = Subject(run.name, run, read_config(run))
+            errors += [f"{run}: {error}" for error in build_benchmark(config, subject).errors()]
+        except ValueError as error:
+            errors.append(str(error))
+    return errors
+
+
+def read_config(run: Path) -> RunConfig:
+    """Return the settings a run was trained with. Raise ValueError if they cannot be read."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{run} holds no config.yaml, so its data and model are unknown; train it again")
+    return to_run_config(OmegaConf.load(file))
 
 
 def _match_errors(config: EvaluateConfig) -> list[str]:

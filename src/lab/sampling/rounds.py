@@ -15,8 +15,9 @@ from typing import Annotated, Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
+from lab.benchmarks.benchmark import Subject
 from lab.evaluation.evaluate import evaluate
-from lab.evaluation.settings import EvaluateConfig, compose_evaluation, evaluation_errors
+from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, evaluation_errors
 from lab.sampling.sample import sample
 from lab.sampling.settings import SampleConfig, compose_sample, sample_errors
 from sgdpo.config.compose import compose_run, to_run_config, to_typed
@@ -35,6 +36,8 @@ from sgdpo.values import OneOf, Range, schema_errors
 log = logging.getLogger("sgdpo")
 # Settings that the sampling and the evaluation share with the training.
 SHARED = ("outputs", "cache", "device", "extra")
+# Settings that the rounds make themselves.
+MADE = ("sample.policy", "sample.into", "sample.part", "sample.parts", "evaluate.runs")
 
 
 @dataclass
@@ -62,6 +65,10 @@ class Chain:
 
         The prompts come from the run's data; folders, device and extra files are the same for all.
         """
+        if made := [key for word in words if (key := word.split("=")[0]) in MADE]:
+            raise ValueError(
+                f"leave {', '.join(made)} out: every round has its own (prompts=parts gives each a part)"
+            )
         ours = tuple(f"{field.name}=" for field in fields(RoundsConfig))
         own, asked, judged = (
             [word.removeprefix(prefix) for word in words if word.startswith(prefix or ours)]
@@ -95,6 +102,9 @@ class Chain:
                 f"sample.generator={self.sampling.generator['name']} answers for another model than the rounds train; "
                 "leave it out, or sample once with scripts/sample.py"
             )
+        if not errors:
+            subject = Subject(self.run.model.name, None, self.run)
+            errors += [f"evaluate.{error}" for error in build_benchmark(self.evaluation, subject).errors()]
         differ = self.settings.begin_from != self.settings.refer_to and self.settings.rounds > 1
         if differ and not needs_of(self.run.method).get("reference"):
             errors.append(

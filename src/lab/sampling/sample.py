@@ -127,6 +127,12 @@ def _folder(config: SampleConfig, identity: Mapping[str, Any]) -> Path:
 def _is_done(folder: Path, identity: Mapping[str, Any]) -> bool:
     there = read_json(folder / PAIRS, default=None)
     if there is None:
+        # A sampling that was killed has left the answers beside its pairs.
+        for split in ("train", "test"):
+            if (folder / f"{split}.jsonl").exists() and not (folder / f"answers-{split}.jsonl").exists():
+                raise ValueError(
+                    f"{folder}/{split}.jsonl is no sampling's and would be lost; give another into=..."
+                )
         return False
     if there["identity"] != identity:
         raise ValueError(

@@ -19,6 +19,7 @@ from lab.benchmarks.mt_bench import GRAMMAR
 from lab.judging.guard import guard, markers_of
 from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_judge
 from lab.serving.service import Service, open_service, service_errors
+from sgdpo.config.schema import ModelConfig
 from sgdpo.contract import Kind, binding_errors
 from sgdpo.hub import HUB_ID
 from sgdpo.source import load_dotted
@@ -102,7 +103,13 @@ class WorldScorer(Scorer):
     def fits(self, prompt: Answered) -> None:
         from sgdpo.world.tasks import task_of
 
-        task_of(prompt.messages[-1]["content"])
+        asked = prompt.messages[-1]["content"]
+        try:
+            task_of(asked)
+        except ValueError:  # also of what begins like a task: "Add: apples"
+            raise ValueError(
+                f"{asked[:60]!r} is no task of the generated world, whose checker scores no other"
+            ) from None
 
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         from sgdpo.world.checker import check
@@ -163,6 +170,15 @@ class RewardModel(Scorer):
             return []
         return [f"path={self.path} is no reward model; give a folder with config.json, or a hub id"]
 
+    def open(self, stack: ExitStack) -> None:
+        """Raise ValueError for what no score could come from, before anything is answered."""
+        from sgdpo.models.device import device_of
+        from sgdpo.models.load import load_config
+
+        device_of(self.device)
+        if (labels := load_config(ModelConfig(name="reward", path=self.path)).num_labels) != 1:
+            raise ValueError(f"{self.path} gives {labels} numbers; a reward model gives one")
+
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         import torch
 
@@ -186,17 +202,20 @@ class RewardModel(Scorer):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from sgdpo.models.device import device_of
+        from sgdpo.models.load import check_tensors
+
         tokenizer = AutoTokenizer.from_pretrained(self.path)
         tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.path, dtype=getattr(torch, self.dtype)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            self.path, dtype=getattr(torch, self.dtype), output_loading_info=True
         )
-        if model.config.num_labels != 1:
-            raise ValueError(f"{self.path} gives {model.config.num_labels} numbers; a reward model gives one")
+        check_tensors(
+            report, str(self.path)
+        )  # a language model without a head of its own would score at random
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return tokenizer, model.to(automatic if self.device == "auto" else self.device).eval()
+        return tokenizer, model.to(device_of(self.device)).eval()
 
     def identity(self) -> dict[str, Any]:
         files = sorted(Path(str(self.path)).glob("*.safetensors"))

@@ -112,14 +112,14 @@ def load_model(
                 **_hub_arguments(model, weights),
             ), "the model", folder,
         )  # fmt: skip
-        _check_tensors(report, folder)
+        check_tensors(report, folder)
     for module in built.modules():
         if isinstance(module, nn.Dropout):  # also one whose rate stands in a model's code
             module.p = 0.0
     return built.train()
 
 
-def _check_tensors(report: dict[str, Any], folder: str | Path) -> None:
+def check_tensors(report: dict[str, Any], folder: str | Path) -> None:
     """Raise ValueError if weights were not there (transformers draws them at random); say which were left over."""
 
     def listed(key: str) -> str:
