@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from lab.answers import decode
 from lab.answers.decode import gumbel_noise
@@ -96,6 +96,39 @@ def test_a_prompt_of_several_answers_is_read_once_and_each_is_as_it_is_alone(
     assert together == answers(saved, sampling, tmp_path / "alone", batch_tokens=1, prompts=several)
     if sampling.temperature:
         assert len({sample.text for sample in together}) > 6
+
+
+STATES = {
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_models_that_keep_no_rows_of_keys_answer_as_their_plain_forward_says(saved, tmp_path, kind):
+    """A state that runs along knows no padding in front, and cannot be cut to the rows that go on."""
+    shape = {
+        key: value for key, value in TINY.items() if key not in ("model_type", "max_position_embeddings")
+    }
+    tokenizer = load_tokenizer(saved)
+    config = AutoConfig.for_model(kind, **{**shape, **STATES[kind]}, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_()
+    generator = TransformersGenerator(saved)
+    generator.loaded, sampling = model, Sampling(1.0, 1.0, 8, 3)
+    prompts = [PROMPTS[n] for n in (0, 3, 5, 11)]
+    found = [sample.text for sample in generate(generator, prompts, sampling, tmp_path)]
+    for prompt, text in zip(prompts, found, strict=True):
+        ids, new = prompt_ids(tokenizer, prompt), []
+        key = torch.tensor([prompt_key(3, prompt.prompt_id)])
+        while len(new) < 8 and not set(new[-1:]) & set(stop_ids(tokenizer)):
+            with torch.no_grad():
+                score = model(input_ids=torch.tensor([ids + new]), use_cache=False).logits[:, -1].double()
+            new.append(int((score + gumbel_noise(key, len(new), score.shape[1])).argmax()))
+        assert text == tokenizer.decode([token for token in new if token not in stop_ids(tokenizer)],
+                                        skip_special_tokens=True)  # fmt: skip
 
 
 def test_greedy_answers_are_the_argmax_of_plain_forward_passes(saved, tmp_path):

@@ -8,6 +8,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.conversation import cut_prompt, prompt_ids, stop_ids
+from sgdpo.models.decode import plain_settings
+from sgdpo.models.device import device_of
 from sgdpo.models.load import load_model, load_tokenizer
 
 HELP = "/reset forgets what was said, /system TEXT begins anew with a system turn, /quit or Ctrl-D ends"
@@ -18,8 +20,9 @@ class Chat:
 
     def __init__(self, model: ModelConfig, device: str, temperature: float, longest: int, seed: int):
         disable_progress_bar()
+        place = device_of(device)
         self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, seed=0).to(device).eval()
+        self.model = load_model(model, seed=0).to(place).eval()
         self.stops, self.longest, self.temperature = stop_ids(self.tokenizer), longest, temperature
         self.turns: list[dict[str, str]] = []
         torch.manual_seed(seed)
@@ -44,7 +47,10 @@ class Chat:
         context = getattr(self.model.config, "max_position_embeddings", None) or len(ids) + self.longest
         ids = cut_prompt(ids, max(context - self.longest, context // 2), self.tokenizer.bos_token_id)
         sampling = (
-            {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+            # 0: from all tokens, where transformers would take the likeliest 50.
+            {"do_sample": True, "temperature": self.temperature, "top_k": 0}
+            if self.temperature
+            else {"do_sample": False}
         )
         config = GenerationConfig(
             max_new_tokens=min(self.longest, context - len(ids)), eos_token_id=self.stops,
@@ -52,12 +58,14 @@ class Chat:
         )  # fmt: skip
         input_ids_BN = torch.tensor([ids], device=self.model.device)
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        new = self.model.generate(
-            input_ids_BN,
-            attention_mask=torch.ones_like(input_ids_BN),
-            generation_config=config,
-            streamer=streamer,
-        )[0, len(ids) :].tolist()
+        with plain_settings(self.model):
+            out_BN = self.model.generate(
+                input_ids_BN,
+                attention_mask=torch.ones_like(input_ids_BN),
+                generation_config=config,
+                streamer=streamer,
+            )
+        new = out_BN[0, len(ids) :].tolist()
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         self.turns.append({"role": "assistant", "content": text})
         return text
@@ -70,7 +78,8 @@ def talk(chat: Chat) -> None:
         print(HELP, flush=True)
     while True:
         try:
-            line = input("> " if shown else "")
+            # Bytes of a pipe that are no character come as half ones, which no tokenizer takes.
+            line = input("> " if shown else "").encode("utf-8", "replace").decode()
         except EOFError:
             return
         if line.strip() == "/quit":

@@ -5,7 +5,8 @@ from softmax(logits / temperature). Here g is a hash of (key of the prompt, step
 depends on (seed, prompt, step) and not on the batch, its order, or the device's random state. In float32 the
 batch changes logits by rounding alone; a token can differ only where two candidates tie to that precision.
 A prompt that several rows answer is read once. Rows that have ended leave the batch, so that a few long answers do not
-keep all others in work.
+keep all others in work. Both need a past in rows of keys and values; a model that keeps another one (a state that runs
+along, or none) reads the whole text anew for every token.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lab.answers.prompts import Sample, Sampling, prompt_key
@@ -39,6 +41,48 @@ _CACHED = 2**16
 @torch.inference_mode()
 def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling: Sampling) -> list[Sample]:
     stops = stop_ids(tokenizer)
+    rows = _continued(model, fitted, sampling, stops) or _read_again(model, fitted, sampling, stops)
+    return [
+        _sample(tokenizer, key, prompt, row[: prompt.new], stops)
+        for (key, prompt), row in zip(fitted.items(), rows, strict=True)
+    ]
+
+
+def _has_rows(output: Any) -> bool:
+    """Say whether a model keeps its past in rows of keys and values, which can be chosen from."""
+    layers = getattr(getattr(output, "past_key_values", None), "layers", [None])
+    return all(hasattr(layer, "batch_select_indices") for layer in layers)
+
+
+def _read_again(
+    model: Any, fitted: dict[str, Fitted], sampling: Sampling, stops: list[int]
+) -> list[list[int]]:
+    """Return each prompt's new ids, the whole text read anew for every token: slow, and true of any causal model.
+
+    Padded on the right, where a causal model cannot look: a state that runs along would take padding in front for text.
+    """
+    rows: list[list[int]] = [[] for _ in fitted]
+    prompts, going = list(fitted.values()), list(range(len(fitted)))
+    keys = [prompt_key(sampling.seed, key) for key in fitted]
+    while going:
+        texts = [[*prompts[row].ids, *rows[row]] for row in going]
+        last_B = torch.tensor([len(text) - 1 for text in texts], device=model.device)
+        ids_BN = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(model.device)
+        scores_BNV = model(input_ids=ids_BN, use_cache=False).logits
+        key_B = torch.tensor([keys[row] for row in going], dtype=torch.int64, device=model.device)
+        scores_BV = scores_BNV[torch.arange(len(going), device=model.device), last_B].float()
+        # All rows began together, so they are at one step.
+        token_B = _draw(scores_BV, key_B, len(rows[going[0]]), sampling)
+        for row, token in zip(going, token_B.tolist(), strict=True):
+            rows[row].append(token)
+        going = [row for row in going if len(rows[row]) < prompts[row].new and rows[row][-1] not in stops]
+    return rows
+
+
+def _continued(
+    model: Any, fitted: dict[str, Fitted], sampling: Sampling, stops: list[int]
+) -> list[list[int]] | None:
+    """Return each prompt's new ids, step by step from what the model keeps of its past; None if that has no rows."""
     rows: list[list[int]] = [[] for _ in fitted]
     room_B = torch.tensor([prompt.new for prompt in fitted.values()], device=model.device)
     keys = [prompt_key(sampling.seed, key) for key in fitted]
@@ -53,6 +97,8 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
             input_ids=token_BN, attention_mask=mask_BN, position_ids=place_BN, past_key_values=past,
             use_cache=True, logits_to_keep=1,
         )  # fmt: skip
+        if step == 0 and not _has_rows(output):
+            return None
         past, scores_BV = output.past_key_values, output.logits[:, -1].float()
         if step == 0 and len(place) < len(rows):
             past.batch_select_indices(read_B)
@@ -69,10 +115,7 @@ def answer_batch(model: Any, tokenizer: Any, fitted: dict[str, Fitted], sampling
             past.batch_select_indices(goes_B.nonzero()[:, 0])
             token_BN, place_BN, mask_BN = token_BN[goes_B], place_BN[goes_B], mask_BN[goes_B]
             key_B, index_B, room_B = key_B[goes_B], index_B[goes_B], room_B[goes_B]
-    return [
-        _sample(tokenizer, key, prompt, row[: prompt.new], stops)
-        for (key, prompt), row in zip(fitted.items(), rows, strict=True)
-    ]
+    return rows
 
 
 def _draw(scores_BV: Tensor, key_B: Tensor, step: int, sampling: Sampling) -> Tensor:

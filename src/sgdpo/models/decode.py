@@ -1,6 +1,7 @@
 """Continue rows of ids with transformers' generate: left padding, no setting but those that are given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,15 +25,21 @@ def continue_rows(
         eos_token_id=list(stops),
         pad_token_id=stops[0],
     )
-    # A model's own generation settings (top-k, repetition penalty) would change the sampling unasked.
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
+    with plain_settings(model):
         out_BN = model.generate(
             input_ids=input_ids_BN, attention_mask=mask_BN, generation_config=config, **more
         )
+    return out_BN[:, input_ids_BN.shape[1] :].tolist()
+
+
+@contextmanager
+def plain_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Lay a model's own generation settings (top-k, repetition penalty) aside: they would join those given, unasked."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
     finally:
         model.generation_config = own
-    return out_BN[:, input_ids_BN.shape[1] :].tolist()
 
 
 def until_stop(new: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
