@@ -134,7 +134,8 @@ def test_every_script_of_the_readme_takes_its_words(command: str, tmp_path: Path
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test-123456")
         for name in re.findall(r"\w+\.jsonl", command):
             Path(name).write_text('{"prompt": "Say it."}\n')
-        optional = ("needs the package", "run `make judge`", "run `make mtbench`")  # extras that the README tells to install
+        # Extras that the README tells to install.
+        optional = ("needs the package", "run `make judge`", "run `make mtbench`")
         assert [error for error in errors_of(words) if not any(each in error for each in optional)] == []
     else:
         assert all(f'"{word}"' in text for word in words if word.startswith("--"))

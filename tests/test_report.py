@@ -236,7 +236,11 @@ def test_wrong_options_are_named_together():
         ("table3", {"arguments": ("benchmark.limit=0",)}, "benchmark.limit"),
         ("table3", {"arguments": ("benchmark.limit_=1",)}, "limit_"),
         ("table3", {"benchmark": "mt_bench", "arguments": ("benchmark.folder=nowhere",)}, "nowhere"),
-        ("table3", {"benchmark": "alpaca_eval", "arguments": ("benchmark.gamed=nowhere.csv",)}, "nowhere.csv"),
+        (
+            "table3",
+            {"benchmark": "alpaca_eval", "arguments": ("benchmark.gamed=nowhere.csv",)},
+            "nowhere.csv",
+        ),
     ],
 )
 def test_a_wrong_judge_is_found_before_anything_is_trained_in_a_dry_run_too(tmp_path, target, changes, said):
