@@ -3,7 +3,8 @@
 Each is a function of the runs alone that draws one picture a model; a curve that is missing says why.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -146,6 +147,7 @@ def heat_map(
     values = [[cells[c, r].value if (c, r) in cells else np.nan for r in rejected] for c in chosen]
     value_CR = np.array(values)
     shown = [estimate.value for estimate in (*cells.values(), base) if estimate]
+    write = _writer(cells.values())
     size = (max(6.4, 1.15 * len(rejected) + 2.6), 0.9 * len(chosen) + 2.1)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -155,7 +157,8 @@ def heat_map(
     for (row, column), value in np.ndenumerate(value_CR):
         estimate = cells.get((chosen[row], rejected[column]))
         colour = "white" if value < (min(shown) + max(shown)) / 2 else "black"
-        axes.text(column, row, _cell_text(estimate), ha="center", va="center", color=colour, linespacing=1.3)
+        text = "–" if estimate is None else write(estimate)
+        axes.text(column, row, text, ha="center", va="center", color=colour, linespacing=1.3)
     axes.set_xticks(range(len(rejected)), _ticks(rejected))
     axes.set_yticks(range(len(chosen)), _ticks(chosen))
     axes.set(xlabel="ratio.rejected (r2)", ylabel="ratio.chosen (r1)")
@@ -171,10 +174,15 @@ def heat_map(
     return figure
 
 
-def _cell_text(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return digits(estimate.value) + (f"\n± {estimate.error:.2g}" if estimate.error is not None else "")
+def _writer(cells: Iterable[Estimate]) -> Callable[[Estimate], str]:
+    """Return what writes a cell: all with as many decimals as show two digits of the middle error, if there are any."""
+    errors = [cell.error for cell in cells if cell.error]
+    if not errors:
+        return lambda cell: digits(cell.value)
+    places = max(0, 1 - math.floor(math.log10(np.median(errors))))
+    return lambda cell: (
+        f"{cell.value:.{places}f}" + ("" if cell.error is None else f"\n± {cell.error:.{places}f}")
+    )
 
 
 def _ticks(ratios: Sequence[float]) -> list[str]:
