@@ -75,7 +75,7 @@ def test_the_heat_map_marks_dpo_on_its_scale(tmp_path):
     text = words(svg)
     for part in (
         "DPO 52",
-        "56.000 ± 0.050",
+        "56.050 ± 0.050",
         "1.0",
         "mean ± standard error over seeds 42, 43",
         "commit 012345678",
