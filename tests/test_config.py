@@ -176,6 +176,8 @@ def test_a_wrong_type_is_named() -> None:
         (["model=local"], "model.path"),
         (["model=smollm2_135m", "model.path=nowhere/at/all"], "make smollm2"),
         (["experiment=a/b"], "plain folder name"),
+        (["method.phase=pref"], "method.phase must be sft or preference, not 'pref'"),
+        (["method.phase=null"], "method.phase must be sft or preference, not None"),
     ],
 )
 def test_bad_values_are_named_with_advice(overrides: list[str], message: str) -> None:

@@ -204,10 +204,37 @@ def test_an_unknown_phase_is_refused() -> None:
         ("sampo", {"reference": True}, "its function takes 'draws'"),
         ("bco", {"reference": True}, "its function takes 'state'"),
         ("bco", {"reference": True, "state": "sgdpo.methods.bco.Delta"}, "method.needs.state: cannot import"),
+        ("simpo", {"reference": True, "features": ["log_p3"]}, "method.needs.features must be a list of"),
     ],
 )
 def test_needs_that_are_unknown_or_do_not_fit_the_function_are_named(name: str, needs, words: str) -> None:
     assert words in only_error(method_yaml(name) | {"needs": needs})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_function_looks_at_must_be_among_its_needs(name: str) -> None:
+    """Take away each need that a method has: an error names it now, where its first step would end in a traceback."""
+    config = method_yaml(name)
+    for key in (key for key in ("reference", "scores", "features") if config["needs"].get(key)):
+        less = config | {"needs": config["needs"] | {key: [] if key == "features" else False}}
+        assert any(f"method.needs.{key}" in error for error in method_errors(less, PAPER)), key
+
+
+@pytest.mark.parametrize("value", [5, "x", [5], [["a"]], {"a": 1}], ids=str)
+def test_a_need_of_another_type_is_named_in_a_method_in_a_part_and_in_a_pilot(value: object) -> None:
+    for key in binder.NEEDS:
+        config = method_yaml("dpo") | {"needs": {"reference": True, key: value}}
+        mixture = method_yaml("mix") | {"parts": [{"method": config, "weight": 1.0}]}
+        for given in (config, mixture):
+            assert any(f"method.needs.{key}" in error for error in method_errors(given, NONE)), (key, given)
+    for key in ("features", "whole"):
+        errors = binder.method_errors(method_yaml("sgdpo"), PAPER, pilot=PILOT | {key: value})
+        assert [key in error for error in errors] == [True]
+
+
+@pytest.mark.parametrize("colour", ["red", "#12", 5, ["#0072B2"]], ids=str)
+def test_a_colour_that_no_figure_can_draw_is_refused(colour: object) -> None:
+    assert "method.colour must be as in" in only_error(method_yaml("dpo") | {"colour": colour})
 
 
 # ---- several mistakes, all at once --------------------------------------------------------------------

@@ -12,7 +12,9 @@ import torch
 
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.identity import identify
+from sgdpo.mixtures import with_parts
 from sgdpo.pairs import DrawKey
+from sgdpo.runs.contents import read_contents
 from sgdpo.runs.validate import config_errors
 from tiny_training import tiny_config, tiny_trainer
 from toy_pairs import PREFERENCE, bind, gradients, random_pair, toy_pair
@@ -87,12 +89,28 @@ def test_the_resolved_parts_are_in_the_runs_identity_and_compose_again_to_themse
             "needs": {"reference": True, "ratios": False, "draws": False, "state": None},
         },
     }  # fmt: skip
-    from sgdpo.method import with_parts
 
     assert with_parts(one.method) == one.method
     hashes = [identify(config, {}, None) for config in (one, two)]
     assert hashes[0].run_hash != hashes[1].run_hash
     assert hashes[0].result_hash != hashes[1].result_hash
+
+
+def test_what_stands_beside_a_resolved_part_changes_it_too() -> None:
+    resolved = with_parts({"parts": [{"method": "dpo", "weight": 1.0}]})["parts"]
+    assert with_parts({"parts": [resolved[0] | {"beta": 0.7}]})["parts"][0]["method"]["beta"] == 0.7
+
+
+def test_the_code_of_a_part_at_any_depth_is_in_the_runs_identity(tmp_path: Path) -> None:
+    code, hashes = tmp_path / "my_part.py", []
+    inner = "[{method: {name: mine, function: my_part.mine, phase: preference, needs: {}}, weight: 1}]"
+    for parts in (inner, f"[{{method: mix, weight: 1, parts: {inner}}}]"):
+        for value in (1, 2):
+            code.write_text(f"def mine(pair): return {value}\n")
+            config = to_run_config(compose_run(["method=mix", f"method.parts={parts}", f"extra=[{code}]"]))
+            hashes.append(read_contents(config)["method.code"])
+    assert hashes[0] != hashes[1]
+    assert hashes[2] != hashes[3]
 
 
 def test_a_weight_can_be_swept_by_its_place() -> None:
@@ -124,6 +142,7 @@ def test_a_part_with_a_state_has_it_in_the_mixture_too_and_through_a_checkpoint(
         ("[dpo]", "parts[0] must be {method: NAME, weight: NUMBER}"),
         ("[{method: dpo}]", "parts[0] must be"),
         ("[{method: [dpo], weight: 1}]", "there is no method ['dpo']; there are alpha_dpo, apo_down"),
+        ("[{method: {weight: 1}, weight: 1}]", "must be a name, or all settings of a method with its name"),
         ("[{method: dpp, weight: 1}]", "there is no method 'dpp'; there are alpha_dpo, apo_down"),
         ("[{method: dpo, weight: x}]", "weight='x' does not fit float"),
         ("[{method: dpo, weight: -0.1}]", "weight must be at least 0, not -0.1"),

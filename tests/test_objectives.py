@@ -198,6 +198,23 @@ def test_alpha_dpos_margin_is_standardised_by_past_steps_over_the_global_batch()
     assert found.sums["gap"].item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("name", [name for name in PREFERENCE if method_yaml(name)["needs"]["state"]])
+def test_a_state_takes_nothing_from_the_rounding_of_steps_before_the_policy_has_moved(name: str) -> None:
+    """At step 0, and at step 1 where the warm-up begins at rate 0, log-ratios are rounding: 1e-7 of a token."""
+    method, pair = bind(name), random_pair(LENGTHS)
+    state = method.new_state()
+    for step in range(2):
+        still = at_step_0(random_pair(LENGTHS, seed=step))
+        noise_BT = 1e-7 * torch.randn(
+            still.chosen.logp_BT.shape, generator=torch.Generator().manual_seed(step)
+        )
+        still = replace(still, chosen=replace(still.chosen, logp_BT=still.chosen.logp_BT + noise_BT))
+        sums = method(still, DrawKey(0), state).sums
+        state.advance({key: (value.sum().item(), value.numel()) for key, value in sums.items()})
+    moved, fresh = (method(pair, DrawKey(0), each).loss_B for each in (state, method.new_state()))
+    torch.testing.assert_close(moved, fresh, rtol=1e-6, atol=0)
+
+
 def test_orpos_odds_are_exact_near_both_ends() -> None:
     """log(1 - e^l) at l = -1e-9 is ln(1e-9), at l = -50 about -e^-50; at l = 0 the odds stay finite."""
     from sgdpo.methods.orpo import _log_odds

@@ -292,3 +292,18 @@ def test_shared_draws_sum_the_log_ratio_over_one_subset_and_independent_ones_ove
         reference = sorted(drawn_by_hand(9, 4, i, REJECTED, draws, REFERENCE))
         torch.testing.assert_close(shared_B[i], (logp_BT - reference_BT)[i, policy].sum())
         torch.testing.assert_close(apart_B[i], logp_BT[i, policy].sum() - reference_BT[i, reference].sum())
+
+
+@pytest.mark.parametrize("coupling", ["independent", "shared", "complement", "antithetic"])
+def test_an_independent_draw_draws_the_references_tokens_again_on_both_sides(coupling: str) -> None:
+    """With log-probs of 0 and references of powers of two a pilot's value says which tokens the reference's was."""
+    steps_BT, mask_BT = (
+        2.0 ** torch.arange(30, dtype=torch.float64)[None],
+        torch.ones(1, 30, dtype=torch.bool),
+    )
+    side = Side(torch.zeros_like(steps_BT), steps_BT, mask_BT)
+    pilot, pair = Pilot(uniform, {}, coupling=coupling), Pair(side, side, torch.tensor([7]))
+    for draw in ("shared", "independent"):
+        for piece in pilot.values(pair, Ratios(0.4, 0.6), DrawKey(3), draw):
+            of_policy = -(piece.weight_BT * steps_BT).sum(-1)
+            assert torch.equal(piece.value_B, of_policy) == (draw == "shared")

@@ -348,6 +348,7 @@ def test_through_gradient_the_pilots_tokens_get_more() -> None:
             "pilot.coupling must be one of independent, shared, complement, antithetic",
         ),
         ({"coupling": "complement"}, (0.6, 0.9), "ratios that add up to 1, not 0.6 and 0.9"),
+        ({"coupling": "antithetic", "refresh": "step"}, (0.6, 0.9), "its draws must outlast a step"),
         ({"refresh": "daily"}, (0.6, 0.9), "pilot.refresh must be one of step, epoch, never"),
         ({"through": "both"}, (0.6, 0.9), "pilot.through must be one of value, gradient"),
         ({"draws": 0}, (0.6, 0.9), "pilot.draws must be at least 1"),

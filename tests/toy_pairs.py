@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sgdpo import keyed
-from sgdpo.method import Method, bind_method, needs_of, with_parts
+from sgdpo.method import Method, bind_method
+from sgdpo.mixtures import needs_of, with_parts
 from sgdpo.pairs import DrawKey, Pair, Side
 from sgdpo.pilot import POLICY, Place
 from sgdpo.selects import uniform

@@ -6,23 +6,24 @@ knows a method by name. Nothing heavy is imported to check one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import OmegaConf
-
 from sgdpo.contract import Kind, binding_errors, settings_of
+from sgdpo.mixtures import PART_FORM, PartStates, needs_of, with_parts
 from sgdpo.places import CONF
-from sgdpo.source import find, load_dotted
+from sgdpo.source import Definition, find, load_dotted
 from sgdpo.values import AtLeast0, Range, value_error
 
 if TYPE_CHECKING:
     from sgdpo.pairs import DrawKey, Pair, PairLoss, Part, Ratios
     from sgdpo.pilot import Pilot
 
+PHASES = ("sft", "preference")
 NEEDS = ("reference", "ratios", "draws", "state", "pilot", "parts", "features", "scores")
 # What the class of a state defines: `advance` takes {name: (sum, count)} of what the function returned as `sums`.
 STATE_PARTS = ("advance", "state_dict", "load_state_dict")
@@ -37,13 +38,16 @@ METHOD = Kind(
     given=GIVEN,
     positional=("pair",),
 )
+# What a function reads of a pair that it is given only where the YAML says so.
+READ_WITH = {
+    "reference": {"reference_BT", "ratio_BT", "ratio_B", "mean_ratio_B"},
+    "scores": {"score_w_B", "score_l_B"},
+}
+COLOUR = re.compile("#[0-9a-fA-F]{6}")
 RATIO = Range("[0, 1]")
-# How a method is shown, and what it would compose beside itself: none of it goes into a mixture.
-NOT_IN_PART = ("defaults", "title", "colour")
 # Keys of a pilot's YAML beside its select's own, and those of its size: fields of `Pilot`, which says what they may be.
 DRAWING, SIZE = ("coupling", "refresh", "draws", "through"), ("of", "rounding")
 PILOT = Kind("pilot", reserved=("whole", "features", "size", *DRAWING), positional=("place",))
-PART_FORM = "{method: NAME, weight: NUMBER}"
 
 
 @dataclass(frozen=True)
@@ -115,69 +119,6 @@ class Method:
         return PartStates(kept) if (kept := {key: state for key, state in found.items() if state}) else None
 
 
-class PartStates:
-    """Hold the states of a mixture's parts, by place; what a part asks of a step is called "place/name"."""
-
-    def __init__(self, states: Mapping[str, Any]) -> None:
-        self.states = states
-
-    def advance(self, sums: Mapping[str, tuple[float, int]]) -> None:
-        """Hand each part what it asked for."""
-        for place, state in self.states.items():
-            state.advance(
-                {key[len(place) + 1 :]: v for key, v in sums.items() if key.startswith(f"{place}/")}
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {place: state.state_dict() for place, state in self.states.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the states of a checkpoint."""
-        for place, part in self.states.items():
-            part.load_state_dict(state[place])
-
-
-def with_parts(config: Mapping[str, Any], folders: Sequence[Path] = (CONF,)) -> dict[str, Any]:
-    """Return a method's settings with each part of a mixture as its own YAML has it, and what the part changes.
-
-    A part is {method: NAME, weight: W, SETTING: VALUE ...} and becomes {weight: W, method: {...}}; it stays if it is
-    one already. Raise ValueError for parts of another form and for names that are no method's.
-    """
-    parts = config.get("parts")
-    if not parts:
-        return dict(config)
-    yamls = {path.stem: path for folder in folders for path in sorted((folder / METHOD.group).glob("*.yaml"))}
-    if not isinstance(parts, list):
-        raise ValueError(f"method.parts must be a list of {PART_FORM}, not {parts!r}")
-    errors = [error for place, part in enumerate(parts) for error in _form_errors(place, part, yamls)]
-    if errors:
-        raise ValueError("\n".join(errors))
-    found, titles = [], []
-    for part in parts:
-        given = part["method"]
-        title = given["name"] if isinstance(given, Mapping) else str(given)
-        if not isinstance(given, Mapping):
-            yaml = OmegaConf.to_container(OmegaConf.load(yamls[str(given)]))
-            assert isinstance(yaml, dict)
-            title = yaml.get("title") or title
-            changes = {key: value for key, value in part.items() if key not in ("method", "weight")}
-            given = {key: value for key, value in yaml.items() if key not in NOT_IN_PART} | changes
-        found.append({"weight": part["weight"], "method": with_parts(given, folders)})
-        titles.append(title if part["weight"] == 1 else f"{part['weight']:g} {title}")
-    return {**config, "title": config.get("title") or " + ".join(titles), "parts": found}
-
-
-def needs_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a method's YAML says it needs; for a mixture, what any of its parts needs too."""
-    needs = dict(config["needs"])
-    for part in config.get("parts") or ():
-        for key, value in needs_of(part["method"]).items():
-            both = [*(needs.get(key) or ()), *(value or ())] if key == "features" else needs.get(key) or value
-            needs |= {} if key in ("state", "parts") else {key: both}
-    return needs
-
-
 def method_errors(
     config: Mapping[str, Any],
     ratio: Mapping[str, Any],
@@ -208,10 +149,13 @@ def _own_errors(
         return errors, False
     if not isinstance(config["needs"], Mapping):
         return [*errors, f"method.needs must be a mapping with the keys {list(NEEDS)}"], False
-    if config["phase"] not in ("sft", "preference"):
-        errors.append(f"method.phase must be sft or preference, not {config['phase']!r}")
-    errors += _needs_errors(config, extra)
-    found, parts, sound = config.get("name", "?"), config.get("parts") or [], True
+    if config["phase"] not in PHASES:
+        errors.append(f"method.phase must be {' or '.join(PHASES)}, not {config['phase']!r}")
+    if (colour := config.get("colour")) is not None and not COLOUR.fullmatch(str(colour)):
+        errors.append(f'method.colour must be as in "#0072B2", not {colour!r}')
+    needs_errors = list(_needs_errors(config, extra))
+    errors += needs_errors
+    found, parts, sound = config.get("name", "?"), config.get("parts") or [], not needs_errors
     if bool(config["needs"].get("parts")) != bool(parts):
         errors.append(
             f"method.parts of {found!r} is empty: a mixture of nothing; give a list of {PART_FORM}"
@@ -284,37 +228,28 @@ def _bind_part(
     )
 
 
-def _form_errors(place: int, part: Any, yamls: Mapping[str, Path]) -> Iterator[str]:
-    where = f"method.parts[{place}]"
-    if not isinstance(part, Mapping) or not {"method", "weight"} <= set(part):
-        yield f"{where} must be {PART_FORM}, not {part!r}"
-    elif not isinstance(part["method"], Mapping) and str(part["method"]) not in yamls:
-        yield f"{where}: there is no method {part['method']!r}; there are {', '.join(sorted(yamls))}"
-    elif problem := value_error(part["weight"], float):
-        yield f"{where}.weight{problem}"
-
-
 def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[str]:
     """Hold what the YAML says the method needs against the keywords that the function takes."""
     needs = config["needs"]
     if unknown := sorted(set(map(str, needs)) - set(NEEDS)):
         yield f"method.needs has unknown keys {unknown}; known: {list(NEEDS)}"
     try:
-        taken = find(config["function"], extra).parameters
+        function = find(config["function"], extra)
     except ValueError:
         return  # binding_errors says it
     for key in GIVEN:
-        if bool(needs.get(key)) != (key in taken):
-            does = "takes" if key in taken else "does not take"
+        if bool(needs.get(key)) != (key in function.parameters):
+            does = "takes" if key in function.parameters else "does not take"
             yield f"method.needs.{key} is {needs.get(key)!r}, but its function {does} {key!r}"
+    for key, names in READ_WITH.items():
+        if not needs.get(key) and (read := sorted(names & function.attributes_read())):
+            yield f"method.needs.{key} is {needs.get(key)!r}, but its function looks at {', '.join(read)}"
     if needs.get("pilot") and not needs.get("reference"):
         yield "method.needs.pilot is a part of a log-ratio, so method.needs.reference must be true as well"
     for key in ("reference", "ratios", "draws", "pilot", "parts", "scores"):
         if not isinstance(needs.get(key, False), bool):
             yield f"method.needs.{key} must be true or false, not {needs[key]!r}"
-    features = needs.get("features") or []
-    if not isinstance(features, list) or set(features) - set(FEATURES):
-        yield f"method.needs.features must be a list of {list(FEATURES)}, not {features!r}"
+    yield from _features_errors("method.needs.features", needs.get("features"), function)
     if needs.get("state"):
         try:
             state = find(needs["state"], extra)
@@ -324,6 +259,15 @@ def _needs_errors(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[s
                 yield f"method.needs.state: {needs['state']} lacks {lacking}"
         except ValueError as error:
             yield f"method.needs.state: {error}"
+
+
+def _features_errors(key: str, given: Any, function: Definition | None) -> Iterator[str]:
+    """Hold the features that a YAML names against those there are and those that its function reads."""
+    features = given or []
+    if not isinstance(features, list) or any(feature not in FEATURES for feature in features):
+        yield f"{key} must be a list of {list(FEATURES)}, not {features!r}"
+    elif function and (lacking := function.keys_of("features") - set(features)):
+        yield f"{key} lacks {sorted(lacking)}, which {function.path} looks at"
 
 
 def _ratio_errors(name: str, wanted: bool, ratio: Mapping[str, Any]) -> Iterator[str]:
@@ -369,12 +313,13 @@ def _pilot_errors(
         )
     if pilot.get("whole") and size["rounding"] == "none":
         yield f"pilot.size.rounding=none gives fractions, {pilot.get('name')} takes whole tokens: floor or stochastic"
-    if set(pilot.get("features") or []) - set(FEATURES):
-        yield f"pilot.features must be a list of {list(FEATURES)}, not {pilot['features']!r}"
-    elif not bound and (
-        lacking := find(pilot["function"], extra).keys_of("features") - set(pilot.get("features") or [])
-    ):
-        yield f"pilot.features lacks {sorted(lacking)}, which {pilot['function']} looks at"
+    if problem := value_error(pilot.get("whole", False), bool):
+        yield f"pilot.whole{problem}"
+    if given["coupling"] == "antithetic" and given["refresh"] == "step":
+        yield "pilot.coupling=antithetic turns the keys of the epoch before: its draws must outlast a step"
+    yield from _features_errors(
+        "pilot.features", pilot.get("features"), None if bound else find(pilot["function"], extra)
+    )
     if pilot.get("coupling") == "complement" and len(both) == 2 and abs(sum(both) - 1) > 1e-9:
         yield f"pilot.coupling=complement needs ratios that add up to 1, not {both[0]} and {both[1]}"
 

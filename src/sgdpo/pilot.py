@@ -126,7 +126,7 @@ class Pilot:
         tied = self.coupling in ("shared", "complement")
         domain_BT = side.mask_BT & (side.position_BT < shorter_B[:, None]) if tied else side.mask_BT
         if self.coupling == "complement" and number == REJECTED:
-            taken_BT = self._weights(pair, ratios, draws, CHOSEN, POLICY)
+            taken_BT = self._weights(pair, ratios, draws, CHOSEN, stream)
             placed_BT = _same_places(taken_BT, pair.chosen, side)
             return domain_BT & ~placed_BT if placed_BT.dtype == torch.bool else domain_BT * (1 - placed_BT)
         if ratio == 0:

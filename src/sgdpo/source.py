@@ -109,9 +109,23 @@ class Definition:
 
     def keys_of(self, attribute: str) -> set[str]:
         """Return the constant keys that the source reads of an attribute: {"entropy"} of x.features["entropy"]."""
-        read = [node for node in ast.walk(self.node) if isinstance(node, ast.Subscript)]
+        read = [node for node in self._nodes() if isinstance(node, ast.Subscript)]
         mine = [node.slice for node in read if getattr(node.value, "attr", None) == attribute]
         return {str(key.value) for key in mine if isinstance(key, ast.Constant)}
+
+    def attributes_read(self) -> set[str]:
+        """Return the names of the attributes that the source reads: {"ratio_B"} of pair.chosen.ratio_B."""
+        return {node.attr for node in self._nodes() if isinstance(node, ast.Attribute)}
+
+    def _nodes(self) -> Iterator[ast.AST]:
+        """Yield the source's nodes, and those of the functions that it names, as far as a path reaches."""
+        asked: list[tuple[ast.AST, Module]] = [(self.node, self.module)]
+        for node, module in asked:  # grows on the way
+            for inside in ast.walk(node):
+                yield inside
+                found = module.follow(inside.id) if isinstance(inside, ast.Name) else None
+                if found is not None and isinstance(found[1], ast.FunctionDef):
+                    asked += [] if any(found[1] is other for other, _ in asked) else [(found[1], found[0])]
 
     def _classes(self) -> Iterator[Definition]:
         """Return the class and those it derives from, as far as a path reaches, nearest first."""

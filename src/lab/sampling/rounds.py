@@ -24,7 +24,7 @@ from sgdpo.config.compose import compose_run, to_run_config, to_typed
 from sgdpo.config.identity import needs_start, start_config
 from sgdpo.config.schema import ModelConfig, RunConfig
 from sgdpo.data.sources import data_errors
-from sgdpo.method import needs_of
+from sgdpo.mixtures import needs_of
 from sgdpo.places import CONF
 from sgdpo.runs.records import MODEL, amend_record
 from sgdpo.runs.run import execute

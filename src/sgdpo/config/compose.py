@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sgdpo.config.schema import DataConfig, RunConfig
-from sgdpo.method import Method, bind_method, with_parts
+from sgdpo.method import PHASES, Method, bind_method
+from sgdpo.mixtures import with_parts
 from sgdpo.places import CONF
 
 T = TypeVar("T")
@@ -175,5 +176,8 @@ def method_of(config: RunConfig) -> Method:
 
 def to_run_config(config: DictConfig) -> RunConfig:
     """Return the resolved run as typed dataclasses; below this point no config object travels."""
+    phase = OmegaConf.select(config, "method.phase")
+    if phase not in PHASES:  # the optimizer's keys point to it
+        raise ValueError(f"method.phase must be {' or '.join(PHASES)}, not {phase!r}")
     typed = to_typed(config, RunConfig)
     return replace(typed, method=with_parts(typed.method, config_folders()))

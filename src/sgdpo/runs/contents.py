@@ -5,7 +5,7 @@ and their hashes remembered by path, size and times. Nothing heavy is imported a
 """
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,17 @@ def _file_or_hub(path: Path, patterns: Iterable[str], memory: Path) -> str:
 
 def _method_code(method: Mapping[str, Any], pilot: Mapping[str, Any], extra: Sequence[str]) -> str:
     """Hash the files that define the method's function, its state, its parts and its pilot."""
-    methods = [method, *(part["method"] for part in method.get("parts") or ())]
-    paths = [path for each in methods for path in (each["function"], (each.get("needs") or {}).get("state"))]
+    paths = [
+        path
+        for each in _whole_mixture(method)
+        for path in (each["function"], (each.get("needs") or {}).get("state"))
+    ]
     paths.append(pilot.get("function"))
     return hash_code(sorted({find(path, extra).module.path for path in paths if path}))
+
+
+def _whole_mixture(method: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a method and its parts; a part may be a mixture too."""
+    yield method
+    for part in method.get("parts") or ():
+        yield from _whole_mixture(part["method"])

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from sgdpo.config.compose import config_folders, method_of, to_run_config, unknown_keys
 from sgdpo.config.identity import needs_start, start_errors
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
-from sgdpo.method import method_errors, needs_of
+from sgdpo.method import method_errors
+from sgdpo.mixtures import needs_of
 from sgdpo.places import CONF
 from sgdpo.runs.contents import reference_folder, why_no_model
 from sgdpo.runs.records import RECORD
