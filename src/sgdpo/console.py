@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from sgdpo.config.schema import RunConfig
 
 N = TypeVar("N", int, float)
+ENVIRONMENT = {
+    # Threads that spin for long while they wait make a step many times slower on a busy machine; threads that
+    # do not spin at all make it slower on a quiet one.
+    "GOMP_SPINCOUNT": "20000",
+    # Large tensors begin where huge pages do: a tenth less memory on a CPU, for the next one fits the hole of the last.
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DS_ACCELERATOR_QUIET": "1",
+}
 FULL_ERROR = "SGDPO_FULL_ERROR"  # 1 where the user asked for HYDRA_FULL_ERROR=1: every traceback is shown
 EXIT_CODES = "exit codes: 0 done, 1 failed on the way, 2 bad input and nothing begun, 130 stopped by Ctrl-C"
 
@@ -220,13 +229,8 @@ def set_up_process() -> None:
 
     Call it before torch is imported: its threads and its allocator read the environment once.
     """
-    # Threads that spin for long while they wait make a step many times slower on a busy machine; threads that
-    # do not spin at all make it slower on a quiet one.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # Large tensors begin where huge pages do: a tenth less memory on a CPU, for the next one fits the hole of the last.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     _let_streams_take_all()
     logging.getLogger("sgdpo").setLevel(logging.INFO)
     for name in ("accelerate", "transformers", "datasets", "filelock", "wandb", "matplotlib", "httpx"):

@@ -24,6 +24,8 @@ PATHS = {"shared_prefix": "fast", "own": "general"}
 # Of one variant and round: ours, and what trl_worker.py answered.
 Both = tuple[Measurement, dict[str, Any]]
 
+QUIET = {"TOKENIZERS_PARALLELISM": "false"}
+
 
 def peer_python(folder: Path) -> Path:
     """Return an interpreter that has TRL: this one, or that of the peers' environment, made if it is not there.
@@ -63,7 +65,7 @@ def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) 
             # Ours keeps no reference model: its log-probs are cached, whatever the peer does.
             ours = rounds.measure_apart(replace(variant, reference="cached"), pairs)
             failed = f"TRL could not run {variant.name!r}"
-            theirs = rounds.run_apart([str(python), str(WORKER)], variant, pairs, failed)
+            theirs = rounds.run_apart([str(python), str(WORKER)], variant, pairs, failed, QUIET)
             both.append((ours, theirs))
             seconds = [statistics.median(each) for each in (ours.seconds, theirs["seconds"])]
             print(

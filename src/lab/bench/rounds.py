@@ -7,13 +7,14 @@ pairs and what one process measured cross processes as JSON and one npz file.
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sgdpo.console import ENVIRONMENT
 from sgdpo.data.example import Example
 from sgdpo.drawing.table import Table
 from sgdpo.processes import run
@@ -170,16 +171,19 @@ def load(path: Path) -> list[Example]:
 def measure_apart(variant: Variant, pairs: Path) -> Measurement:
     """Measure a variant in a new process. Raise ValueError with the end of its output if it fails."""
     command = [sys.executable, "-m", "lab.bench.steps"]
-    found = run_apart(command, variant, pairs, f"measuring {variant.name!r} failed")
+    failed = f"measuring {variant.name!r} failed"
+    found = run_apart(command, variant, pairs, failed, ENVIRONMENT)  # as a run has it
     return Measurement(**{**found, "variant": Variant(**found["variant"])})
 
 
-def run_apart(command: Sequence[str], variant: Variant, pairs: Path, failed: str) -> dict[str, Any]:
-    """Run `command SPEC PAIRS ANSWER`, files of JSON and npz, and return the answer."""
+def run_apart(
+    command: Sequence[str], variant: Variant, pairs: Path, failed: str, env: Mapping[str, str]
+) -> dict[str, Any]:
+    """Run `command SPEC PAIRS ANSWER`, files of JSON and npz, and return the answer. env: on top of this process's."""
     with tempfile.TemporaryDirectory() as folder:
         spec, answer = Path(folder) / "spec.json", Path(folder) / "answer.json"
         write_json(spec, asdict(variant))
-        done = run([*command, str(spec), str(pairs), str(answer)], env={"TOKENIZERS_PARALLELISM": "false"})
+        done = run([*command, str(spec), str(pairs), str(answer)], env=env)
         if done.returncode != 0:
             raise ValueError(f"{failed}:\n{done.stderr[-2000:]}")
         return dict(read_json(answer))
