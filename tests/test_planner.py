@@ -153,6 +153,39 @@ def test_hours_follow_the_formula() -> None:
     assert f"a table of {METHODS_OF_A_TABLE} methods" in render(planned)
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ("engine=zero3", 4),
+        ("engine=fsdp", 4),
+        ("precision=lean", 2),
+        ("method=simpo", 0),
+        pytest.param("adapter=lora", 0, marks=pytest.mark.proof),
+    ],
+)
+def test_a_live_reference_is_held_whole_by_every_gpu(words: str, size: int) -> None:
+    """P parameters take 4 P bytes, or 2 P where the weights are bfloat16; under an adapter the base serves."""
+    small = ["init=pretrained", "data=ultrafeedback", "engine.gpu_memory_gb=1", words]
+    cached, live = (plan(run(*small, f"reference={kind}")) for kind in ("cached", "live"))
+    assert live.memory - cached.memory == size * cached.shape.parameters
+    assert live.reference_cache == 0
+    assert ("IT DOES NOT FIT: set reference=cached" in render(live)) == (size > 0)
+
+
+def test_a_live_reference_passes_over_every_pair_of_every_epoch() -> None:
+    words = ["init=pretrained", "data=ultrafeedback", "optimizer.epochs=3"]
+    cached, live = (plan(run(*words, f"reference={kind}")) for kind in ("cached", "live"))
+    assert live.reference_hours == pytest.approx(3 * cached.reference_hours, rel=3e-3)
+
+
+def test_the_reference_is_planned_for_the_pairs_that_the_steps_take() -> None:
+    """Two steps of 128: a forward pass (2 a parameter and token) over 256 pairs, 258 + 295 log-probs of 4 bytes."""
+    words = ["init=pretrained", "data=ultrafeedback", "optimizer=paper", "optimizer.max_steps=2"]
+    planned = plan(run(*words))
+    assert planned.reference_cache == 256 * 4 * (258 + 295)
+    assert planned.reference_hours == pytest.approx(planned.train_hours / 3, rel=0.05)
+
+
 def test_float32_hours_are_held_against_the_float32_peak() -> None:
     """An A100 multiplies float32 at 19.5 TFLOP/s and bf16 at 312: the same FLOPs take 16 times as long."""
     bf16, float32 = (plan(run("model=qwen2_7b", f"precision={name}")) for name in ("bf16", "float32"))

@@ -94,20 +94,30 @@ class Row:
 
 @dataclass(frozen=True)
 class States:
-    """Hold what stays from step to step, bytes a GPU; `cpu` is what all processes of a machine offload."""
+    """Hold what stays from step to step, bytes a GPU; `cpu` is what all processes of a machine offload.
+
+    reference: the weights of a live reference model, which every GPU holds whole.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     buffers: int
     cpu: int = 0
+    reference: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.buffers
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.reference
 
 
 NF4 = 0.516  # bytes of a weight in 4 bits, with the scales of its block
+
+
+def whole_weights(shape: ModelShape, precision: PrecisionConfig, quantise: bool) -> int:
+    """Return a model's weights as a run loads them, bytes."""
+    size, count = 2 if precision.lean else FLOAT, shape.parameters
+    return int(NF4 * shape.body + size * (count - shape.body)) if quantise else size * count
 
 
 def model_states(
@@ -122,8 +132,7 @@ def model_states(
     """
     world, count = engine.num_processes * engine.num_nodes, shape.parameters
     precision = precision or PrecisionConfig()
-    size = 2 if precision.lean else FLOAT
-    whole = int(NF4 * shape.body + size * (count - shape.body)) if quantise else size * count
+    size, whole = 2 if precision.lean else FLOAT, whole_weights(shape, precision, quantise)
     trained, gradient, moments = count, size, precision.facts.moments
     if adapted is not None:
         whole, trained, gradient, moments = (

@@ -2,7 +2,8 @@
 
 The work is counted where the data is at hand, and estimated where not. FLOPs of a token: 2 for each parameter it
 multiplies in a forward pass, twice that in the backward pass, and the forward pass again with activation checkpointing
-(the lm-head always computes its blocks again). The reference's pass is one forward pass. Attention's own products
+(the lm-head always computes its blocks again). The reference's pass is one forward pass over the pairs of the planned
+steps, once for each if it is cached. Attention's own products
 (below 5 % at these lengths) are left out. Hours = FLOPs / (GPUs x peak x utilisation).
 """
 
@@ -25,6 +26,7 @@ from lab.plan.memory import (
     config_of,
     model_shape,
     model_states,
+    whole_weights,
 )
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.identity import needs_start, start_config
@@ -34,6 +36,7 @@ from sgdpo.data.prepare import prepare
 from sgdpo.data.rows import Rows
 from sgdpo.data.sources import load_rows
 from sgdpo.method import bind_method
+from sgdpo.mixtures import needs_of
 from sgdpo.models.adapters import trained_parameters
 from sgdpo.models.load import load_tokenizer
 
@@ -169,7 +172,8 @@ def plan(config: RunConfig) -> Plan:
     shape, work = model_shape(config.model), workload(config)
     method = bind_method(config.method, vars(config.ratio), config.extra, pilot=config.pilot)
     trained, size = adapted(config) or shape.parameters, 2 if config.precision.lean else FLOAT
-    cached = method.reference and config.reference == "cached"
+    live, pairs = config.reference == "live", work.steps * config.optimizer.batch_size
+    passes = method.reference * (pairs if live else min(pairs, work.examples)) / work.examples
     forward = 2 * (work.tokens * shape.body + work.predicted * shape.head)
     return Plan(
         config=config,
@@ -178,11 +182,11 @@ def plan(config: RunConfig) -> Plan:
         states=states_of(config, shape),
         activations=activations_of(config, shape, work.row, False),
         activations_checkpointed=activations_of(config, shape, work.row, True),
-        reference_cache=FLOAT * work.predicted if cached else 0,
+        reference_cache=0 if live else int(FLOAT * work.predicted * passes),
         model_on_disk=size * (shape.parameters if config.adapter.merge else trained),
         checkpoint_on_disk=(size + config.precision.facts.moments + 4 * config.engine.sharded) * trained,
         train_hours=gpu_hours(config, train_flops(config, shape, work)),
-        reference_hours=gpu_hours(config, forward if method.reference else 0),
+        reference_hours=gpu_hours(config, forward * passes),
         start=plan(start_config(config)) if needs_start(config) else None,
     )
 
@@ -198,7 +202,14 @@ def adapted(config: RunConfig) -> int | None:
 
 def states_of(config: RunConfig, shape: ModelShape) -> States:
     """Return what a run keeps from step to step."""
-    return model_states(shape, config.engine, config.precision, adapted(config), config.adapter.quantise)
+    quantise, base = (
+        config.adapter.quantise,
+        config.adapter.rank is not None and config.reference_weights is None,
+    )
+    states = model_states(shape, config.engine, config.precision, adapted(config), quantise)
+    # Without its adapter the policy is the reference.
+    live = config.reference == "live" and needs_of(config.method).get("reference") and not base
+    return replace(states, reference=whole_weights(shape, config.precision, quantise)) if live else states
 
 
 def activations_of(config: RunConfig, shape: ModelShape, row: Row, checkpointing: bool) -> int:
@@ -307,6 +318,7 @@ def _memory_lines(plan: Plan) -> list[str]:
         f"  gradients                       {_gb(states.gradients)}",
         f"  optimizer                       {_gb(states.optimizer)}",
         f"  communication, gathered layers  {_gb(states.buffers)}",
+        *([f"  live reference                  {_gb(states.reference)}"] if states.reference else []),
         f"  activations                     {_gb(plan.activations)}{'' if used else '  <- this run'}",
         f"    with checkpointing            {_gb(plan.activations_checkpointed)}{'  <- this run' if used else ''}",
         f"  CUDA context and collectives    {_gb(CONTEXT)}",
@@ -337,6 +349,8 @@ def _way_lines(plan: Plan) -> list[str]:
 def _advice(plan: Plan) -> str:
     without = plan.memory - plan.activations + plan.activations_checkpointed
     limit = plan.config.engine.gpu_memory_gb * GB
+    if plan.states.reference:
+        return "set reference=cached"
     if not plan.config.trainer.activation_checkpointing and without <= limit:
         return "set trainer.activation_checkpointing=true"
     if plan.states.total > limit:
@@ -359,12 +373,16 @@ def _disk_lines(plan: Plan) -> list[str]:
 def _hour_lines(plan: Plan) -> list[str]:
     engine, world = plan.config.engine, _world(plan.config)
     start = plan.start.train_hours if plan.start else 0.0
-    table = METHODS_OF_A_TABLE * plan.train_hours + plan.reference_hours + start
+    live = plan.config.reference == "live"
+    table = METHODS_OF_A_TABLE * (plan.train_hours + live * plan.reference_hours) + start
+    table += (not live) * plan.reference_hours
     passes = 2 * _passes(plan.config)
-    of_table = f"with one start and one reference; {table / world:,.1f} h"
+    of_table = f"with one start and {'live references' if live else 'one reference'}; {table / world:,.1f} h"
     rows = (
         ("training", plan.train_hours, f"{plan.train_hours / world:,.2f} h on {world} GPUs"),
-        ("reference, once", plan.reference_hours, "shared by all methods"),
+        ("reference, live", plan.reference_hours, "in every run; reference=cached computes it once")
+        if live
+        else ("reference, once", plan.reference_hours, "shared by all methods"),
         (f"a table of {METHODS_OF_A_TABLE} methods", table, of_table),
     )
     return [
