@@ -98,6 +98,16 @@ def test_tuning_comes_first_and_what_it_chose_is_trained_on_fresh_seeds(tmp_path
     assert not [word for word in final if word.startswith(("method=", "optimizer.lr="))]
 
 
+def test_a_tuning_of_which_only_the_start_is_left_is_an_error_not_a_success(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, f"{TUNING}league", "sft", seed=7)
+    record = json.loads((folder / "record.json").read_text())
+    record["eval"] = {"verifiable_tuning-checker": next(iter(record["eval"].values()))}
+    (folder / "record.json").write_text(json.dumps(record))
+    write_run(tmp_path, f"{TUNING}league", "dpo", seed=7, status="failed", error="loss is NaN")
+    with pytest.raises(ValueError, match="no tuning run of tuning-league was trained and judged"):
+        reproduce(Options("league", outputs=str(tmp_path)), lambda command: 0)
+
+
 def test_the_grid_is_every_direct_objective_at_five_rates_a_factor_of_2_apart() -> None:
     params = yaml.safe_load((CONF / "sweep" / "league.yaml").read_text())["hydra"]["sweeper"]["params"]
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -30,6 +30,7 @@ from sgdpo.models.load import (
     weights_hash,
 )
 from sgdpo.models.tiny import ALPHABET
+from sgdpo.runs.validate import config_errors
 
 TURNS = [{"role": "user", "content": "Sort: b a"}, {"role": "assistant", "content": "a  b"}]
 
@@ -370,3 +371,23 @@ def test_a_hub_id_without_network_is_one_quick_line(monkeypatch) -> None:
         with pytest.raises(ValueError, match=r"of org/name cannot be loaded: the hub cannot be reached"):
             load(local("org/name"))
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("num_attention_heads=3", "not a multiple of the number of attention heads (3)"),
+        ("num_key_value_heads=3", "model.tiny.num_key_value_heads=3 must divide num_attention_heads=4"),
+        ("num_key_value_heads=0", "must divide num_attention_heads=4"),
+        ("hidden_size=many", "'hidden_size' expected int, got str"),
+        ("hidden_size=-4", "cannot be built so"),
+        ("+hidden_act=banana", "'banana'"),
+        ("+vocab_size=9", "keys that its tokenizer decides: ['vocab_size']"),
+    ],
+)
+def test_a_tiny_model_that_cannot_be_built_is_one_sentence(override: str, words: str) -> None:
+    plus = "+" * override.startswith("+")
+    (said,) = config_errors(compose_run([f"{plus}model.tiny.{override.removeprefix('+')}"]))
+    assert said.startswith("model.tiny")
+    assert words in said
+    assert "\n" not in said

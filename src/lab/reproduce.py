@@ -178,7 +178,11 @@ def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> 
         call(judge_command(trial, options, folders))
     runs = finished_runs(trial, options)
     key = asked_key(trial, options, runs) or choose_evaluation(runs, [tuned["judged"]])
-    return best_values(runs, tuned["key"], f"{key}:{tuned['metric']}")
+    if best := best_values(runs, tuned["key"], f"{key}:{tuned['metric']}"):
+        return best
+    raise ValueError(
+        f"no tuning run of {trial.experiment} was trained and judged; its records say why (make status)"
+    )
 
 
 def _data(options: Options) -> list[str]:

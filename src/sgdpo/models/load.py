@@ -31,7 +31,7 @@ from sgdpo.hub import HUB_ID, from_hub
 from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
 from sgdpo.models.architectures import architecture_errors, rotation_turn, supports_sdpa
 from sgdpo.models.folder import MERGE_IT, folder_errors
-from sgdpo.models.tiny import tiny_config, tiny_tokenizer
+from sgdpo.models.tiny import refused, tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
 log = logging.getLogger("sgdpo")
@@ -213,7 +213,8 @@ def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> li
     folder = None if model.path is None else Path(model.path)
     if folder is None or folder.is_dir():
         errors += _tiny_errors(model) if folder is None else folder_errors(model, folder)
-        return errors or _reading_errors(model, folder) or config_errors(load_config(model), adapter)
+        errors = errors or _reading_errors(model, folder) or config_errors(load_config(model), adapter)
+        return errors or (_building_errors(load_config(model)) if folder is None else [])
     if HUB_ID.fullmatch(model.path) is None:
         advice = (
             model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
@@ -351,6 +352,19 @@ def _tiny_errors(model: ModelConfig) -> list[str]:
         tiny_config(model.tiny)
     except ValueError as error:
         return [str(error)]
+    return []
+
+
+def _building_errors(config: PreTrainedConfig) -> list[str]:
+    """List why a tiny model's values build no model, tried without memory (torch's meta device)."""
+    heads, shared = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if heads and shared is not None and (shared < 1 or heads % shared):
+        return [f"model.tiny.num_key_value_heads={shared} must divide num_attention_heads={heads}"]
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever its modules raise
+        return [refused(config.model_type, error)]
     return []
 
 

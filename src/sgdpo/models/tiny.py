@@ -47,7 +47,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(tiny: dict[str, Any]) -> PreTrainedConfig:
-    """Return the architecture's config. Raise ValueError for a model type or a key it does not know."""
+    """Return the architecture's config. Raise ValueError for a model type, a key or a value that it refuses."""
     arguments = dict(tiny)
     kind = arguments.pop("model_type", None)
     try:
@@ -58,11 +58,20 @@ def tiny_config(tiny: dict[str, Any]) -> PreTrainedConfig:
     if unknown:
         raise ValueError(f"model.tiny has keys that {kind!r} does not know: {unknown}")
     tokenizer = tiny_tokenizer()
-    return AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
-        pad_token_id=tokenizer.pad_token_id,
-        **arguments,
-    )
+    given = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|end|>"),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if theirs := sorted(set(given) & set(arguments)):
+        raise ValueError(f"model.tiny has keys that its tokenizer decides: {theirs}; leave them out")
+    try:
+        return AutoConfig.for_model(kind, **given, **arguments)
+    except Exception as error:  # each architecture checks its values, by exceptions of the hub's own
+        raise ValueError(refused(kind, error)) from error
+
+
+def refused(kind: str, error: Exception) -> str:
+    """Say that an architecture cannot be built from its values, with its own reason."""
+    return f"model.tiny: {kind!r} cannot be built so: {str(error).strip().splitlines()[-1].strip()}"
