@@ -104,6 +104,18 @@ def test_what_changes_the_numbers_changes_the_identity(override: str) -> None:
     assert identity(composed(override)).settings_hash != identity(composed()).settings_hash
 
 
+def test_what_deepspeed_is_told_beside_its_layout_changes_the_identity_and_the_weights() -> None:
+    engine = "engine=zero2"
+    plain, further, cut = (
+        identity(composed(engine, *more))
+        for more in ([], ["+engine.deepspeed.optimizer={type: SGD}"], ["engine.deepspeed.steps_per_print=1"])
+    )
+    assert "deepspeed" not in plain.settings
+    assert (cut.run_hash, cut.result_hash) == (plain.run_hash, plain.result_hash)
+    assert plain.run_hash != further.run_hash
+    assert plain.result_hash != further.result_hash
+
+
 def test_the_same_ratios_by_name_or_by_value_are_one_run() -> None:
     by_value = composed("ratio=full", "ratio.chosen=0.6", "ratio.rejected=0.9")
     assert identity(by_value) == identity(composed("ratio=paper"))

@@ -33,6 +33,12 @@ NOT_IN_GROUP = {
     "method": ("title", "colour"),
     "optimizer": ("name", "sft", "preference"),
 }
+# Settings of DeepSpeed (conf/engine) that say how what is trained is cut and sent; any other may change the numbers, an
+# optimizer of its own for example.
+LAYOUT = (
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization", "steps_per_print",
+)  # fmt: skip
 # What weights do not depend on.
 NOT_WEIGHTS = ("engine", "trainer", "reference")
 NOT_WEIGHTS_CONTENT = "data.test"
@@ -132,6 +138,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     settings["trainer"] |= _choice(config)
     settings["ratio"] = {"chosen": config.ratio.chosen, "rejected": config.ratio.rejected}
     settings["engine"] = {k: settings["engine"][k] for k in ("name", "num_processes", "num_nodes")}
+    if further := {k: v for k, v in (config.engine.deepspeed or {}).items() if k not in LAYOUT}:
+        settings["deepspeed"] = further
     settings["precision"] = config.precision.name
     if config.adapter.rank is None:
         del settings["adapter"]
