@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from lab.evaluation.evaluate import read_config
+from lab.evaluation.settings import read_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.hub import first_line
 from sgdpo.models.adapters import is_adapter

@@ -13,6 +13,7 @@ from typing import Any
 from lab.bench import cli, rounds
 from lab.bench.rounds import Measurement, Variant
 from lab.bench.steps import random_model
+from sgdpo.console import ENVIRONMENT
 from sgdpo.drawing.table import Table
 from sgdpo.models.tiny import tiny_tokenizer
 from sgdpo.processes import run
@@ -24,7 +25,8 @@ PATHS = {"shared_prefix": "fast", "own": "general"}
 # Of one variant and round: ours, and what trl_worker.py answered.
 Both = tuple[Measurement, dict[str, Any]]
 
-QUIET = {"TOKENIZERS_PARALLELISM": "false"}
+# TRL's users set no more.
+PEERS_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": ENVIRONMENT["TOKENIZERS_PARALLELISM"]}
 
 
 def peer_python(folder: Path) -> Path:
@@ -65,7 +67,7 @@ def compare(python: Path, variants: Sequence[Variant], pairs: Path, times: int) 
             # Ours keeps no reference model: its log-probs are cached, whatever the peer does.
             ours = rounds.measure_apart(replace(variant, reference="cached"), pairs)
             failed = f"TRL could not run {variant.name!r}"
-            theirs = rounds.run_apart([str(python), str(WORKER)], variant, pairs, failed, QUIET)
+            theirs = rounds.run_apart([str(python), str(WORKER)], variant, pairs, failed, PEERS_ENVIRONMENT)
             both.append((ours, theirs))
             seconds = [statistics.median(each) for each in (ours.seconds, theirs["seconds"])]
             print(

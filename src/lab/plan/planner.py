@@ -202,14 +202,13 @@ def adapted(config: RunConfig) -> int | None:
 
 def states_of(config: RunConfig, shape: ModelShape) -> States:
     """Return what a run keeps from step to step."""
-    quantise, base = (
-        config.adapter.quantise,
-        config.adapter.rank is not None and config.reference_weights is None,
-    )
+    quantise = config.adapter.quantise
     states = model_states(shape, config.engine, config.precision, adapted(config), quantise)
     # Without its adapter the policy is the reference.
-    live = config.reference == "live" and needs_of(config.method).get("reference") and not base
-    return replace(states, reference=whole_weights(shape, config.precision, quantise)) if live else states
+    is_base = config.adapter.rank is not None and config.reference_weights is None
+    if config.reference != "live" or is_base or not needs_of(config.method).get("reference"):
+        return states
+    return replace(states, reference=whole_weights(shape, config.precision, quantise))
 
 
 def activations_of(config: RunConfig, shape: ModelShape, row: Row, checkpointing: bool) -> int:
@@ -374,8 +373,8 @@ def _hour_lines(plan: Plan) -> list[str]:
     engine, world = plan.config.engine, _world(plan.config)
     start = plan.start.train_hours if plan.start else 0.0
     live = plan.config.reference == "live"
-    table = METHODS_OF_A_TABLE * (plan.train_hours + live * plan.reference_hours) + start
-    table += (not live) * plan.reference_hours
+    references = METHODS_OF_A_TABLE if live else 1
+    table = METHODS_OF_A_TABLE * plan.train_hours + references * plan.reference_hours + start
     passes = 2 * _passes(plan.config)
     of_table = f"with one start and {'live references' if live else 'one reference'}; {table / world:,.1f} h"
     rows = (

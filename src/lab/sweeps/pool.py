@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.sweeps.cells import Cell, SweepError
+from sgdpo.console import ENVIRONMENT
 from sgdpo.processes import how_it_ended, kill_tree, start_python
 from sgdpo.runs.records import view_run
 
@@ -219,7 +220,7 @@ def share_of_cores(n_jobs: int) -> dict[str, str]:
     # Not every system can tell which cores a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // n_jobs)
-    ours = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
+    ours = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": ENVIRONMENT["GOMP_SPINCOUNT"]}
     return {key: value for key, value in ours.items() if key not in os.environ}
 
 

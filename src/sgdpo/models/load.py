@@ -213,8 +213,10 @@ def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> li
     folder = None if model.path is None else Path(model.path)
     if folder is None or folder.is_dir():
         errors += _tiny_errors(model) if folder is None else folder_errors(model, folder)
-        errors = errors or _reading_errors(model, folder) or config_errors(load_config(model), adapter)
-        return errors or (_building_errors(load_config(model)) if folder is None else [])
+        if errors := errors or _reading_errors(model, folder):
+            return errors
+        config = load_config(model)
+        return config_errors(config, adapter) or (_building_errors(config) if folder is None else [])
     if HUB_ID.fullmatch(model.path) is None:
         advice = (
             model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
