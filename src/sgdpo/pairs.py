@@ -85,6 +85,11 @@ class Pair:
     score_l_B: Tensor | None = None
     weight_B: Tensor | None = None
 
+    @property
+    def shorter_B(self) -> Tensor:
+        """Return m, the number of tokens of the shorter completion, int64."""
+        return torch.minimum(self.chosen.length_B, self.rejected.length_B)
+
     def weighted(self, loss_B: Tensor) -> Tensor:
         """Return each pair's loss times its weight."""
         return loss_B if self.weight_B is None else loss_B * self.weight_B

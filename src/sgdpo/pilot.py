@@ -36,8 +36,9 @@ _STEPS = 1 << 40  # where the keys of `refresh: step` begin: no epoch has them
 class Place:
     """Hold what a select may look at: one side of the pairs, how many tokens to take, and the keys to draw by.
 
-    domain_BT: bool, the tokens that may be taken. size_B: how many to take, at most the domain's; int64, or float64
-    where the size is not rounded. number: CHOSEN or REJECTED. inverted: draw by the keys from the largest down.
+    domain_BT: bool, the tokens that may be taken: all of the side's, or its first. size_B: how many to take, at most
+    the domain's; int64, or float64 where the size is not rounded. number: CHOSEN or REJECTED. inverted: draw by the
+    keys from the largest down.
     """
 
     side: Side
@@ -54,7 +55,7 @@ class Place:
     @property
     def position_BT(self) -> Tensor:
         """Return each token's place in the domain, from 0, int64."""
-        return self.domain_BT.cumsum(-1) - 1
+        return self.side.position_BT
 
     @property
     def share_B1(self) -> Tensor:
@@ -63,7 +64,7 @@ class Place:
 
     def bits_BT(self) -> Tensor:
         """Return a keyed int64 of each token; those outside the domain come last."""
-        bits_BT = keyed.stream(self.key_B, self.domain_BT.cumsum(-1))  # t + 1 at position t
+        bits_BT = keyed.stream(self.key_B, self.position_BT + 1)
         return (~bits_BT if self.inverted else bits_BT).masked_fill_(~self.domain_BT, _LAST)
 
     def uniform_B(self) -> Tensor:
@@ -106,7 +107,6 @@ class Pilot:
 
         draw: `shared` takes one subset for policy and reference, `independent` draws the reference's again.
         """
-        shorter_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
 
         def piece(number: int, side: Side) -> Piece:
             weight_BT = self._weights(pair, ratios, draws, number, POLICY)
@@ -116,15 +116,14 @@ class Pilot:
                 other_BT = self._weights(pair, ratios, draws, number, REFERENCE)
                 value_B = _weighed(side.logp_BT, weight_BT) - _weighed(side.reference_BT, other_BT)
             value_B = value_B if self.through == "gradient" else value_B.detach()
-            return Piece(value_B, weight_BT, weight_BT.sum(-1), shorter_B)
+            return Piece(value_B, weight_BT, weight_BT.sum(-1), pair.shorter_B)
 
         return piece(CHOSEN, pair.chosen), piece(REJECTED, pair.rejected)
 
     def _weights(self, pair: Pair, ratios: Ratios, draws: DrawKey, number: int, stream: int) -> Tensor:
         side, ratio = ((pair.chosen, ratios.chosen), (pair.rejected, ratios.rejected))[number]
-        shorter_B = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)
         tied = self.coupling in ("shared", "complement")
-        domain_BT = side.mask_BT & (side.position_BT < shorter_B[:, None]) if tied else side.mask_BT
+        domain_BT = side.mask_BT & (side.position_BT < pair.shorter_B[:, None]) if tied else side.mask_BT
         if self.coupling == "complement" and number == REJECTED:
             taken_BT = self._weights(pair, ratios, draws, CHOSEN, stream)
             placed_BT = _same_places(taken_BT, pair.chosen, side)
@@ -133,12 +132,11 @@ class Pilot:
             return torch.zeros_like(domain_BT)
         inverted = self.coupling == "antithetic" and draws.epoch % 2 == 1
         when = {"epoch": draws.epoch - inverted, "step": _STEPS + draws.step, "never": 0}[self.refresh]
-        of_B, made = side.length_B if self.of == "own" else shorter_B, []
+        of_B, made = side.length_B if self.of == "own" else pair.shorter_B, []
         for again in range(self.draws):
             words = (draws.seed, when, CHOSEN if tied else number, stream + 2 * again)
             key_B = keyed.mix64_(pair.example_id_B + keyed.signed(keyed.fold(*words)))
-            size_B = self._size(of_B, ratio, key_B)
-            size_B = torch.minimum(size_B, domain_BT.sum(-1).to(size_B.dtype))
+            size_B = self._size(of_B, ratio, key_B).clamp(max=domain_BT.sum(-1))
             made.append(self.select(Place(side, domain_BT, size_B, number, key_B, inverted), **self.settings))
         return made[0] if self.draws == 1 else torch.stack(made).double().mean(0)
 

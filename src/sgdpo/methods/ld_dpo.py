@@ -16,7 +16,7 @@ from sgdpo.values import Above0, Share
 
 def ld_dpo(pair: Pair, *, beta: Above0, beyond: Share) -> PairLoss:
     """Weigh what only the longer answer has by `beyond`."""
-    shorter_B1 = torch.minimum(pair.chosen.length_B, pair.rejected.length_B)[:, None]
+    shorter_B1 = pair.shorter_B[:, None]
 
     def weighed(side: Side) -> Tensor:
         common_BT = side.position_BT < shorter_B1
