@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from killed_run import ROOT, edit, kill_in_the_middle, overrides, rows, write_inputs
 from lab.answers.generators import VllmGenerator
@@ -27,7 +27,7 @@ from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
 from sgdpo.data.packing import RowCollator, model_inputs
 from sgdpo.data.prepare import prepare
-from sgdpo.models.adapters import fit_adapter, is_adapter
+from sgdpo.models.adapters import adapter_errors, fit_adapter, is_adapter
 from sgdpo.models.load import base_of, load_config, load_model, load_tokenizer, model_errors
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.runs.run import Run, execute
@@ -307,6 +307,17 @@ def test_every_adapter_composes_and_can_be_planned(name: str) -> None:
         config_errors(compose_run([f"adapter={name}", "adapter.start=full", "dry_run=true", "device=cpu"]))
         == []
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "words"),
+    [("gpt2", "c_attn", ""), ("nemotron_h", "all-linear", "adapter=lora does not fit this model (nemotron_h)")],
+)
+def test_what_peft_fits_or_refuses_is_known_before_a_run(kind: str, target: str, words: str) -> None:
+    """GPT-2's layers are no nn.Linear; peft does not take a part of Mamba's."""
+    said = adapter_errors(AdapterConfig(name="lora", rank=4, targets=[target]), AutoConfig.for_model(kind))
+    assert words in "".join(said)
+    assert bool(said) == bool(words)
 
 
 def test_an_adapter_is_drawn_from_its_seed_and_leaves_the_global_state_alone() -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
-from lab.plan.memory import GB, Row, activations, model_shape, model_states
+from lab.plan.memory import GB, Row, activations, model_shape, model_states, shape_of
 from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops, ways_to_fit
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
+from sgdpo.models.architectures import skeleton
 from step_memory import packed_row, step_peak
 
 SMOLLM2 = Path("outputs/cache/models/smollm2-135m-instruct")
@@ -259,3 +261,26 @@ def test_an_adapter_is_planned_with_its_own_parameters() -> None:
         < 0.2 * GB
         < plan(run("model=llama31_8b_instruct", "data=ultrafeedback")).model_on_disk
     )
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "opt", "falcon", "mamba", "mixtral", "gemma3", "rwkv"])
+def test_any_causal_model_can_be_planned_whatever_its_config_calls_things(kind: str) -> None:
+    """Parameters are counted; the rest is positive, so that nothing is planned for free."""
+    config = AutoConfig.for_model(kind)
+    config.get_text_config().num_hidden_layers = 2
+    shape = shape_of(config)
+    assert shape.parameters == sum(p.numel() for p in skeleton(config).parameters())
+    assert shape.hidden <= shape.intermediate
+    assert min(shape.layers, shape.attention, shape.key_value, shape.body) > 0
+    assert activations(shape, Row(100, 50), True, True, head_budget_mb=64) > 0
+
+
+def test_what_offloads_to_nowhere_or_cuts_less_is_planned_so() -> None:
+    """Stage 1 cuts the optimizer's state alone; null for an offload is none."""
+    zero = "engine.deepspeed.zero_optimization"
+    config = run("engine=zero2", "engine.num_processes=2", f"{zero}.stage=1")
+    count = (shape := model_shape(config.model)).parameters
+    states = model_states(shape, config.engine)
+    assert (states.gradients, states.optimizer) == (4 * count, 3 * 2 * count)
+    stays = [f"{zero}.offload_optimizer=null", f"{zero}.offload_param=null"]
+    assert model_states(shape, run("engine=zero3_offload", *stays).engine).cpu == 0

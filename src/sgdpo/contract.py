@@ -50,7 +50,7 @@ def binding_errors(
     name, group = config.get("name", "?"), kind.group
     if problem := NAME.problem(name if name != "?" else None):
         return [f"{group}.name{problem}"]
-    if missing := [key for key in (kind.key, *kind.required) if key not in config]:
+    if missing := [key for key in ("name", kind.key, *kind.required) if key not in config]:
         example = next((path for path, _ in _yamls(group, (CONF,))), CONF / group)
         return [f"{group} {name!r} lacks {missing}; see {_shown(example)} for the form"]
     files = [path for path, given in _yamls(group, tuple(folders)) if name in (given, path.stem)]

@@ -151,6 +151,8 @@ def _own_errors(
         return [*errors, f"method.needs must be a mapping with the keys {list(NEEDS)}"], False
     if config["phase"] not in PHASES:
         errors.append(f"method.phase must be {' or '.join(PHASES)}, not {config['phase']!r}")
+    if problem := value_error(config.get("title"), str | None):
+        errors.append(f"method.title{problem}")
     if (colour := config.get("colour")) is not None and not COLOUR.fullmatch(str(colour)):
         errors.append(f'method.colour must be as in "#0072B2", not {colour!r}')
     needs_errors = list(_needs_errors(config, extra))

@@ -97,6 +97,27 @@ class Place:
         return None
 
 
+class Keys:
+    """Hold what the keys of a mapping may be, each by its annotation.
+
+    needed: those that must be there. others: whether keys beside them, which somebody else reads, may be there too.
+    """
+
+    def __init__(self, hints: Mapping[str, Any], *, needed: tuple[str, ...] = (), others: bool = False):
+        self.hints, self.needed, self.others = hints, needed, others
+
+    def problem(self, value: Any) -> str | None:
+        """Say what is wrong with the first bad key, after the mapping's own: ".stage=7 does not fit ..."."""
+        if value is None:
+            return None
+        if lacking := [key for key in self.needed if key not in value]:
+            return f" lacks {', '.join(lacking)}"
+        if not self.others and (unknown := [str(key) for key in value if key not in self.hints]):
+            return f" has {', '.join(unknown)}; it takes {', '.join(self.hints)}"
+        found = ((key, value_error(value[key], hint)) for key, hint in self.hints.items() if key in value)
+        return next((f".{key}{problem}" for key, problem in found if problem), None)
+
+
 FINITE = Range("(-inf, inf)")
 # Ranges with a name: hyper-parameters and settings alike.
 Above0 = Annotated[float, Range("(0, 1e6]")]
@@ -166,7 +187,7 @@ def fits(value: Any, hint: Any) -> bool:
 def marks_of(hint: Any) -> list[Any]:
     """Return the ranges, options and names that an annotation carries, an optional one's too."""
     parts = typing.get_args(hint)
-    own = [part for part in parts if isinstance(part, (Range, OneOf, Name, Place))]
+    own = [part for part in parts if isinstance(part, (Range, OneOf, Name, Place, Keys))]
     return own + [mark for part in parts if part not in own for mark in marks_of(part)]
 
 

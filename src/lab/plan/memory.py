@@ -7,12 +7,13 @@ peaks in tests/test_planner.py. All sizes in bytes; N tokens of a packed row, L 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from sgdpo.config.precision import PRECISIONS
 from sgdpo.config.schema import EngineConfig, ModelConfig, PrecisionConfig
+from sgdpo.models.architectures import described, skeleton
 from sgdpo.models.head import chunk_size
 from sgdpo.models.load import load_config
 
@@ -58,30 +59,44 @@ def model_shape(model: ModelConfig) -> ModelShape:
 
 def config_of(model: ModelConfig) -> PreTrainedConfig:
     """Return a model's config, from the facts in its YAML if it has any."""
-    return AutoConfig.for_model(**model.facts) if model.facts else load_config(model)
+    return described("model.facts", model.facts) if model.facts else load_config(model)
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """Return the shape of an architecture, counted on a model without memory (torch's meta device)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Return the shape of an architecture, counted on a model without memory (torch's meta device).
+
+    Parameters are counted. A width that a config does not say by Llama's name for it is taken from the matrices: the
+    largest side of one for the MLP's, the residual stream's for the attention's.
+    """
+    model, said = skeleton(config), config.get_text_config()
     modules = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
-    head = model.get_output_embeddings().weight
-    tied = head is model.get_input_embeddings().weight
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tied, hidden = head is embedding, _said(said, "hidden_size", embedding.shape[-1])
+    sides = [max(p.shape) for p in model.parameters() if p.ndim == 2 and p is not head and p is not embedding]
+    heads = _said(said, "num_attention_heads", 1)
+    width = _said(said, "head_dim", hidden // heads)
     return ModelShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        attention=config.num_attention_heads * width,
-        key_value=config.num_key_value_heads * width,
-        vocabulary=config.vocab_size,
+        layers=_said(said, "num_hidden_layers", 1),
+        hidden=hidden,
+        intermediate=_said(said, "intermediate_size", max(sides, default=hidden)),
+        attention=heads * width,
+        key_value=_said(said, "num_key_value_heads", heads) * width,
+        vocabulary=head.shape[0],
         parameters=sum(p.numel() for p in model.parameters()),
         head=head.numel(),
-        embedding=0 if tied else model.get_input_embeddings().weight.numel(),
+        embedding=0 if tied else embedding.numel(),
         largest=max(modules),
         tied=tied,
     )
+
+
+def _said(config: PreTrainedConfig, key: str, otherwise: int) -> int:
+    """Return a number of a config; `otherwise` where it says none for the whole model."""
+    try:
+        found = getattr(config, key, None)
+    except Exception:  # transformers' own, where it differs from layer to layer
+        found = None
+    return found if isinstance(found, int) and found > 0 else otherwise
 
 
 @dataclass(frozen=True)
@@ -150,8 +165,9 @@ def model_states(
         # DDP reduces gradients in buckets beside them.
         return States(whole, gradient * trained, moments * trained, gradient * trained if world > 1 else 0)
     zero = engine.deepspeed["zero_optimization"]
-    share = FLOAT * trained // world
-    optimizer, gradients = 3 * share, share
+    # Stage 0 cuts nothing, 1 the optimizer's state, 2 gradients too, 3 weights too.
+    optimizer, gradients = (FLOAT * trained // (world if zero["stage"] >= n else 1) for n in (1, 2))
+    optimizer *= 3
     bucket = zero.get("reduce_bucket_size", 500_000_000)
     bucket = shape.hidden**2 if bucket == "auto" else int(bucket)
     buffers = 2 * FLOAT * min(bucket, trained)
@@ -165,17 +181,21 @@ def model_states(
     )
 
 
-def _offloaded(zero: dict, states: States, processes: int) -> States:
+def _offloaded(zero: dict[str, Any], states: States, processes: int) -> States:
     """Move to the machine's memory what the settings offload; gradients go with the optimizer."""
     weights, gradients, optimizer = states.weights, states.gradients, states.optimizer
     cpu = 0
-    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+    if _elsewhere(zero, "offload_optimizer"):
         cpu += optimizer + gradients
         optimizer = gradients = 0
-    if zero.get("offload_param", {}).get("device", "none") != "none":
+    if _elsewhere(zero, "offload_param"):
         cpu += weights
         weights = 0
     return States(weights, gradients, optimizer, states.buffers, cpu * processes)
+
+
+def _elsewhere(zero: dict[str, Any], key: str) -> bool:
+    return (zero.get(key) or {}).get("device", "none") != "none"
 
 
 def activations(

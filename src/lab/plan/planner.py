@@ -35,6 +35,7 @@ from sgdpo.data.batching import rows_per_step, tokens_of
 from sgdpo.data.prepare import prepare
 from sgdpo.data.rows import Rows
 from sgdpo.data.sources import load_rows
+from sgdpo.data.tokeniser import SIDES
 from sgdpo.method import bind_method
 from sgdpo.mixtures import needs_of
 from sgdpo.models.adapters import trained_parameters
@@ -46,8 +47,8 @@ METHODS_OF_A_TABLE = 6
 CHEAP_MB = 64
 # What is assumed of a set of which nothing is known: UltraFeedback's size and lengths (conf/data/ultrafeedback.yaml).
 UNKNOWN = {
-    "preference": {"rows": 61135, "tokens": [175, 295, 258]},
-    "sft": {"rows": 61135, "tokens": [0, 1200, 0]},
+    "preference": {"rows": 61135, "prompt": 175, "chosen": 295, "rejected": 258},
+    "sft": {"rows": 61135, "prompt": 0, "chosen": 1200, "rejected": 0},
 }
 
 
@@ -116,7 +117,7 @@ def _estimated(config: RunConfig, training_rows: Rows) -> Workload:
     data, phase = config.data, config.method["phase"]
     known = (data.facts or {}).get(phase)
     facts = known or UNKNOWN[phase]
-    examples, tokens = min(facts["rows"], data.limit or facts["rows"]), facts["tokens"]
+    examples, tokens = min(facts["rows"], data.limit or facts["rows"]), [facts[side] for side in SIDES]
     lengths = np.tile(np.array(tokens, np.int64), (examples, 1))
     row = _estimated_row(config, lengths)
     rows_known = f"{facts['rows']:,} rows {'by its card' if known else 'assumed, set data.limit'}"

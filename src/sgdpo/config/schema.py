@@ -7,10 +7,10 @@ dataclasses travel, never a config object.
 
 from dataclasses import dataclass, field
 from os.path import expanduser
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from sgdpo.config.precision import PRECISIONS, Precision
-from sgdpo.values import NAME, PLACE, HalfOpenShare, Name, OneOf, Range, Share
+from sgdpo.values import NAME, PLACE, HalfOpenShare, Keys, Name, OneOf, Range, Share
 
 Decay = Annotated[float, Range("[0, 1)")]
 Size = Annotated[float, Range("(0, 1000000]")]
@@ -18,6 +18,68 @@ Count = Annotated[int, Range("[1, 1000000000]")]
 CountOrZero = Annotated[int, Range("[0, 1000000000]")]
 Called = Annotated[str, NAME]
 Start = Annotated[str, OneOf("sft", "pretrained")]
+# What a plan assumes of a phase's rows: how many, and the tokens of a row's parts.
+RowFacts = Annotated[
+    dict[str, Any],
+    Keys(
+        {"rows": Count, "prompt": CountOrZero, "chosen": Count, "rejected": CountOrZero},
+        needed=("rows", "prompt", "chosen", "rejected"),
+    ),
+]
+DataFacts = Annotated[dict[str, Any] | None, Keys({"preference": RowFacts, "sft": RowFacts})]
+# What this code reads of DeepSpeed's settings; the others are DeepSpeed's to check (`engine/checks.py`).
+Elements = Annotated[float, Range("[0, 1e15]")] | Literal["auto"]
+Offload = Annotated[
+    dict[str, Any] | None, Keys({"device": Literal["none", "cpu", "nvme"]}, others=True, needed=("device",))
+]
+Zero = Annotated[
+    dict[str, Any],
+    Keys(
+        {
+            "stage": Literal[0, 1, 2, 3],
+            "reduce_bucket_size": Elements,
+            "stage3_max_live_parameters": Annotated[float, Range("[0, 1e15]")],
+            "offload_optimizer": Offload,
+            "offload_param": Offload,
+        },
+        needed=("stage",),
+        others=True,
+    ),
+]
+FROM_THE_RUN = (
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
+)  # fmt: skip
+DeepSpeed = Annotated[
+    dict[str, Any] | None,
+    Keys(
+        {
+            "zero_optimization": Zero,
+            **dict.fromkeys(FROM_THE_RUN, Literal["auto"]),
+            "zero_allow_untested_optimizer": bool,
+            "zero_force_ds_cpu_optimizer": bool,
+            "steps_per_print": Annotated[int, Range("[1, 1e15]")],
+        },
+        needed=("zero_optimization", *FROM_THE_RUN),
+        others=True,
+    ),
+]
+# All that transformers reads for FSDP2; it passes over any other key without a word.
+Fsdp = Annotated[
+    dict[str, Any] | None,
+    Keys(
+        {
+            "version": Literal[2],
+            "reshard_after_forward": bool,
+            "auto_wrap_policy": Literal["TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP"],
+            "transformer_layer_cls_to_wrap": list[str],
+            "min_num_params": CountOrZero,
+            "state_dict_type": Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"],
+            "cpu_offload": bool,
+            "cpu_ram_efficient_loading": bool,
+            "activation_checkpointing": bool,
+        }
+    ),
+]
 
 
 @dataclass
@@ -101,7 +163,7 @@ class DataConfig:
     weights: Annotated[str, OneOf("auto", "require", "ignore")] = "auto"
     limit: Count | None = None
     test_limit: Count | None = None
-    facts: dict[str, Any] | None = None
+    facts: DataFacts = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -162,8 +224,8 @@ class EngineConfig:
     name: Called = "single"
     num_processes: Annotated[int, Range("[1, 1024]")] = 1
     num_nodes: Annotated[int, Range("[1, 10000]")] = 1
-    deepspeed: dict[str, Any] | None = None
-    fsdp: dict[str, Any] | None = None
+    deepspeed: DeepSpeed = None
+    fsdp: Fsdp = None
     timeout_minutes: Annotated[float, Range("(0, 100000]")] = 30.0
     port: Annotated[int, Range("[1024, 65535]")] | None = None
     gpu_memory_gb: Size = 80.0

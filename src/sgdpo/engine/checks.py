@@ -3,10 +3,12 @@
 import importlib.util
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 from sgdpo.config.identity import needs_start
 from sgdpo.config.schema import EngineConfig, RunConfig
 from sgdpo.engine.nodes import this_node
+from sgdpo.hub import first_line
 
 
 def engine_errors(config: RunConfig) -> list[str]:
@@ -18,6 +20,8 @@ def engine_errors(config: RunConfig) -> list[str]:
             f"trainer.on_nonfinite=skip does not work with engine={engine.name}: DeepSpeed updates the weights "
             "before anyone sees the gradient's norm; use on_nonfinite=stop, or engine=ddp"
         )
+    if engine.deepspeed and engine.fsdp:
+        errors.append(f"engine={engine.name} has both engine.deepspeed and engine.fsdp; set one of them to null")
     if config.adapter.quantise and engine.sharded:
         errors.append(
             f"adapter={config.adapter.name} does not work with engine={engine.name}, which cannot cut weights of 4 bits"
@@ -30,7 +34,8 @@ def engine_errors(config: RunConfig) -> list[str]:
         )
     if config.dry_run:  # a plan may be for another machine
         return errors
-    return [*errors, *_device_errors(config), *_package_errors(config), *_port_errors(engine)]
+    here = [*_device_errors(config), *_package_errors(config), *_port_errors(engine)]
+    return [*errors, *here] or list(_deepspeed_errors(engine))
 
 
 def visible_gpus() -> int:
@@ -87,6 +92,29 @@ def _package_errors(config: RunConfig) -> Iterator[str]:
             f"engine={engine.name} needs the package deepspeed, which is not installed; run `make setup`, or "
             "use engine=ddp"
         )
+
+
+def _deepspeed_errors(engine: EngineConfig) -> Iterator[str]:
+    """Let DeepSpeed read its settings before anything runs: most of them are its own to know."""
+    if not engine.deepspeed:
+        return
+    import pydantic
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(_filled(engine.deepspeed))
+    except pydantic.ValidationError as error:
+        for wrong in error.errors():
+            yield f"engine.deepspeed: {'.'.join(map(str, wrong['loc']))}={wrong['input']!r}: {wrong['msg']}"
+    except Exception as error:  # whatever its reading of a wrong kind of value ends in
+        yield f"engine.deepspeed: DeepSpeed cannot read these settings ({first_line(error)})"
+
+
+def _filled(value: Any) -> Any:
+    """Return settings with a number in the place of each `auto`, which only the run can fill in."""
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items()}
+    return 1 if value == "auto" else value
 
 
 def _port_errors(engine: EngineConfig) -> Iterator[str]:

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sgdpo.config.schema import AdapterConfig
+from sgdpo.hub import first_line
+from sgdpo.models.architectures import skeleton
 from sgdpo.store import write_json
 
 ADAPTER, BASE, ALL = "adapter_config.json", "adapter_base.json", "all-linear"
@@ -22,14 +25,16 @@ SHOWN = 12
 
 
 def adapter_errors(adapter: AdapterConfig, config: PreTrainedConfig) -> list[str]:
-    """List what of an adapter does not fit a model: targets that match nothing or the head; loads no weights."""
+    """List what of an adapter does not fit a model: targets that match nothing or the head, and what peft refuses.
+
+    Loads no weights.
+    """
     if adapter.rank is None:
         return []
-    model = _skeleton(config)
+    model = skeleton(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    linear = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)
-    }
+    kinds = (nn.Linear, nn.Embedding, Conv1D)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     errors = []
     for target in adapter.targets if adapter.targets != [ALL] else []:
         matched = [module for name, module in linear.items() if f".{name}".endswith(f".{target}")]
@@ -48,14 +53,23 @@ def adapter_errors(adapter: AdapterConfig, config: PreTrainedConfig) -> list[str
                 f"adapter.targets: no layer of this model ({config.model_type}) is called {target}; there are"
                 f" {', '.join(names[:SHOWN])}, or [{ALL}] for all of them"
             )
-    return errors
+    return errors or _peft_errors(adapter, config)
+
+
+def _peft_errors(adapter: AdapterConfig, config: PreTrainedConfig) -> list[str]:
+    """Try it on a model without memory: peft knows architectures and layers that it does not fit."""
+    try:
+        trained_parameters(adapter, config)
+    except ValueError as error:
+        return [f"adapter={adapter.name} does not fit this model ({config.model_type}): {first_line(error)}"]
+    return []
 
 
 def trained_parameters(adapter: AdapterConfig, config: PreTrainedConfig) -> int:
     """Return how many parameters an adapter trains, counted on a model without memory."""
     from peft import get_peft_model
 
-    fitted = get_peft_model(_skeleton(config), _peft_config(adapter))
+    fitted = get_peft_model(skeleton(config), _peft_config(adapter))
     return sum(p.numel() for p in fitted.parameters() if p.requires_grad)
 
 
@@ -121,8 +135,3 @@ def _peft_config(adapter: AdapterConfig) -> Any:
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,
         use_dora=adapter.dora, bias="none", task_type="CAUSAL_LM",
     )  # fmt: skip
-
-
-def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)

@@ -2,15 +2,18 @@
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 import yaml
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sgdpo.places import CONF
 
+MOST_LAYERS = 1000
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -90,6 +93,54 @@ def architecture_errors(config: PreTrainedConfig) -> list[str]:
             f"model type {kind!r} is no causal language model of transformers; take one that generates text"
         ]
     return []
+
+
+def described(key: str, arguments: Mapping[str, Any], **given: Any) -> PreTrainedConfig:
+    """Return the config of an architecture that a YAML describes under `key`, held against a model without memory.
+
+    given: what is not the YAML's to say. Raise ValueError for a model type, a key or a value that it refuses.
+    """
+    arguments = dict(arguments)
+    kind = arguments.pop("model_type", None)
+    try:
+        known = AutoConfig.for_model(kind)
+    except Exception as error:  # whatever it makes of what is no word
+        raise ValueError(f"{key}.model_type={kind!r} is no architecture of transformers") from error
+    if unknown := sorted(name for name in arguments if not hasattr(known, name)):
+        raise ValueError(f"{key} has keys that {kind!r} does not know: {unknown}")
+    if theirs := sorted(set(given) & set(arguments)):
+        raise ValueError(f"{key} has keys that its tokenizer decides: {theirs}; leave them out")
+    try:
+        config = AutoConfig.for_model(kind, **given, **arguments)
+    except Exception as error:  # each architecture checks its values, by exceptions of the hub's own
+        raise ValueError(_refused(key, kind, error)) from error
+    return config
+
+
+def describing_errors(key: str, config: PreTrainedConfig) -> list[str]:
+    """List why the values that a YAML gives under `key` build no model, tried without memory (torch's meta device)."""
+    try:
+        heads, shared = (
+            getattr(config, each, None) for each in ("num_attention_heads", "num_key_value_heads")
+        )
+        if heads and shared is not None and (shared < 1 or heads % shared):
+            return [f"{key}.num_key_value_heads={shared} must divide num_attention_heads={heads}"]
+        if not 1 <= (layers := getattr(config, "num_hidden_layers", 1)) <= MOST_LAYERS:
+            return [f"{key}.num_hidden_layers={layers} must lie in [1, {MOST_LAYERS}]"]
+        skeleton(config)
+    except Exception as error:  # whatever its modules raise
+        return [_refused(key, config.model_type, error)]
+    return []
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model that a config describes, without memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _refused(key: str, kind: str, error: Exception) -> str:
+    return f"{key}: {kind!r} cannot be built so: {str(error).strip().splitlines()[-1].strip()}"
 
 
 def _source(config: PreTrainedConfig) -> str:

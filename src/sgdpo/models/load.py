@@ -29,9 +29,15 @@ from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.template import default_template
 from sgdpo.hub import HUB_ID, from_hub
 from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
-from sgdpo.models.architectures import architecture_errors, rotation_turn, supports_sdpa
+from sgdpo.models.architectures import (
+    architecture_errors,
+    described,
+    describing_errors,
+    rotation_turn,
+    supports_sdpa,
+)
 from sgdpo.models.folder import MERGE_IT, folder_errors
-from sgdpo.models.tiny import refused, tiny_config, tiny_tokenizer
+from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
 log = logging.getLogger("sgdpo")
@@ -205,18 +211,19 @@ def _whole() -> Iterator[None]:
 
 def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> list[str]:
     """List what is wrong with the model's settings and files, as sentences with advice; loads no weights."""
-    errors = []
+    errors = _facts_errors(model)
     if model.attention not in ATTENTIONS:
         errors.append(f"model.attention={model.attention!r} is not one of {list(ATTENTIONS)}")
     if model.chat_template is not None:
         errors += _template_errors(model)
     folder = None if model.path is None else Path(model.path)
     if folder is None or folder.is_dir():
-        errors += _tiny_errors(model) if folder is None else folder_errors(model, folder)
-        if errors := errors or _reading_errors(model, folder):
+        errors += _missing(model) if folder is None else folder_errors(model, folder)
+        if errors := errors or _reading_errors(model):
             return errors
         config = load_config(model)
-        return config_errors(config, adapter) or (_building_errors(config) if folder is None else [])
+        built = describing_errors("model.tiny", config) if folder is None else []
+        return config_errors(config) or built or config_errors(config, adapter)
     if HUB_ID.fullmatch(model.path) is None:
         advice = (
             model.setup_hint or "set model.path to a folder with config.json and safetensors, or to a hub id"
@@ -225,12 +232,21 @@ def model_errors(model: ModelConfig, adapter: AdapterConfig | None = None) -> li
     return errors
 
 
-def _reading_errors(model: ModelConfig, folder: Path | None) -> list[str]:
-    """List why a folder's config or tokenizer cannot be read although its files are whole."""
+def _facts_errors(model: ModelConfig) -> list[str]:
+    """List what is wrong with the facts that a plan takes for a model's config."""
+    if not model.facts:
+        return []
+    try:
+        return describing_errors("model.facts", described("model.facts", model.facts))
+    except ValueError as error:
+        return [str(error)]
+
+
+def _reading_errors(model: ModelConfig) -> list[str]:
+    """List why a model's config or tokenizer cannot be read although its files are whole."""
     try:
         load_config(model)
-        if folder is not None:
-            load_tokenizer(model)
+        load_tokenizer(model)
     except ValueError as error:
         return [str(error)]
     return []
@@ -325,7 +341,10 @@ def _hub_arguments(model: ModelConfig, weights: Path | None = None) -> dict[str,
 def _read_template(model: ModelConfig) -> str:
     source = Path(model.chat_template)
     if source.suffix == ".jinja":
-        return source.read_text()
+        try:
+            return source.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"model.chat_template={source} cannot be read: {error}") from None
     template = _loaded(
         lambda: AutoTokenizer.from_pretrained(model.chat_template), "the chat template", model.chat_template
     ).chat_template
@@ -345,29 +364,10 @@ def _template_errors(model: ModelConfig) -> list[str]:
     return []
 
 
-def _tiny_errors(model: ModelConfig) -> list[str]:
-    if model.tiny is None:
-        return [
-            f"model {model.name!r} needs model.path: a folder with config.json and safetensors, or a hub id"
-        ]
-    try:
-        tiny_config(model.tiny)
-    except ValueError as error:
-        return [str(error)]
-    return []
-
-
-def _building_errors(config: PreTrainedConfig) -> list[str]:
-    """List why a tiny model's values build no model, tried without memory (torch's meta device)."""
-    heads, shared = (getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
-    if heads and shared is not None and (shared < 1 or heads % shared):
-        return [f"model.tiny.num_key_value_heads={shared} must divide num_attention_heads={heads}"]
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever its modules raise
-        return [refused(config.model_type, error)]
-    return []
+def _missing(model: ModelConfig) -> list[str]:
+    if model.tiny is not None:
+        return []
+    return [f"model {model.name!r} needs model.path: a folder with config.json and safetensors, or a hub id"]
 
 
 def _tokenizer_class(folder: Path) -> type:

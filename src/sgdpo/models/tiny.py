@@ -1,10 +1,13 @@
 """Tiny models of real architectures, a character tokenizer and a chat template of its own; no download."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as token_decoders
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+from sgdpo.models.architectures import described
 
 # Printable ASCII and the line break, a token each; every other byte is <unk>.
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
@@ -46,32 +49,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(tiny: dict[str, Any]) -> PreTrainedConfig:
+def tiny_config(tiny: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the architecture's config. Raise ValueError for a model type, a key or a value that it refuses."""
-    arguments = dict(tiny)
-    kind = arguments.pop("model_type", None)
-    try:
-        known = AutoConfig.for_model(kind)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"model.tiny.model_type={kind!r} is no architecture of transformers") from error
-    unknown = sorted(key for key in arguments if not hasattr(known, key))
-    if unknown:
-        raise ValueError(f"model.tiny has keys that {kind!r} does not know: {unknown}")
     tokenizer = tiny_tokenizer()
-    given = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.convert_tokens_to_ids("<|end|>"),
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if theirs := sorted(set(given) & set(arguments)):
-        raise ValueError(f"model.tiny has keys that its tokenizer decides: {theirs}; leave them out")
-    try:
-        return AutoConfig.for_model(kind, **given, **arguments)
-    except Exception as error:  # each architecture checks its values, by exceptions of the hub's own
-        raise ValueError(refused(kind, error)) from error
-
-
-def refused(kind: str, error: Exception) -> str:
-    """Say that an architecture cannot be built from its values, with its own reason."""
-    return f"model.tiny: {kind!r} cannot be built so: {str(error).strip().splitlines()[-1].strip()}"
+    return described(
+        "model.tiny",
+        tiny,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
