@@ -20,11 +20,10 @@ def main(arguments: list[str]) -> None:
     parser.add_trust()
     options = parser.parse_args(arguments)
     set_up_process()
-    from lab.sampling.settings import model_of
-    from sgdpo.models.load import model_errors
+    from lab.sampling.settings import answering_errors, model_of
 
     model = model_of(options.run, "outputs/cache", options.trust_remote_code)
-    if errors := model_errors(model):
+    if errors := answering_errors(model):
         fail(errors)
     from lab.chat import Chat, talk
 

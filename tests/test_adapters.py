@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ from lab.answers.generators import VllmGenerator
 from lab.evaluation.evaluate import read_config
 from lab.evaluation.settings import compose_evaluation, evaluation_errors
 from lab.pair import show_pair
-from lab.push import merge_adapter
-from lab.sampling.settings import model_of
+from lab.push import merge_adapter, plan_upload
+from lab.sampling.settings import answering_errors, model_of
 from packed_rows import make_examples, model_config, tiny_model
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
@@ -119,11 +120,15 @@ def test_merged_afterwards_it_is_what_merging_at_the_end_writes(
     assert is_adapter(lora / "model"), "the run stays as it is"
 
 
-def test_what_cannot_be_merged_is_named(place: Path, lora: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_merged_or_pushed_is_named(place: Path, lora: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is there already; name a new folder"):
         merge_adapter(lora, tmp_path)
     with pytest.raises(ValueError, match="holds a whole model already"):
-        merge_adapter(execute(config_of(place, "adapter.merge=true")), tmp_path / "new")
+        merge_adapter(merged := execute(config_of(place, "adapter.merge=true")), tmp_path / "new")
+    upload = partial(plan_upload, repo="me/mine", private=True, licence=None)
+    assert "adapter" not in [file.name for file in upload(merged).files]
+    with pytest.raises(ValueError, match="its base is on this machine alone"):
+        upload(lora)
     for key, words in (("quantise", "cannot be merged into them: what was learned would be rounded"),
                        ("trust_remote_code", "say --trust-remote-code on this command")):  # fmt: skip
         received = shutil.copytree(lora, tmp_path / key)

@@ -128,6 +128,7 @@ REFUSED = {
         "chosen": "a", "rejected": "b",
     },
     "half of a surrogate pair": pair("a\ud800"),
+    "messages written as one text": pair(str([user("Q"), assistant("a")])),
 }  # fmt: skip
 
 

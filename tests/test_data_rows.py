@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from data_helpers import assistant, user
-from sgdpo.data.rows import pair_row, sft_row
+from sgdpo.data.rows import pair_row, prompt_row, sft_row
 
 SYSTEM = {"role": "system", "content": "S"}
-# The same pair, written in seven ways.
+# The same pair, in every way that it is written.
 FORMS = {
     "strings": {"prompt": "A", "chosen": "B", "rejected": "C"},
     "prompt as messages": {"prompt": [user("A")], "chosen": "B", "rejected": "C"},
@@ -25,6 +25,12 @@ FORMS = {
         "chosen": [user("A"), assistant("B")],
         "rejected": [user("A"), assistant("C")],
     },
+    "a transcript's prompt apart": {"prompt": "\n\nHuman: A\n\nAssistant:", "chosen": " B", "rejected": " C"},
+    "a transcript's prompt and transcripts": {
+        "prompt": "\n\nHuman: A\n\nAssistant:",
+        "chosen": "\n\nHuman: A\n\nAssistant: B",
+        "rejected": "\n\nHuman: A\n\nAssistant: C",
+    },
 }
 
 
@@ -32,6 +38,13 @@ FORMS = {
 def test_every_form_reads_as_the_same_pair(form):
     row = pair_row(FORMS[form])
     assert (row.prompt, row.chosen, row.rejected, row.tie) == ([user("A")], "B", "C", False)
+
+
+def test_what_only_looks_like_a_transcript_is_a_prompt_and_its_answer():
+    for prompt in ("Human: A", "Who is the Assistant:"):
+        row = pair_row({"prompt": prompt, "chosen": " Human: B\n\nAssistant: C ", "rejected": "D"})
+        assert (row.prompt, row.chosen) == ([user(prompt)], " Human: B\n\nAssistant: C ")
+    assert prompt_row({"prompt": "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:"})[-1] == user("C")
 
 
 def test_multi_turn_and_system_turns_stay_in_the_prompt():

@@ -8,12 +8,12 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from lab.evaluation.settings import read_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.hub import first_line
-from sgdpo.models.adapters import is_adapter
+from sgdpo.models.adapters import BASE, is_adapter
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.card import model_card
 from sgdpo.runs.contents import why_not_trusted
 from sgdpo.runs.records import MODEL, RunView, view_run
-from sgdpo.store import MANIFEST, what_is_wrong
+from sgdpo.store import MANIFEST, read_json, what_is_wrong
 
 CARD = "README.md"
 
@@ -34,9 +34,19 @@ class Upload:
 
 
 def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) -> Upload:
-    """Return what a push would send. Raise ValueError if the run is not finished or its weights are not whole."""
-    run = _finished(folder)
-    files = [path for path in sorted((folder / MODEL).iterdir()) if path.name not in (CARD, MANIFEST)]
+    """Return what a push would send.
+
+    Raise ValueError if the run is not finished, or its weights are not whole or of no use without this machine.
+    """
+    run, source = _finished(folder), folder / MODEL
+    if is_adapter(source) and (base := read_json(source / BASE))["beside"] is not None:
+        raise ValueError(
+            f"{folder} holds an adapter, and its base is on this machine alone ({base['path']}): nobody could load it"
+            " from the hub. Write both as one model, with scripts/merge.py RUN FOLDER, and upload that folder with"
+            " `hf upload`; or train with adapter.merge=true"
+        )
+    # Not adapter/, which lies beside whole weights for whoever has their base.
+    files = [p for p in sorted(source.iterdir()) if p.is_file() and p.name not in (CARD, MANIFEST)]
     return Upload(repo, private, files, model_card(run, licence))
 
 

@@ -96,14 +96,18 @@ def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
 
 
 def _model_errors(config: SampleConfig) -> list[str]:
+    try:
+        return answering_errors(model_of(config.policy, config.cache, config.trust_remote_code))
+    except ValueError as error:
+        return [str(error)]
+
+
+def answering_errors(model: ModelConfig) -> list[str]:
+    """List what is wrong with a model that is to answer: a run's adapter, which finds its base, serves too."""
     from sgdpo.models.adapters import is_adapter
     from sgdpo.models.load import model_errors
 
-    try:
-        model = model_of(config.policy, config.cache, config.trust_remote_code)
-        return [] if is_adapter(Path(model.path or "")) else model_errors(model)
-    except ValueError as error:
-        return [str(error)]
+    return [] if is_adapter(Path(model.path or "")) else model_errors(model)
 
 
 def model_of(name: str, cache: str, trusted: bool = False) -> ModelConfig:

@@ -189,10 +189,13 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
         (line for _, line in lines), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
     )
     try:
+        names = list(reader.fieldnames or [])
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path} has several columns of the name {', '.join(twice)}; rename all but one")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: not as many cells as the {len(reader.fieldnames or [])} names of "
+                    f"{path}, line {reader.line_num}: not as many cells as the {len(names)} names of "
                     f"the first line; quote cells that hold commas or line breaks"
                 )
             yield row
@@ -210,6 +213,10 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
         rows = _parse(path, first[0], "".join([first[1], *(line for _, line in lines)]))
         yield from (_object(path, f"row {number}", row) for number, row in enumerate(rows))
         return
+    if first[1].strip() == "{":
+        raise ValueError(
+            f"{path} is one object over several lines; rows are a list of objects, [{{...}}, {{...}}], or an object a line"
+        )
     yield _object(path, f"line {first[0]}", _parse(path, *first))
     for number, line in lines:
         if line.strip():

@@ -3,7 +3,7 @@
 Preference rows: {prompt, chosen, rejected} with strings or message lists, where a list may be the response
 alone or the full conversation (UltraFeedback: a string prompt and full conversations); or {chosen,
 rejected}, two full conversations that differ in their last turn, as messages or as one string of "Human: " and
-"Assistant: " (HH). SFT rows: {messages}, or {prompt, chosen},
+"Assistant: " (HH), whose prompt may stand apart. SFT rows: {messages}, or {prompt, chosen},
 or {chosen}.
 
 A message may say `train`: true or false (is this assistant's turn trained?), or [[from, to], ...], the characters of it
@@ -24,6 +24,8 @@ Message = dict[str, Any]
 SCORES = ("score_chosen", "score_rejected")
 # A role is written into the prompt as it is: an unknown one could spell a control token there.
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# How messages begin that somebody wrote into a cell of a csv, as JSON or as Python shows them.
+_WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def prompt_row(row: Mapping[str, Any]) -> list[Message]:
     Raises ValueError that says what is wrong; the caller names the row.
     """
     if row.get("messages") is None and isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": row["prompt"]}]
+        messages = _asked(row["prompt"])
     elif row.get("messages") is None and row.get("prompt") is None:
         messages = _conversation(None, row.get("chosen"), "chosen")
     else:
@@ -205,18 +207,19 @@ def prompt_row(row: Mapping[str, Any]) -> list[Message]:
 
 def _conversation(prompt: Any, response: Any, name: str, mask: Any = None) -> list[Message]:
     """Join a prompt and a response, where either may be a string or messages, into one conversation."""
-    if isinstance(response, str) and prompt is None and (turns := _transcript(response)):
+    asked = _asked(prompt) if isinstance(prompt, str) else prompt
+    apart = isinstance(prompt, str) and asked != [{"role": "user", "content": prompt}]  # HH's, without the answer
+    prompt = asked if apart else prompt
+    if isinstance(response, str) and (prompt is None or apart) and (turns := _transcript(response)):
         response = turns
     elif isinstance(response, str):
-        response = [{"role": "assistant", "content": response}]
+        response = [{"role": "assistant", "content": _plain(response.strip() if apart else response, name)}]
         if prompt is None:
             raise ValueError(
                 f"{name} is a string but there is no prompt; add a prompt column, or use message lists"
             )
     answer = _messages(response, name, mask)
-    before = _messages(
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or [], "prompt"
-    )
+    before = _messages(asked or [], "prompt")
     if not answer or answer[-1]["role"] != "assistant":
         raise ValueError(f"{name} must end with an assistant's turn")
     if len(answer) > 1 and before and answer[0]["role"] != "assistant":
@@ -224,6 +227,23 @@ def _conversation(prompt: Any, response: Any, name: str, mask: Any = None) -> li
     if not before and len(answer) == 1:
         raise ValueError(f"{name} is an answer without a prompt; add a prompt column or the user's turn")
     return before + answer
+
+
+def _asked(prompt: str) -> list[Message]:
+    """Return a prompt's turns: the user's one, or those of a transcript that ends where the assistant is to speak."""
+    turns = _transcript(prompt)
+    if turns and turns[-1] == {"role": "assistant", "content": ""}:
+        return turns[:-1]
+    return [{"role": "user", "content": _plain(prompt, "prompt")}]
+
+
+def _plain(text: str, name: str) -> str:
+    """Return what somebody says. Raises RefusedError for messages that were written into one text."""
+    if _WRITTEN.match(text):
+        raise RefusedError(
+            f"{name} is a list of messages written as one text, as a csv holds it; save the set as json lines or parquet"
+        )
+    return text
 
 
 def _transcript(text: str) -> list[Message]:
@@ -254,7 +274,8 @@ def _full_conversation(prompt: Any, before: list[Message], answer: list[Message]
 def _messages(value: Any, name: str, mask: Any = None) -> list[Message]:
     """Return plain messages; a null content reads as empty. Raises RefusedError for what is no plain text."""
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"{name} must be a string or a list of messages, not {type(value).__name__}")
+        kinds = "a list of messages" if name == "messages" else "a string or a list of messages"
+        raise ValueError(f"{name} must be {kinds}, not {type(value).__name__}")
     for message in value:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f"{name} has an entry that is no message; each is {{role: ..., content: ...}}")

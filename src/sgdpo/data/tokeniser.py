@@ -67,12 +67,9 @@ class Tokeniser:
                 yield from self._tokenise(drafts)
                 bar.update(len(batch))
         if not self.lengths:
-            reasons = ", ".join(
-                f"{value} {key.removeprefix('drop/')}"
-                for key, value in self.tally.items()
-                if key.startswith("drop/")
-            )
-            reasons += f", {self.tally['weightless']} of weight 0" * (self.tally["weightless"] > 0)
+            dropped = {reason: self.tally[f"drop/{reason}"] for reason in DROPPED}
+            dropped["of weight 0"] = self.tally["weightless"]
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
             first = f"; the first refused: {self.refusal}" if self.refusal else ""
             raise ValueError(
                 f"{self.source.name}: none of {self.tally['read']} rows is left after filtering ({reasons}); "

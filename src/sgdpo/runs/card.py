@@ -16,11 +16,12 @@ HIDDEN = ("function", "needs", "title", "colour", "phase")
 def model_card(run: RunView, licence: str | None = None) -> str:
     """Return the card as Markdown with the head that the hub reads; the licence is the publisher's to choose."""
     settings: dict[str, Any] = run["settings"] or {}
-    model, data = settings["model"], settings["data"]
+    model, data, adapter = settings["model"], settings["data"], settings.get("adapter")
+    alone = adapter is not None and not adapter["merge"]  # model/ holds no whole weights
     head = ModelCardData(
         license=licence,
         base_model=_hub_id(model.get("path")),
-        library_name="transformers",
+        library_name="peft" if alone else "transformers",
         pipeline_tag="text-generation",
         tags=["sgdpo", "preference-optimization", settings["method"]["name"]],
     )
@@ -37,6 +38,7 @@ def model_card(run: RunView, licence: str | None = None) -> str:
         "Licence: " + (licence or "not chosen yet; the base model's and the data's own terms apply.") + "\n",
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         "model = AutoModelForCausalLM.from_pretrained(PATH)\ntokenizer = AutoTokenizer.from_pretrained(PATH)\n```\n",
+        *["It is an adapter: the package peft must be there, and the base that adapter_config.json names.\n"] * alone,
         "The tokenizer holds the chat template that it was trained with.\n",
         "## Training\n",
         f"{counts.get('kept', '?')} of {counts.get('read', '?')} rows of {counts.get('source', data['name'])}, "
