@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -137,11 +139,17 @@ def test_what_cannot_be_merged_or_pushed_is_named(place: Path, lora: Path, tmp_p
             merge_adapter(received, tmp_path / "new")
 
 
-def test_evaluation_and_sampling_take_an_adapter_run_for_a_finished_one(lora: Path) -> None:
+def test_evaluation_sampling_and_chat_take_an_adapter_run_for_a_finished_one(
+    lora: Path, monkeypatch, capsys
+) -> None:
     """All that is said against it is that its data is not the benchmark's."""
     world = f"{lora}: benchmark=verifiable needs the world of data=verifiable; the run's data is 'local'"
     assert evaluation_errors(compose_evaluation([f"runs=[{lora}]", "benchmark=verifiable"])) == [world]
     assert model_of(str(lora), "cache").path == str(lora / "model")
+    assert answering_errors(model_of(str(lora), "cache")) == []
+    monkeypatch.setattr(sys, "stdin", StringIO("hi\n"))
+    runpy.run_path(str(ROOT / "scripts" / "chat.py"))["main"]([str(lora), "--tokens", "3"])
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("more", [[], ["reference=live"], ["adapter.merge=true"]], ids=" ".join)
@@ -316,7 +324,10 @@ def test_every_adapter_composes_and_can_be_planned(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "target", "words"),
-    [("gpt2", "c_attn", ""), ("nemotron_h", "all-linear", "adapter=lora does not fit this model (nemotron_h)")],
+    [
+        ("gpt2", "c_attn", ""),
+        ("nemotron_h", "all-linear", "adapter=lora does not fit this model (nemotron_h)"),
+    ],
 )
 def test_what_peft_fits_or_refuses_is_known_before_a_run(kind: str, target: str, words: str) -> None:
     """GPT-2's layers are no nn.Linear; peft does not take a part of Mamba's."""

@@ -13,8 +13,15 @@ from packed_rows import make_examples, plain_logprobs
 from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.packing import RowCollator, model_inputs
 from sgdpo.models.adapters import WithoutAdapter, fit_adapter
-from sgdpo.models.architectures import architecture_errors, fast_facts, known, path_words, rotation_turn
-from sgdpo.models.load import fit_errors, load_config, model_errors
+from sgdpo.models.architectures import (
+    architecture_errors,
+    fast_facts,
+    fit_errors,
+    known,
+    path_words,
+    rotation_turn,
+)
+from sgdpo.models.load import load_config, model_errors
 from sgdpo.models.logprobs import teach_logprobs
 
 LENGTHS = [(5, 9, 4), (11, 6, 1), (70, 60, 90)]

@@ -1,4 +1,4 @@
-"""Settings that are mappings, edited by hand to nonsense: every place of every one is a clear error or can be planned."""
+"""Settings that are mappings, edited by hand to nonsense: every place of each is a clear error or can be planned."""
 
 from __future__ import annotations
 

@@ -50,6 +50,17 @@ def test_bytes_that_are_no_text_are_answered(model, monkeypatch):
     said(model, b"Sort: \xff\xfe cab\n", 0.0, monkeypatch)
 
 
+def test_a_turn_that_the_template_refuses_ends_the_conversation_and_not_the_talk(
+    model, tmp_path, monkeypatch, capsys
+):
+    other = shutil.copytree(model, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system here') }}{% endif %}"
+    template.write_text(refusing + template.read_text())
+    said(other, b"/system Be nice\nSort: cab\nSort: cab\n", 0.0, monkeypatch)
+    assert "No system here: a new conversation)" in capsys.readouterr().out
+
+
 def test_a_device_that_is_not_here_is_said_before_the_model_loads(tmp_path):
     with pytest.raises(ValueError, match=r"device=cuda:99, but . CUDA devices are visible"):
         Chat(ModelConfig(name="m", path=str(tmp_path)), "cuda:99", 0.0, 1, 0)

@@ -118,7 +118,9 @@ def test_bad_files_are_each_one_clear_error(tmp_path):
         bad_file(tmp_path, "latin.jsonl", b"\xff\xfe\x00"): "not UTF-8",
         bad_file(tmp_path, "list.jsonl", b"[1, 2]\n"): "row 0 is no object with named fields",
         bad_file(tmp_path, "empty.jsonl", b""): "is empty",
-        bad_file(tmp_path, "twice.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n"): "several columns of the name chosen",
+        bad_file(
+            tmp_path, "twice.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n"
+        ): "several columns of the name chosen",
         bad_file(tmp_path, "object.json", b'{\n "prompt": ["a"]\n}'): "one object over several lines",
         bad_file(tmp_path, "table.xls", b"a,b"): "no known kind",
         bad_file(tmp_path, "rows.jsonl", b'{"question": "a", "answer": "b"}'): "found: question, answer",

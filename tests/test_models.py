@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from model_folders import broken_folder, local
 from packed_rows import model_config, tiny_model
 from sgdpo import hub
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.template import render, require_template
+from sgdpo.models.architectures import fit_errors
 from sgdpo.models.load import (
     content_hashes,
-    fit_errors,
     load_config,
     load_model,
     load_tokenizer,
@@ -42,10 +41,6 @@ def saved(tmp_path_factory):
     tiny_model().save_pretrained(folder)
     load_tokenizer(model_config()).save_pretrained(folder)
     return folder
-
-
-def local(path, **values) -> ModelConfig:
-    return ModelConfig(name="local", path=str(path), **values)
 
 
 def test_the_tiny_tokenizer_gives_each_character_a_token_and_takes_it_back() -> None:
@@ -221,46 +216,6 @@ def test_a_home_folders_sign_is_expanded_for_all_who_read_the_path(saved, tmp_pa
     assert local("org/name").path == "org/name"
 
 
-def broken_folder(tmp_path, saved, without: str = "", **config: object):
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    for file in saved.iterdir():
-        if without not in file.name or not without:
-            (folder / file.name).write_bytes(file.read_bytes())
-    if config:
-        values = json.loads((folder / "config.json").read_text()) | config
-        (folder / "config.json").write_text(json.dumps(values))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("without", "message"),
-    [
-        ("safetensors", "holds no weights; it needs"),
-        ("config.json", "holds no config.json"),
-        ("token", "holds no tokenizer"),
-        ("jinja", "has no chat template; set model.chat_template"),
-    ],
-)
-def test_what_a_folder_lacks_is_said(saved, tmp_path, without, message) -> None:
-    folder = broken_folder(tmp_path, saved, without)
-    found = model_errors(local(folder))
-    assert len(found) == 1
-    assert message in found[0]
-
-
-def test_pickled_weights_are_not_read(saved, tmp_path) -> None:
-    folder = broken_folder(tmp_path, saved, "safetensors")
-    (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "only pytorch_model.bin, which is not read: pickles can run code" in model_errors(local(folder))[0]
-
-
-def test_code_that_comes_with_a_model_runs_only_on_request(saved, tmp_path) -> None:
-    folder = broken_folder(tmp_path, saved, auto_map={"AutoModelForCausalLM": "own.Model"})
-    assert "comes with Python code of its own" in model_errors(local(folder))[0]
-    assert model_errors(local(folder, trust_remote_code=True)) == []
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -280,13 +235,6 @@ def test_bad_settings_are_named(config, message) -> None:
     assert message in found[0]
 
 
-def test_a_tokenizer_without_a_template_is_refused_when_loaded(saved, tmp_path) -> None:
-    folder = broken_folder(tmp_path, saved, "jinja")
-    assert not AutoTokenizer.from_pretrained(folder).chat_template
-    with pytest.raises(ValueError, match="has no chat template"):
-        load_tokenizer(local(folder))
-
-
 def test_data_that_does_not_fit_the_model_is_named() -> None:
     """Both at once: a vocabulary of 104 for ids up to 149, and 512 positions for 600 tokens."""
     config = load_config(model_config())
@@ -296,71 +244,10 @@ def test_data_that_does_not_fit_the_model_is_named() -> None:
     assert "600 tokens, but the model has 512 positions; set data.max_length to 512" in positions
 
 
-DAMAGES = {
-    "half": lambda data: data[: len(data) // 2],
-    "empty": lambda data: b"",
-    "zeros": lambda data: bytes(len(data)),
-    "a list": lambda data: b"[1, 2]",
-    "an object": lambda data: b'{"model": 3}',
-    "bytes": lambda data: b"\xff\xfe\x00\x80" + data[4:],
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
-)
-def test_a_damaged_file_is_named_before_anything_loads(saved, tmp_path, name: str, damage: str) -> None:
-    """Whatever of it cannot be read is one line that names the folder, never a library's traceback."""
-    folder = broken_folder(tmp_path, saved)
-    (folder / name).write_bytes(DAMAGES[damage]((folder / name).read_bytes()))
-    found = model_errors(local(folder))
-    if (name, damage) == ("tokenizer_config.json", "an object"):
-        return  # a setting that means nothing
-    assert found
-    assert all(str(folder) in error and "\n" not in error for error in found)
-    assert any(name in error for error in found) or damage == "an object"
-
-
-def changed_tensors(saved, tmp_path, change) -> ModelConfig:
-    folder = broken_folder(tmp_path, saved)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return local(folder)
-
-
-def test_a_tensor_that_is_missing_is_not_drawn_at_random(saved, tmp_path) -> None:
-    config = changed_tensors(
-        saved, tmp_path, lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.weight")
-    )
-    with pytest.raises(
-        ValueError, match=r"lacks 1 tensors of the model: model\.layers\.0\.self_attn\.q_proj\.weight"
-    ):
-        load_model(config, seed=0)
-
-
-def test_a_tensor_that_the_model_does_not_know_is_said(saved, tmp_path, caplog) -> None:
-    config = changed_tensors(saved, tmp_path, lambda tensors: tensors.update(extra=torch.zeros(2)))
-    load_model(config, seed=0)
-    assert "tensors that the model does not know, which are left out: extra" in caplog.text
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
-def test_quantised_weights_are_refused(saved, tmp_path, dtype) -> None:
-    def quantise(tensors: dict) -> None:
-        tensors["lm_head.weight"] = torch.ones_like(tensors["lm_head.weight"]).to(dtype)
-
-    assert "holds quantised weights" in model_errors(changed_tensors(saved, tmp_path, quantise))[0]
-
-
-def test_a_quantised_config_a_lost_shard_and_a_folders_revision_are_named(saved, tmp_path) -> None:
-    folder = broken_folder(tmp_path, saved, quantization_config={"quant_method": "gptq"})
-    assert "holds quantised weights (gptq)" in model_errors(local(folder))[0]
-    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model-00002-of-00002.safetensors is missing, which" in model_errors(local(folder))[0]
-    assert "model.revision=main is of the hub" in model_errors(local(saved, revision="main"))[0]
+def test_a_template_that_is_no_text_is_told_of_a_tiny_model_too(tmp_path) -> None:
+    (tmp_path / "mine.jinja").write_bytes(b"\xff\xfe")
+    (said,) = model_errors(replace(model_config(), chat_template=str(tmp_path / "mine.jinja")))
+    assert f"model.chat_template={tmp_path / 'mine.jinja'} cannot be read" in said
 
 
 def test_a_hub_id_without_network_is_one_quick_line(monkeypatch) -> None:

@@ -8,6 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.conversation import cut_prompt, prompt_ids, stop_ids
+from sgdpo.data.rows import RefusedError
 from sgdpo.models.decode import plain_settings
 from sgdpo.models.device import device_of
 from sgdpo.models.load import load_model, load_tokenizer
@@ -84,5 +85,9 @@ def talk(chat: Chat) -> None:
             return
         if line.strip() == "/quit":
             return
-        if chat.hear(line):
-            chat.answer()
+        try:
+            if chat.hear(line):
+                chat.answer()
+        except RefusedError as error:  # a system turn, for instance: that is no reason to end the talk
+            chat.turns = []
+            print(f"({error}: a new conversation)", flush=True)

@@ -215,7 +215,7 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
         return
     if first[1].strip() == "{":
         raise ValueError(
-            f"{path} is one object over several lines; rows are a list of objects, [{{...}}, {{...}}], or an object a line"
+            f"{path} is one object over several lines; rows are a list, [{{...}}, {{...}}], or an object a line"
         )
     yield _object(path, f"line {first[0]}", _parse(path, *first))
     for number, line in lines:

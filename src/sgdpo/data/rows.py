@@ -208,7 +208,9 @@ def prompt_row(row: Mapping[str, Any]) -> list[Message]:
 def _conversation(prompt: Any, response: Any, name: str, mask: Any = None) -> list[Message]:
     """Join a prompt and a response, where either may be a string or messages, into one conversation."""
     asked = _asked(prompt) if isinstance(prompt, str) else prompt
-    apart = isinstance(prompt, str) and asked != [{"role": "user", "content": prompt}]  # HH's, without the answer
+    apart = isinstance(prompt, str) and asked != [
+        {"role": "user", "content": prompt}
+    ]  # HH's, without the answer
     prompt = asked if apart else prompt
     if isinstance(response, str) and (prompt is None or apart) and (turns := _transcript(response)):
         response = turns
@@ -241,7 +243,7 @@ def _plain(text: str, name: str) -> str:
     """Return what somebody says. Raises RefusedError for messages that were written into one text."""
     if _WRITTEN.match(text):
         raise RefusedError(
-            f"{name} is a list of messages written as one text, as a csv holds it; save the set as json lines or parquet"
+            f"{name} is a list of messages written as one text, as a csv holds it; save the set as jsonl or parquet"
         )
     return text
 

@@ -21,7 +21,9 @@ def engine_errors(config: RunConfig) -> list[str]:
             "before anyone sees the gradient's norm; use on_nonfinite=stop, or engine=ddp"
         )
     if engine.deepspeed and engine.fsdp:
-        errors.append(f"engine={engine.name} has both engine.deepspeed and engine.fsdp; set one of them to null")
+        errors.append(
+            f"engine={engine.name} has both engine.deepspeed and engine.fsdp; set one of them to null"
+        )
     if config.adapter.quantise and engine.sharded:
         errors.append(
             f"adapter={config.adapter.name} does not work with engine={engine.name}, which cannot cut weights of 4 bits"

@@ -95,6 +95,34 @@ def architecture_errors(config: PreTrainedConfig) -> list[str]:
     return []
 
 
+def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> list[str]:
+    """List why data does not fit the model: ids beyond its vocabulary, sequences beyond its positions.
+
+    tokenizer_size: number of ids the tokenizer can give. longest: tokens of the longest sequence.
+    """
+    errors = []
+    config = config.get_text_config()
+    if tokenizer_size > config.vocab_size:
+        errors.append(
+            f"the tokenizer gives ids up to {tokenizer_size - 1}, but the model's vocabulary holds"
+            f" {config.vocab_size}; take the tokenizer that belongs to the model"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        errors.append(
+            f"the longest sequence has {longest} tokens, but the model has {positions} positions;"
+            f" set data.max_length to {positions} or less"
+        )
+    turn = rotation_turn(config)
+    if turn is not None and longest > turn:
+        errors.append(
+            f"the longest sequence has {longest} tokens, but the model's rotations (longrope) change for a whole row"
+            f" where one is longer than {turn}, so that a sequence would depend on its row's company; set"
+            f" data.max_length to {turn} or less"
+        )
+    return errors
+
+
 def described(key: str, arguments: Mapping[str, Any], **given: Any) -> PreTrainedConfig:
     """Return the config of an architecture that a YAML describes under `key`, held against a model without memory.
 

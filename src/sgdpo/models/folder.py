@@ -17,6 +17,11 @@ AGAIN = "copy or download it again"
 INDEX = "model.safetensors.index.json"
 # Types of tensors in a safetensors file that are weights as they are, or buffers; others are quantised weights.
 WHOLE = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}
+# What transformers reads of a folder beside the weights.
+JSON = (
+    "config.json", "generation_config.json", "*.index.json", "tokenizer*.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab*.json", "chat_template.json",
+)  # fmt: skip
 
 
 def folder_errors(model: ModelConfig, folder: Path) -> list[str]:
@@ -37,9 +42,11 @@ def folder_errors(model: ModelConfig, folder: Path) -> list[str]:
     if errors:
         return errors
     config = read_json(folder / "config.json", kind=dict)
-    if "quantization_config" in config:
-        errors.append(_quantised(folder, config["quantization_config"].get("quant_method", "some way")))
-    if "auto_map" in config and not model.trust_remote_code:
+    if how := config.get("quantization_config"):
+        errors.append(
+            _quantised(folder, how.get("quant_method", "some way") if isinstance(how, dict) else how)
+        )
+    if config.get("auto_map") and not model.trust_remote_code:
         errors.append(
             f"model.path={folder} comes with Python code of its own; read it, then set model.trust_remote_code=true"
         )
@@ -47,7 +54,7 @@ def folder_errors(model: ModelConfig, folder: Path) -> list[str]:
 
 
 def _damaged_json(folder: Path) -> Iterator[str]:
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted({file for pattern in JSON for file in folder.glob(pattern)}):
         try:
             read_json(file, kind=dict, advice=AGAIN)
         except DamagedError as error:
@@ -65,17 +72,26 @@ def _weight_errors(folder: Path) -> Iterator[str]:
     for file in files:
         try:
             with safe_open(file, "pt") as opened:
-                kinds |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+                slices = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118
+                kinds |= {part.get_dtype() for part in slices if not _is_mask(part.get_shape())}
         except (SafetensorError, OSError) as error:
             yield f"{file} is damaged ({error}); {AGAIN}"
     if kinds - WHOLE:
         yield _quantised(folder, ", ".join(sorted(kinds - WHOLE)))
     try:
-        shards = set(read_json(folder / INDEX, default={}, kind=dict).get("weight_map", {}).values())
+        shards = read_json(folder / INDEX, default={}, kind=dict).get("weight_map", {})
     except DamagedError:
         return  # said already
-    for name in sorted(shards - {file.name for file in files}):
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        yield f"{folder / INDEX} names no files by tensor (weight_map); {AGAIN}"
+        return
+    for name in sorted(set(shards.values()) - {file.name for file in files}):
         yield f"{folder / name} is missing, which {INDEX} names; {AGAIN}"
+
+
+def _is_mask(shape: list[int]) -> bool:
+    """Say whether a tensor is the causal mask that older GPT-2s and GPT-NeoXs were saved with, in bytes."""
+    return len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3]
 
 
 def _quantised(folder: Path, how: str) -> str:

@@ -33,7 +33,6 @@ from sgdpo.models.architectures import (
     architecture_errors,
     described,
     describing_errors,
-    rotation_turn,
     supports_sdpa,
 )
 from sgdpo.models.folder import MERGE_IT, folder_errors
@@ -114,6 +113,7 @@ def load_model(
         built, report = _loaded(
             lambda: AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `check_tensors` names them
                 quantization_config=_four_bits() if quantise else None, output_loading_info=True,
                 **_hub_arguments(model, weights),
             ), "the model", folder,
@@ -126,10 +126,13 @@ def load_model(
 
 
 def check_tensors(report: dict[str, Any], folder: str | Path) -> None:
-    """Raise ValueError if weights were not there (transformers draws them at random); say which were left over."""
+    """Raise ValueError if weights were not there or of other sizes; say which were left over.
+
+    transformers draws the former at random.
+    """
 
     def listed(key: str) -> str:
-        names = sorted(report[key])
+        names = sorted(name if isinstance(name, str) else name[0] for name in report[key])
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         return ", ".join(names[:NAMES_SHOWN]) + more
 
@@ -137,6 +140,11 @@ def check_tensors(report: dict[str, Any], folder: str | Path) -> None:
         raise ValueError(
             f"{folder} lacks {len(report['missing_keys'])} tensors of the model: {listed('missing_keys')}. They would"
             " be random; copy or download it again, or check model_type in its config.json"
+        )
+    if report["mismatched_keys"]:
+        raise ValueError(
+            f"{folder} holds tensors of other sizes than its config.json says: {listed('mismatched_keys')}; the two are"
+            " not of one model: copy or download it again"
         )
     if report["unexpected_keys"]:
         found = listed("unexpected_keys")
@@ -150,9 +158,11 @@ def _loaded(load: Callable[[], T], what: str, place: str | Path) -> T:
     try:
         return load()
     except Exception as error:  # tokenizers and safetensors raise bare ones
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        said = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
         raise ValueError(
-            f"{what} of {place} cannot be loaded: {said}. Copy or download it again, or save it with save_pretrained"
+            f"{what} of {place} cannot be loaded: {said.rstrip('.')}. Copy or download it again, or save it with"
+            " save_pretrained"
         ) from error
 
 
@@ -255,34 +265,6 @@ def _reading_errors(model: ModelConfig) -> list[str]:
 def config_errors(config: PreTrainedConfig, adapter: AdapterConfig | None = None) -> list[str]:
     """List what a model's config alone says against training it, with an adapter if there is one."""
     return architecture_errors(config) or (adapter_errors(adapter, config) if adapter is not None else [])
-
-
-def fit_errors(config: PreTrainedConfig, tokenizer_size: int, longest: int) -> list[str]:
-    """List why data does not fit the model: ids beyond its vocabulary, sequences beyond its positions.
-
-    tokenizer_size: number of ids the tokenizer can give. longest: tokens of the longest sequence.
-    """
-    errors = []
-    config = config.get_text_config()
-    if tokenizer_size > config.vocab_size:
-        errors.append(
-            f"the tokenizer gives ids up to {tokenizer_size - 1}, but the model's vocabulary holds"
-            f" {config.vocab_size}; take the tokenizer that belongs to the model"
-        )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        errors.append(
-            f"the longest sequence has {longest} tokens, but the model has {positions} positions;"
-            f" set data.max_length to {positions} or less"
-        )
-    turn = rotation_turn(config)
-    if turn is not None and longest > turn:
-        errors.append(
-            f"the longest sequence has {longest} tokens, but the model's rotations (longrope) change for a whole row"
-            f" where one is longer than {turn}, so that a sequence would depend on its row's company; set"
-            f" data.max_length to {turn} or less"
-        )
-    return errors
 
 
 def content_hashes(

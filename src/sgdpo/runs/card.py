@@ -38,7 +38,8 @@ def model_card(run: RunView, licence: str | None = None) -> str:
         "Licence: " + (licence or "not chosen yet; the base model's and the data's own terms apply.") + "\n",
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         "model = AutoModelForCausalLM.from_pretrained(PATH)\ntokenizer = AutoTokenizer.from_pretrained(PATH)\n```\n",
-        *["It is an adapter: the package peft must be there, and the base that adapter_config.json names.\n"] * alone,
+        *["It is an adapter: the package peft must be there, and the base that adapter_config.json names.\n"]
+        * alone,
         "The tokenizer holds the chat template that it was trained with.\n",
         "## Training\n",
         f"{counts.get('kept', '?')} of {counts.get('read', '?')} rows of {counts.get('source', data['name'])}, "

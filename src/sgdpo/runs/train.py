@@ -30,11 +30,10 @@ from sgdpo.data.prepare import Prepared, describe, prepare
 from sgdpo.method import Method
 from sgdpo.models.adapters import WithoutAdapter, fit_adapter, write_base
 from sgdpo.models.allocator import keep_freed_memory
-from sgdpo.models.architectures import path_words
+from sgdpo.models.architectures import fit_errors, path_words
 from sgdpo.models.load import (
     config_errors,
     content_hashes,
-    fit_errors,
     load_config,
     load_model,
     load_tokenizer,

@@ -1,0 +1,23 @@
+"""Folders that hold a model, whole or spoilt in one way."""
+
+from __future__ import annotations
+
+import json
+
+from sgdpo.config.schema import ModelConfig
+
+
+def local(path, **values) -> ModelConfig:
+    return ModelConfig(name="local", path=str(path), **values)
+
+
+def broken_folder(tmp_path, saved, without: str = "", **config: object):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in saved.iterdir():
+        if without not in file.name or not without:
+            (folder / file.name).write_bytes(file.read_bytes())
+    if config:
+        values = json.loads((folder / "config.json").read_text()) | config
+        (folder / "config.json").write_text(json.dumps(values))
+    return folder
