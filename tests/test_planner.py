@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,14 @@ def test_any_causal_model_can_be_planned_whatever_its_config_calls_things(kind: 
     assert shape.hidden <= shape.intermediate
     assert min(shape.layers, shape.attention, shape.key_value, shape.body) > 0
     assert activations(shape, Row(100, 50), True, True, head_budget_mb=64) > 0
+
+
+def test_a_model_that_takes_no_adapter_is_planned_without_those_ways() -> None:
+    facts = AutoConfig.for_model("nemotron_h", hybrid_override_pattern="M*-M").to_diff_dict()
+    config = run("model=local", "model.path=org/name", "data=ultrafeedback")
+    planned = plan(replace(config, model=replace(config.model, facts={**facts, "model_type": "nemotron_h"})))
+    assert "precision=lean" in (ways := ways_to_fit(planned))
+    assert not any("adapter" in way for way in ways)
 
 
 def test_what_offloads_to_nowhere_or_cuts_less_is_planned_so() -> None:

@@ -240,7 +240,11 @@ def ways_to_fit(plan: Plan) -> dict[str, int]:
         other = to_run_config(compose_run(words))
         engine = replace(other.engine, gpu_memory_gb=config.engine.gpu_memory_gb)
         changed = replace(config, precision=other.precision, engine=engine, adapter=other.adapter)
-        held = states_of(changed, plan.shape).total + activations_of(changed, plan.shape, plan.work.row, True)
+        try:
+            states = states_of(changed, plan.shape)
+        except ValueError:
+            continue  # no way for a model that peft fits no adapter to
+        held = states.total + activations_of(changed, plan.shape, plan.work.row, True)
         found[" ".join(words)] = held + CONTEXT
     return found
 

@@ -7,6 +7,7 @@ start came from. Its path and the hash of its weights stand beside the adapter, 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,14 @@ def _peft_errors(adapter: AdapterConfig, config: PreTrainedConfig) -> list[str]:
 
 
 def trained_parameters(adapter: AdapterConfig, config: PreTrainedConfig) -> int:
-    """Return how many parameters an adapter trains, counted on a model without memory."""
+    """Return how many parameters an adapter trains, counted on a model without memory.
+
+    Raises peft's ValueError for an architecture or a layer that it does not fit.
+    """
     from peft import get_peft_model
 
-    fitted = get_peft_model(skeleton(config), _peft_config(adapter))
+    with warnings.catch_warnings(action="ignore"):  # of what matters to those who train it
+        fitted = get_peft_model(skeleton(config), _peft_config(adapter))
     return sum(p.numel() for p in fitted.parameters() if p.requires_grad)
 
 
