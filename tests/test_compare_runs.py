@@ -94,6 +94,8 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     other = run_with(tmp_path / "exp" / "other", [1.0] * 5)
     with pytest.raises(ValueError, match="at least two runs"):
         compare_runs(runs[:1], None)
+    with pytest.raises(ValueError, match=r"^\S+nowhere is not a run: it holds no record.json; give outputs/"):
+        compare_runs([runs[0], tmp_path / "nowhere"], None)
     with pytest.raises(ValueError, match=r"answered different prompts: 5 of 60"):
         compare_runs([runs[0], other], None)
     with pytest.raises(ValueError, match="holds no judgments by mt_bench-j: evaluate"):

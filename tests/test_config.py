@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from sgdpo.config.compose import CONF, compose_run, to_run_config
+from sgdpo.config.compose import CONF, compose_run, composition_words, to_run_config
 from sgdpo.config.identity import Identity, start_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.run import Run
@@ -156,6 +156,28 @@ def test_an_unknown_key_is_an_error(override: str) -> None:
     except (ConfigCompositionException, OmegaConfBaseException) as error:
         found = str(error)
     assert "typo" in found
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("methd=dpo", "unknown key 'methd': did you mean method?"),
+        ("optimizer.lrr=1", "unknown key 'optimizer.lrr': did you mean optimizer.lr?"),
+        ("nothing_like_it=1", "unknown key 'nothing_like_it': no setting here has this name (see conf/)"),
+        ("method", "'method' is no setting: KEY=VALUE in one word (--help lists them)"),
+        (
+            "data.train=Paare ä.csv",
+            "data.train=Paare ä.csv: token recognition error at: 'ä'; a plain text goes into quotes of its own: "
+            "\"data.train='Paare ä.csv'\"",
+        ),
+        ("method = dpo", "'method = dpo' is no setting: KEY=VALUE in one word (--help lists them)"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_answered_in_our_words(override: str, said: str) -> None:
+    """Hydra's advice, to append the key, leads to the next error."""
+    with pytest.raises(HydraException) as error:
+        compose_run([override])
+    assert composition_words(error.value) == said
 
 
 def test_an_unknown_option_lists_the_options() -> None:

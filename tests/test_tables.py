@@ -275,6 +275,19 @@ def test_a_table_on_the_screen_is_as_wide_as_it_is_and_its_text_is_no_markup(mon
     assert max(map(len, shown.splitlines())) <= 70
 
 
+@pytest.mark.parametrize(("columns", "wide"), [("20", 95), ("80", 95), ("100", 100)])
+def test_a_narrow_screen_loses_no_digit_and_no_letter(monkeypatch, columns, wide):
+    """A name of 8 characters beside each other, a number of 8, six of 9 with their signs, and the frame: 95."""
+    monkeypatch.setenv("COLUMNS", columns)
+    name, heads = "sgdpo-tiny_llama-verifiable-r0.6-0.9", [f"held-out number {n}" for n in range(7)]
+    shown = Table("t", "", ["run", *heads], [[name, *(number(-n / 7, 6, 0.25) for n in range(7))]]).console()
+    assert max(map(len, shown.splitlines())) == wide
+    assert all(f" −{n / 7:.6f} " in shown for n in range(1, 7))
+    cells = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+    assert "".join(cells) == name
+    assert "…" not in shown
+
+
 def test_a_table_says_what_nominal_ratios_came_out_as(tmp_path):
     """Two seeds at (0.6, 0.9) that logged 0.5 and 0.6 of the chosen, 0.8 of the rejected side: means 0.55 and 0.80."""
     for seed, chosen in ((42, 0.5), (43, 0.6)):

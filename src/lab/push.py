@@ -78,6 +78,8 @@ def merge_adapter(folder: Path, target: Path, trusted: bool = False) -> None:
 def _finished(folder: Path) -> RunView:
     """Return a run. Raise ValueError if it is not finished or its weights are not whole."""
     run = view_run(folder)
+    if run.status == "broken":
+        raise ValueError(run.error)
     if run.status != "finished":
         raise ValueError(
             f"{folder} is no finished run ({run.error or run.status}); train it to its end first"

@@ -58,7 +58,7 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
     if len({run.resolve() for run in runs}) < len(runs):
         raise ValueError("a run is named more than once; it differs from itself by nothing")
     views = [view_run(run) for run in runs]
-    if broken := [f"{view.folder}: {view.error}" for view in views if view.status == "broken"]:
+    if broken := [str(view.error) for view in views if view.status == "broken"]:
         raise ValueError("\n".join(broken))
     evaluation = evaluation or _shared(views)
     for view in views:

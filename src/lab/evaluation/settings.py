@@ -22,7 +22,7 @@ from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model
-from sgdpo.runs.records import RECORD, RunView
+from sgdpo.runs.records import RECORD, RunView, view_run
 from sgdpo.source import load_dotted
 from sgdpo.store import hash_json
 from sgdpo.values import PLACE, Range, schema_errors
@@ -139,11 +139,7 @@ def _run_errors(config: EvaluateConfig) -> list[str]:
         return [
             "name at least one run: scripts/evaluate.py outputs/<experiment>/<run> [...] benchmark=verifiable"
         ]
-    errors = [
-        f"{run} is not a run: it holds no record.json; give outputs/<experiment>/<run>"
-        for run in config.runs
-        if not (Path(run) / RECORD).is_file()
-    ]
+    errors = [str(view_run(Path(run)).error) for run in config.runs if not (Path(run) / RECORD).is_file()]
     if len({Path(run).resolve() for run in config.runs}) != len(config.runs):
         errors.append("a run is named more than once")
     return errors

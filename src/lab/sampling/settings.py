@@ -17,7 +17,7 @@ from lab.answers.generate import GENERATOR, generator_errors
 from lab.answers.prompts import Sampling
 from lab.sampling.scorers import scorer_errors
 from sgdpo.config import compose
-from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknown_keys
+from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknown_key, unknown_keys
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
@@ -69,9 +69,7 @@ def compose_sample(words: Sequence[str]) -> SampleConfig:
 def to_sample_config(config: DictConfig) -> SampleConfig:
     """Return the resolved sampling as a typed dataclass. Raise ValueError for unknown keys."""
     if unknown := unknown_keys(config, SampleConfig):
-        raise ValueError(
-            "\n".join(f"unknown key {key!r}: no setting has this name (see conf/)" for key in unknown)
-        )
+        raise ValueError("\n".join(map(unknown_key, unknown)))
     return to_typed(config, SampleConfig)
 
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sgdpo.config.compose import composition_words, to_run_config, unknown_keys
+from sgdpo.config.compose import composition_words, to_run_config, unknown_key, unknown_keys
 from sgdpo.config.schema import RunConfig, TrainerConfig
 from sgdpo.runs.records import RECORD, flatten, view_run
 from sgdpo.runs.run import Run
@@ -252,11 +251,12 @@ def _refuse_unknown_keys(batch: Sequence[Sequence[str]], composer: Composer) -> 
     parsed = [o for o in composer.parser.parse_overrides(words) if not o.is_hydra_override()]
     keys = {o.key_or_group for o in parsed if not composer.chooses_a_group(o)}
     settings = asdict(RunConfig())
-    known, unknown = [*settings, *flatten(settings)], []
-    for key in sorted(keys):
-        if unknown_keys(OmegaConf.from_dotlist([f"{key}=null"])):
-            close = get_close_matches(key, known, 1)
-            unknown.append(f"unknown key '{key}'" + (f": did you mean {close[0]}?" if close else ""))
+    known = [*settings, *flatten(settings)]
+    unknown = [
+        unknown_key(key, known)
+        for key in sorted(keys)
+        if unknown_keys(OmegaConf.from_dotlist([f"{key}=null"]))
+    ]
     if unknown:
         raise SweepError("\n".join(unknown))
 

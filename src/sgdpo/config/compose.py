@@ -1,8 +1,9 @@
 """Compose `conf/` into the typed RunConfig, and keep what the typed form cannot catch out of it."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
@@ -62,6 +63,13 @@ def unknown_keys(config: DictConfig, schema: type = RunConfig) -> list[str]:
     return sorted(_unknown(node, schema(), ""))
 
 
+def unknown_key(key: str, known: Iterable[str] = ()) -> str:
+    """Say that there is no such key, and which of the known ones may be meant."""
+    close = get_close_matches(key, known, 1)
+    meant = f"did you mean {close[0]}?" if close else "no setting here has this name (see conf/)"
+    return f"unknown key {key!r}: {meant}"
+
+
 def _settings_apart(node: Any) -> Any:
     """Move a data set's own settings into one place; its contract checks them."""
     if not isinstance(node.get("data"), dict):
@@ -84,7 +92,12 @@ def composition_words(error: Exception) -> str:
     """Return what Hydra or OmegaConf says of a configuration as one sentence, with the reason kept in its cause."""
     if str(error).startswith("error: "):
         return str(error)  # a sweep's, which lists the cells
+    if isinstance(error, OverrideParseException):
+        return _misread(error)
     causes = [e for e in (error, error.__cause__, error.__context__) if e is not None]
+    if found := re.match(r"Could not override '(.+)'", str(error)):
+        parent = getattr(error.__cause__, "parent_node", None) or {}
+        return unknown_key(found[1], [f"{found[1].rpartition('.')[0]}.{key}".lstrip(".") for key in parent])
     text = "\n".join(dict.fromkeys(str(e).strip() for e in causes)).split("Config search path:")[0]
     lines = [
         line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith(NOISE)
@@ -92,6 +105,15 @@ def composition_words(error: Exception) -> str:
     options = ", ".join(line.strip() for line in lines if line.startswith("\t"))
     sentence = ": ".join(line.rstrip(".:") for line in lines if not line.startswith("\t"))
     return f"{sentence}: {options}" if options else sentence
+
+
+def _misread(error: OverrideParseException) -> str:
+    """Say why Hydra cannot read a word of the command line, and how a text is given that its grammar does not take."""
+    key, equals, value = error.override.partition("=")
+    if not (key.strip() and equals) or key != key.strip():
+        return f"{error.override!r} is no setting: KEY=VALUE in one word (--help lists them)"
+    reason = str(error.__context__ or error).splitlines()[0]
+    return f"{error.override}: {reason}; a plain text goes into quotes of its own: \"{key}='{value}'\""
 
 
 def options_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

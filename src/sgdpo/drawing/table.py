@@ -14,6 +14,7 @@ from sgdpo.store import read_json, write_json, write_whole
 
 DASH = "–"
 FORMS = (".md", ".tex", ".csv", ".json")
+LEAST_LABEL = 8  # characters of a row's name that a narrow screen leaves beside each other
 TEX = {
     **{character: rf"\{character}" for character in "&%_#${}"},
     **{
@@ -149,22 +150,40 @@ class Table:
         return out.getvalue()
 
     def console(self) -> str:
-        """Draw the table as wide as the terminal; a pipe has room for every column."""
+        """Draw the table as wide as the terminal; a pipe has room for every column.
+
+        Where it is narrow, names and heads fold and numbers stay whole; the terminal folds what is wider still.
+        """
+        from rich.cells import cell_len
         from rich.console import Console
         from rich.table import Table as Grid
         from rich.text import Text
 
-        width = max(shutil.get_terminal_size((200, 24)).columns, 60)
+        rows = [[text + (f" ({n})" if n else "") for text, n in row] for row in self.shown()]
+        columns = list(zip(self.header, *rows, strict=True))
+        wide = [max(map(cell_len, texts)) for texts in columns]
+        least = [
+            LEAST_LABEL
+            if column < self.labels
+            else max(cell_len(w) for t in texts[1:] for w in [*t.split(), ""])
+            for column, texts in enumerate(columns)
+        ]
+        frame = 3 * len(columns) + 1
+        room = max(shutil.get_terminal_size((200, 24)).columns, 60) - frame
+        while sum(wide) > room and (loose := [c for c, width in enumerate(wide) if width > least[c]]):
+            wide[max(loose, key=wide.__getitem__)] -= 1
         grid = Grid()
         for column, head in enumerate(self.header):
-            grid.add_column(Text(head), justify="left" if column < self.labels else "right")
-        for row in self.shown():
-            grid.add_row(*(Text(text + (f" ({n})" if n else "")) for text, n in row))
-        screen = Console(file=io.StringIO(), width=width)
+            side = "left" if column < self.labels else "right"
+            grid.add_column(Text(head), justify=side, overflow="fold", width=wide[column])
+        for row in rows:
+            grid.add_row(*map(Text, row))
+        screen = Console(file=io.StringIO(), width=frame + sum(wide))
         screen.print(grid)
+        lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
         title = [self.title] if self.title else []
         notes = [(f"({n}) " if n else "") + text for n, text in self.notes()]
-        return "\n".join([*title, *map(str.rstrip, screen.file.getvalue().splitlines()), *notes])
+        return "\n".join([*title, *lines, *notes])
 
     def write(self, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

@@ -171,8 +171,7 @@ class Record:
         return {row["split"]: row for row in rows if row["step"] <= best["step"]}
 
     def fail(self, error: str) -> None:
-        """Close the record as failed, with the reason; the metrics so far stay, and so does a finished record that
-        this attempt had nothing to put in place of."""
+        """Close the record as failed; the metrics stay, and so does a finished record that nothing has replaced."""
         if not self._begun and self._before.get("status") != "finished":
             kept = {**self._before, "attempts": self.fields["attempts"], "tracker": self.fields["tracker"]}
             self.fields, self._begun = kept, True
@@ -228,8 +227,7 @@ def why_foreign(folder: Path, manifest: Mapping[str, Any]) -> str | None:
 class RunView:
     """Hold one run as the sweeps and reports read it.
 
-    status: finished, failed, running, interrupted (says running, but its process is gone) or broken (the
-    record cannot be read; `error` says why and `record` is empty).
+    status: finished, failed, running, interrupted (its process is gone) or broken (`error` says why, no `record`).
     """
 
     folder: Path
@@ -321,7 +319,9 @@ def _record_paths(outputs: Path, experiment: str | None = None, names: str = "*"
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    fields = read_json(folder / RECORD, kind=dict, advice=ADVICE)
+    fields = read_json(folder / RECORD, default=None, kind=dict, advice=ADVICE)
+    if fields is None:
+        raise ValueError(f"{folder} is not a run: it holds no {RECORD}; give outputs/<experiment>/<run>")
     if fields.get("format") != FORMAT:
         raise ValueError(
             f"{folder / RECORD} has format {fields.get('format')!r}, this code reads format {FORMAT}. "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sgdpo.config.compose import config_folders, method_of, to_run_config, unknown_keys
+from sgdpo.config.compose import config_folders, method_of, to_run_config, unknown_key, unknown_keys
 from sgdpo.config.identity import needs_start, start_errors
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
 from sgdpo.method import method_errors
@@ -27,7 +27,7 @@ def config_errors(config: DictConfig, sound: Callable[[RunConfig], object] = id)
     sound: is told of the run once its values are sound, before seconds of imports.
     """
     if unknown := unknown_keys(config):
-        return [f"unknown key {key!r}: no setting has this name (see conf/)" for key in unknown]
+        return [*map(unknown_key, unknown)]
     try:
         typed = to_run_config(config)
     except ValueError as error:
