@@ -15,6 +15,8 @@ help: ## List every target
 TORCH ?= auto
 LOCK ?= 1
 $(VENV)/.installed: requirements.txt requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: $(PYTHON) is Python %d.%d, and 3.11 or newer \
+	is needed: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) scripts/install.py --torch $(TORCH) $(if $(LOCK),,--no-lock)
 	@touch $@

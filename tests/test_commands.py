@@ -141,6 +141,22 @@ def test_every_script_of_the_readme_takes_its_words(command: str, tmp_path: Path
         assert all(f'"{word}"' in text for word in words if word.startswith("--"))
 
 
+def test_an_old_python_is_refused_before_it_makes_an_environment(tmp_path: Path) -> None:
+    """An environment that is there keeps its Python, whatever PYTHON= says afterwards."""
+    old = tmp_path / "python3.9"
+    old.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[2])" "$@"\n'
+    )
+    old.chmod(0o755)
+    command = ["make", "setup", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.startswith(
+        f"error: {old} is Python 3.9, and 3.11 or newer is needed: make setup PYTHON=python3.11\n"
+    )
+    assert not (tmp_path / "venv").exists()
+
+
 def test_clean_asks_before_it_removes(tmp_path: Path) -> None:
     (tmp_path / "outputs" / "demo").mkdir(parents=True)
     (tmp_path / "outputs" / "published").mkdir()

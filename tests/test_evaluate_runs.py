@@ -269,6 +269,7 @@ def test_the_command_prints_a_table_and_leaves_nothing_beside_the_outputs(runs, 
     )
     assert done.returncode == 0, done.stderr
     assert "score" in done.stdout
+    assert "Loading weights" not in done.stderr, "one bar at a time, and that is ours"
     assert not list(tmp_path.iterdir())
     failed = subprocess.run([*command[:2], "nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 2

@@ -69,6 +69,9 @@ def test_help_is_a_page_and_loads_nothing_heavy(script: Path, tmp_path: Path) ->
     assert (code, errors, heavy) == (0, "", [])
     assert len(said.splitlines()) > 5
     assert list(tmp_path.iterdir()) == []
+    groups = said.partition("\nGroups (")[2].partition("\nKeys (")[0]
+    options = [line for line in groups.splitlines() if line.startswith("    ")]
+    assert [line for line in options if not line.endswith((".", ")", "`", "'"))] == [], "no sentence is cut"
 
 
 @EVERY
@@ -151,6 +154,11 @@ run_command(main, stopped="the same command continues")
             "error: a: b\nerror: c: d\n  more\n",
         ),
         ("sys.exit('error: by hand')", 1, "error: by hand\n"),
+        (
+            "try: raise KeyboardInterrupt\n    finally: raise HydraException('met in a clean-up')",
+            130,
+            "\nstopped; the same command continues\n",
+        ),
     ],
 )
 def test_what_may_happen_to_a_user_is_said_in_lines(tmp_path: Path, body: str, code: int, said: str) -> None:

@@ -4,7 +4,6 @@ import sys
 
 import torch
 from transformers import GenerationConfig, TextStreamer
-from transformers.utils.logging import disable_progress_bar
 
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.conversation import cut_prompt, prompt_ids, stop_ids
@@ -20,7 +19,6 @@ class Chat:
     """Hold a conversation with one model."""
 
     def __init__(self, model: ModelConfig, device: str, temperature: float, longest: int, seed: int):
-        disable_progress_bar()
         place = device_of(device)
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, seed=0).to(place).eval()

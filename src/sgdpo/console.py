@@ -65,6 +65,8 @@ def expected_failures(code: int = 2) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except Exception as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
         # Hydra's errors first: some of them are OSErrors or ValueErrors too.
         if any(base.__module__.startswith(("hydra.", "omegaconf.")) for base in type(error).__mro__):
             from sgdpo.config.compose import composition_words
@@ -77,6 +79,11 @@ def expected_failures(code: int = 2) -> Iterator[None]:
             raise
         # A mistake a line; an indented line belongs to the one above.
         fail(re.split(r"\n(?=\S)", str(error)), code=code)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Say whether Ctrl-C is behind an error: met in the middle of a clean-up, a library raises one of its own."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _interrupted(error.__context__))
 
 
 class Parser(argparse.ArgumentParser):

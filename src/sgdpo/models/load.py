@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.utils.logging import disable_progress_bar
 
 from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.template import default_template
@@ -99,6 +100,7 @@ def load_model(
     `seed`, which leaves the global random state alone. Of a folder that holds an adapter: its base with the adapter
     merged. quantise: hold the linear layers' weights in 4 bits.
     """
+    disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
     folder = weights or model.path
     if folder is not None and is_adapter(Path(folder)):
         base = load_model(model, weights=base_of(Path(folder)), seed=seed, dtype=dtype)

@@ -18,7 +18,6 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.utils.logging import disable_progress_bar
 
 from sgdpo.config.compose import method_of
 from sgdpo.config.schema import RunConfig
@@ -102,7 +101,6 @@ class Schedule:
 
 def train(run: Run) -> None:
     """Train one run in its folder. Its SFT start, if it needs one, must be finished."""
-    disable_progress_bar()  # transformers' bars for loading and saving; ours are for what takes long
     config, state = run.config, PartialState(cpu=not on_gpu(run.config))
     if state.device.type == "cpu":
         keep_freed_memory()
