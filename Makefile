@@ -62,7 +62,7 @@ demo: setup ## Set up, train SFT, SGDPO and DPO on the embedded world, print a t
 train: setup ## One run: make train ARGS="method=dpo seed=3"
 	$(PY) src/train.py $(ARGS)
 
-pair: setup ## Show a pair by its id: make pair ID=26214791 RUN=outputs/demo/dpo-... (or ARGS="data=ultrafeedback")
+pair: setup ## Show a pair by its id: make pair ID=26214252 RUN=outputs/demo/dpo-... (or ARGS="data=ultrafeedback")
 	@$(PY) scripts/pair.py $(ID) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 clean: ## Remove outputs except outputs/published (asks first; FORCE=1 does not)

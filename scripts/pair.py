@@ -1,7 +1,7 @@
 """Show a pair by its id, or by its id's first digits: its texts as they are trained, its tokens, its row.
 
 python scripts/pair.py 2621479101317797913 data=ultrafeedback       of the data set that these settings read
-python scripts/pair.py 26214791 --run outputs/demo/dpo-...          of a run's data, with its rewards
+python scripts/pair.py 26214252 --run outputs/demo/dpo-...          of a run's data, with its rewards
 
 With --run: extra=[FILE] where the run's method or data is in a file of yours, model.trust_remote_code=true where its
 model brings code that you trust.
