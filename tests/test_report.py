@@ -334,6 +334,9 @@ def test_what_was_published_before_stays_as_it_was_and_is_named(tmp_path):
     assert text.count("### Table 1") == 1
     publish(tmp_path)
     assert results.read_text() == text
+    results.write_text("## table1\n\n![an end that an editor trimmed](a.png)\n")
+    publish(tmp_path)
+    assert "(a.png)\n\n## ratio_grid\n" in results.read_text()
 
 
 def test_a_published_table_goes_between_its_marks_in_the_readme(tmp_path):

@@ -206,8 +206,8 @@ def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Pat
     before = dict(SECTION.findall(results.read_text("utf-8"))) if results.is_file() else {}
     now = _sections(named, suffix)
     kept = [name for name in before if name not in now]
-    sections = "".join(f"## {name}\n{(before | now)[name]}" for name in in_order(before | now))
-    write_whole(results, f"{_head(suffix, mixture, kept)}\n{sections}")
+    sections = [f"## {name}\n{(before | now)[name].rstrip()}\n" for name in in_order(before | now)]
+    write_whole(results, "\n".join([_head(suffix, mixture, kept), *sections]))
     return [*copied, results]
 
 
