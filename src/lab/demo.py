@@ -15,6 +15,7 @@ from sgdpo.drawing.style import Picture
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView, view_run
 from sgdpo.runs.run import execute
+from sgdpo.runs.validate import config_errors
 
 EVALUATION = "verifiable-checker"
 METHODS = ("sgdpo", "dpo")
@@ -23,8 +24,14 @@ SETTINGS = ("experiment=demo", "optimizer.lr=6e-4")
 
 
 def demonstrate(overrides: list[str]) -> str:
-    """Train and judge what is missing, write outputs/demo/, and return the closing text."""
-    configs = [to_run_config(compose_run([f"method={name}", *SETTINGS, *overrides])) for name in METHODS]
+    """Train and judge what is missing, write outputs/demo/, and return the closing text.
+
+    Raises ValueError with all that is wrong with the settings, before anything is trained.
+    """
+    composed = [compose_run([f"method={name}", *SETTINGS, *overrides]) for name in METHODS]
+    if errors := dict.fromkeys(error for config in composed for error in config_errors(config)):
+        raise ValueError("\n".join(errors))
+    configs = [to_run_config(config) for config in composed]
     folders = [execute(config) for config in configs]
     config = configs[0]
     start = folders[0].parent / str(view_run(folders[0])["start"])
