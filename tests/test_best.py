@@ -70,6 +70,47 @@ class TestSelection:
             "the best differs from the runner-up beyond noise (paired over seeds"
         )
 
+    def test_a_setting_that_is_left_with_fewer_seeds_is_named_and_not_ranked(self, tmp_path):
+        """Its only seed is the luckiest of all; on one seed each, nobody has fewer."""
+        write_margins(tmp_path, (0.6, 0.9), [2.0, 3.0, 4.0])
+        write_margins(tmp_path, (0.7, 0.9), [5.0])
+        write_margins(tmp_path, (0.8, 0.9), [1.0, 2.5, 2.5])
+        (finding,) = find_best(tmp_path, "grid", MARGINS)
+        assert [ratio_of(row)[0] for row in finding["ranking"]] == [0.6, 0.8]
+        assert [(ratio_of(row)[0], row["seeds"]) for row in finding["on_fewer_seeds"]] == [(0.7, 1)]
+        assert "Not ranked, on fewer than 3 seeds: 0.7 (1: 5)." in render_best([finding])
+        table = experiment_results(tmp_path, "grid", MARGINS).table()
+        assert [row[0].text for row in table.rows] == ["0.6", "0.8", "0.7"]
+        assert "held-out margin, those on fewer seeds below" in table.facts[0]
+
+    def test_a_setting_and_a_metric_may_be_told_of_fewer_seeds_than_are_finished(self, tmp_path):
+        write_run(tmp_path, "grid", "dpo", seed=42)
+        write_run(tmp_path, "grid", "dpo", seed=43, evaluated=False)
+        ((_, rate, margin, *_),) = experiment_results(tmp_path, "grid").table().rows
+        assert (rate.note, margin.note) == ("1 of its 2 seeds have it", None)
+
+    @pytest.mark.parametrize(
+        ("key", "field", "values", "best"),
+        [
+            ("adapter.targets", "settings", [{"adapter": {"targets": [t]}} for t in "qv"], ["v"]),
+            ("content of data.train", "contents", [{"data.train": "0" * 64}, {"data.train": "1" * 64}], "1" * 8),
+            ("data.limit", "settings", [{"data": {"name": "verifiable", "limit": n}} for n in (9, None)], None),
+        ],
+        ids=["list", "content", "null"],
+    )  # fmt: skip
+    def test_whatever_tells_runs_of_one_seed_apart_is_a_key(self, tmp_path, key, field, values, best):
+        """Two runs are not two seeds of one setting because the rows were edited between them."""
+        for margin, value in enumerate(values):
+            folder = write_run(tmp_path, "grid", "dpo", lr=1e-5 * (1 + margin), evaluated=False)
+            record = json.loads((folder / "record.json").read_text())
+            record["settings"]["optimizer"] = {}
+            record["final"]["eval"]["rewards/margins"] = float(margin)
+            record[field] = {**record.get(field, {}), **value}
+            (folder / "record.json").write_text(json.dumps(record))
+        (finding,) = find_best(tmp_path, "grid", MARGINS)
+        assert (finding["keys"], finding["best"]["setting"][key], finding["beside"]) == ([key], best, [])
+        assert [(row["mean"], row["seeds"]) for row in finding["ranking"]] == [(1.0, 1), (0.0, 1)]
+
     def test_one_seed_cannot_tell(self, tmp_path):
         write_margins(tmp_path, (0.6, 0.9), [2.0])
         write_margins(tmp_path, (0.7, 0.9), [1.0])

@@ -53,8 +53,10 @@ class Results:
             entries = [_entry(row, metric, digits[metric]) for metric in self.metrics]
             labels = [Entry(_text(row.setting[key])) for key in self.keys] or [Entry("all runs")]
             body.append([*labels, *entries, Entry(str(len(row.runs.finished)))])
+        first = metric_title(self.metrics[0]) if self.metrics else "setting"
+        counts = {len(row.runs.finished) for row in self.rows if row.runs.finished}
         facts = [
-            f"Best first by {metric_title(self.metrics[0]) if self.metrics else 'setting'}. "
+            f"Best first by {first}{', those on fewer seeds below' if len(counts) > 1 else ''}. "
             "± is the standard error: over seeds, or over prompts if there is one seed."
         ]
         left = sum(len(row.runs.runs) - len(row.runs.finished) for row in self.rows)
@@ -75,7 +77,9 @@ def _entry(row: Row, metric: str, digits: int) -> Entry:
         states = sorted({run.status for run in row.runs.runs})
         return Entry(status=states[0] if len(states) == 1 and states != ["finished"] else "missing")
     error = None if found.error is None or math.isnan(found.error) else found.error
-    return number(found.value, digits, error, seeds=found.seeds)
+    finished = len(row.runs.finished)
+    note = f"{found.seeds} of its {finished} seeds have it" if found.seeds < finished else None
+    return number(found.value, digits, error, seeds=found.seeds, note=note)
 
 
 def _text(value: Any) -> str:
@@ -98,29 +102,37 @@ def read_results(runs: Sequence[RunView], metric: str | None = None) -> Results:
         refuse_unknown(readable, metric)
         metrics = [metric, *(name for name in metrics if name != metric)]
     keys, values = swept_keys(readable)
-    folded: dict[tuple[Any, ...], list[RunView]] = {}
+    folded: dict[str, list[RunView]] = {}  # by what a setting looks like: a list is no key, and 1 is not 1.0
     for run in readable:
-        folded.setdefault(tuple(values[run.folder].get(key) for key in keys), []).append(run)
+        folded.setdefault(repr([values[run.folder].get(key) for key in keys]), []).append(run)
     rows = [
-        Row(dict(zip(keys, setting, strict=True)), Repeats(tuple(own))) for setting, own in folded.items()
+        Row({key: values[own[0].folder].get(key) for key in keys}, Repeats(tuple(own)))
+        for own in folded.values()
     ]
     ranked = sorted(rows, key=lambda row: _rank(row, metrics[0] if metrics else None))
     return Results(keys, metrics, ranked, [run.name for run in runs if run.status == "broken"])
 
 
-def _rank(row: Row, metric: str | None) -> tuple[float, str]:
-    """Order rows best first; equal values by their setting, so that the order of the files decides nothing."""
-    found = row.estimate(metric) if metric else None
+def _rank(row: Row, metric: str | None) -> tuple[int, float, str]:
+    """Order rows best first, those with fewer seeds below: the seeds that a setting is left with may be lucky ones.
+
+    Equal values by their setting, so that the order of the files decides nothing.
+    """
+    found, setting = row.estimate(metric) if metric else None, str([*map(_text, row.setting.values())])
     sign = 1.0 if metric and lower_is_better(metric) else -1.0
-    return (sign * found.value if found else math.inf, str([_text(value) for value in row.setting.values()]))
+    return (-found.seeds, sign * found.value, setting) if found else (0, math.inf, setting)
 
 
 def swept_keys(runs: Sequence[RunView]) -> tuple[list[str], dict[Path, dict[str, Any]]]:
-    """Return the keys, as few as tell the settings of runs apart, and every run's values by its folder."""
+    """Return the keys, as few as tell the settings of runs apart, and every run's values by its folder.
+
+    Where a run of the same settings read something else, the content that differs is a key.
+    """
     values = {}
     for run in runs:
         flat = flatten(run["settings"] or {})
         values[run.folder] = {NAMES.get(k, k): v for k, v in flat.items() if k not in NOT_SWEPT}
+        values[run.folder] |= {f"content of {k}": v[:8] for k, v in (run["contents"] or {}).items()}
     every = dict.fromkeys(key for flat in values.values() for key in flat)
     first = [*NAMES.values(), *(key for key in every if key.startswith("ratio."))]
     keys, told_apart = [], 1
@@ -164,35 +176,40 @@ def find_best(outputs: Path, experiment: str, metric: str, keys: Sequence[str] =
     """Select by a metric: for every setting of the other swept keys one finding.
 
     keys: what is selected; by default all that was swept beside model, data and method, or else the method.
-    A finding ranks the settings that have the keys, says whether the best differs from the runner-up beyond
-    noise, and holds the best against the settings that lack the keys (DPO has no ratios). Raises ValueError if
-    there are no runs, no such keys, or none of the runs has the metric.
+    A finding ranks the settings that have the keys and the metric on as many seeds as any of them, says whether the
+    best differs from the runner-up beyond noise, and holds the best against the settings that lack the keys (DPO has no
+    ratios). Raises ValueError if there are no runs, no such keys, or none of the runs has the metric.
     """
     results = experiment_results(outputs, experiment, metric)
     chosen = list(keys) or [key for key in results.keys if key not in NAMES.values()] or ["method"]
     if unknown := [key for key in chosen if key not in results.keys]:
         swept = ", ".join(results.keys) or "nothing but seeds"
         raise ValueError(f"{experiment!r} was not swept over {', '.join(unknown)}; it was over {swept}")
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    beside: list[Row] = []
+    others = [key for key in results.keys if key not in chosen]
+    groups: dict[str, list[Row]] = {}
     for row in results.rows:
-        if all(row.setting[key] is None for key in chosen):
-            beside.append(row)
-        else:
-            where = tuple((key, row.setting[key]) for key in results.keys if key not in chosen)
-            groups.setdefault(where, []).append(row)
+        groups.setdefault(repr([row.setting[key] for key in others]), []).append(row)
+    # Where some of a group have values, null is one of them; where none has, the keys are not there.
+    lacking = [name for name, rows in groups.items() if not any(_has_any(row, chosen) for row in rows)]
+    beside = [row for name in lacking for row in groups.pop(name)]
     return [
-        _finding(dict(where), chosen, metric, rows, beside)
-        for where, rows in groups.items()
+        _finding({key: rows[0].setting[key] for key in others}, chosen, metric, rows, beside)
+        for rows in groups.values()
         if any(row.estimate(metric) for row in rows)
     ]
+
+
+def _has_any(row: Row, keys: Sequence[str]) -> bool:
+    return any(row.setting[key] is not None for key in keys)
 
 
 def _finding(
     where: dict[str, Any], keys: Sequence[str], metric: str, rows: Sequence[Row], beside: Sequence[Row]
 ) -> dict[str, Any]:
-    ranked = [row for row in rows if row.estimate(metric)]  # the rows come best first
-    best, shared = ranked[0], {key: value for key, value in where.items() if key != "method"}
+    having = [
+        row for row in rows if row.estimate(metric)
+    ]  # they come best first, those with most seeds before
+    best, shared = having[0], {key: value for key, value in where.items() if key != "method"}
 
     def told(row: Row, against: Row | None = None) -> dict[str, Any]:
         found = row.estimate(metric)
@@ -201,6 +218,8 @@ def _finding(
         names = ("difference", "p_value", "paired_over")
         return {"setting": dict(row.setting), **numbers, **dict(zip(names, tested, strict=False))}
 
+    seeds = told(best)["seeds"]
+    ranked = [row for row in having if told(row)["seeds"] == seeds]
     runner_up = told(ranked[1], best) if len(ranked) > 1 else None
     return {
         "where": where,
@@ -208,24 +227,27 @@ def _finding(
         "metric": metric,
         "best": told(best),
         "runner_up": runner_up,
-        "verdict": _verdict(runner_up),
+        "verdict": _verdict(runner_up, seeds),
         "beside": [
             told(row, best)
             for row in beside
             if row.estimate(metric) and shared.items() <= row.setting.items()
         ],
         "ranking": [told(row) for row in ranked],
-        "without_metric": [dict(row.setting) for row in rows if row not in ranked],
+        "on_fewer_seeds": [told(row) for row in having if row not in ranked],
+        "without_metric": [dict(row.setting) for row in rows if row not in having],
     }
 
 
-def _verdict(runner_up: Mapping[str, Any] | None) -> str:
+def _verdict(runner_up: Mapping[str, Any] | None, seeds: int) -> str:
     """Say whether the best differs from the runner-up beyond noise, and by which test."""
     if runner_up is None:
-        return "only one setting has the metric: there is nothing to compare with"
+        on = f" on {seeds} seeds" if seeds > 1 else ""
+        return f"only one setting has the metric{on}: there is nothing to compare with"
     p_value = runner_up["p_value"]
     if p_value is None:
-        return "one seed and no scores by prompt: noise cannot be told; run more seeds (seed=0,1,2)"
+        shared = "no seed in common" if runner_up["difference"] is None else "one seed"
+        return f"{shared} and no scores by prompt: noise cannot be told; run more seeds (seed=0,1,2)"
     says = "differs" if p_value < LEVEL else "does not differ"
     test = f"paired over {runner_up['paired_over']}, p = {p_value:.3g}"
     return f"the best {says} from the runner-up beyond noise ({test})"
@@ -256,9 +278,16 @@ def _render(finding: dict[str, Any]) -> Iterator[str]:
             yield f"Best less {name}: {_four(other['difference'])}{test}."
     if finding["beside"]:
         yield f"The best was chosen among {len(finding['ranking'])}, which flatters its lead."
+    if fewer := finding["on_fewer_seeds"]:
+        told = (f"{_values(row['setting'], keys)} ({row['seeds']}: {_four(row['mean'])})" for row in fewer)
+        yield f"Not ranked, on fewer than {finding['best']['seeds']} seeds: {'; '.join(told)}."
     if finding["without_metric"]:
-        lacking = (" ".join(_text(setting[key]) for key in keys) for setting in finding["without_metric"])
+        lacking = (_values(setting, keys) for setting in finding["without_metric"])
         yield f"Without this metric: {'; '.join(lacking)}."
+
+
+def _values(setting: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return " ".join(_text(setting[key]) for key in keys)
 
 
 def _four(value: float | None) -> str:
