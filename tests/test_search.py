@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from lab.report.names import lower_is_better
 from lab.sweeps.cells import SweepError, check_cells
-from lab.sweeps.search import JOURNAL, SearchConfig, _refuse_metric, _space, _study, _text
+from lab.sweeps.search import JOURNAL, SearchConfig, Space, _refuse_metric, _space, _study, _text
 from lab.sweeps.status import experiment_status
 from sgdpo.config.compose import CONF
 from sgdpo.config.schema import TrainerConfig
@@ -84,7 +84,7 @@ def test_a_trial_whose_values_a_kill_cut_off_is_given_them_before_it_runs(tmp_pa
     """It would be a run of the key's default, told as one of the search."""
     folder = tmp_path / "outputs" / "x"
     folder.mkdir(parents=True)
-    _study(folder, SearchConfig(), ["seed"]).ask()
+    _study(folder, SearchConfig(), Space(SEARCH, {"seed": IntDistribution(1000, 2000)})).ask()
     code, screen = run_app(tmp_path, *SEARCH, "seed=interval(1000,2000)", number(1))
     assert code == 0, screen
     assert [run["seed"] for run in read_runs(tmp_path / "outputs", "x")] == [
@@ -109,6 +109,34 @@ def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) 
     assert (states["1"], statuses[1]) == (TrialState.PRUNED, "pruned")
     assert "eval/rewards/margins -1 at step 4" in screen
     assert "1 pruned" in experiment_status(tmp_path / "outputs", "x")
+
+
+def test_what_failed_or_was_killed_is_tried_again_by_the_same_command(tmp_path: Path) -> None:
+    """As a sweep's cells are; it counts once. A search of which nothing came out has failed."""
+    grid = "+hydra.sweeper.search.sampler.search_space.seed=['5','6']"
+    words = (
+        *SEARCH,
+        "seed=5,6",
+        number(2),
+        "n_jobs=2",
+        "hydra.sweeper.search.sampler.class=GridSampler",
+        grid,
+    )
+    code, screen = run_app(tmp_path, *words, todo={5: "fail", 6: "die"})
+    assert (code, "0 trials finished, 0 pruned, 2 failed" in screen) == (1, True), screen
+    code, screen = run_app(tmp_path, *words)
+    assert (code, "2 trials finished, 0 pruned, 0 failed" in screen) == (0, True), screen
+    assert {run["seed"]: run.status for run in read_runs(tmp_path / "outputs", "x")} == dict.fromkeys(
+        (5, 6), "finished"
+    )
+
+
+def test_a_search_does_not_go_on_beside_other_settings(tmp_path: Path) -> None:
+    keys = {"seed": IntDistribution(1, 9)}
+    for words in (["data.limit=9", "n_jobs=1"], ["n_jobs=2", "data.limit=9"]):
+        _study(tmp_path, SearchConfig(), Space(words, keys))
+    with pytest.raises(SweepError, match=r"search over seed to maximize .* with data.limit=9; use another"):
+        _study(tmp_path, SearchConfig(), Space(["data.limit=8"], keys))
 
 
 def corners(*arguments: str):

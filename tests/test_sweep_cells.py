@@ -149,6 +149,14 @@ class TestRefused:
         assert words in message
         assert "search path" not in message.lower()
 
+    def test_a_cell_that_reaches_into_a_mapping_that_its_groups_leave_null(self):
+        message = self.refused("model=tiny_llama,smollm2_135m", "model.tiny.hidden_size=32,64")
+        assert (
+            "  - model.tiny is null here, with nothing in it to set; it is there with model=tiny_llama"
+            in message
+        )
+        assert message.count("\n      in model=smollm2_135m") == 2
+
     def test_a_list_for_a_single_value_says_comma_string(self):
         assert "write a comma string: seed=0,1" in self.refused("seed=[0,1],2")
 

@@ -24,11 +24,11 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sgdpo.config.compose import composition_words, to_run_config, unknown_key, unknown_keys
+from sgdpo.config.compose import composition_words, inside_nothing, to_run_config, unknown_key, unknown_keys
 from sgdpo.config.schema import RunConfig, TrainerConfig
 from sgdpo.runs.records import RECORD, flatten, view_run
 from sgdpo.runs.run import Run
@@ -85,8 +85,11 @@ class Composer:
             with open_dict(base):
                 del base["hydra"]
             self._bases[groups] = base
-        config = deepcopy(self._bases[groups])
         values = [o for o in parsed if not self.chooses_a_group(o) and not o.is_hydra_override()]
+        words = [override.input_line for override in values]
+        if broken := list(inside_nothing(words, lambda: self._bases[groups])):
+            raise ConfigCompositionException("; ".join(broken))
+        config = deepcopy(self._bases[groups])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return config
 
@@ -130,12 +133,17 @@ def label_runs(batch: Sequence[Sequence[str]]) -> list[str]:
     return labels
 
 
+def root_of(override: str) -> str:
+    """Return the group or first key that an override is of: "optimizer" of "optimizer.lr=1e-4"."""
+    return re.split(r"[=./]", override.lstrip("+"), maxsplit=1)[0]
+
+
 def _own_overrides(batch: Sequence[Sequence[str]]) -> list[tuple[list[str], list[str]]]:
     """Return (overrides that say which cell this is, those of them that not every cell has) of each cell."""
     everywhere = set.intersection(*(set(overrides) for overrides in batch)) if len(batch) > 1 else set()
     found = []
     for overrides in batch:
-        own = [o for o in overrides if o.lstrip("+").split("=")[0].split(".")[0] not in HOW]
+        own = [o for o in overrides if root_of(o) not in HOW]
         own = [o for o in own if "{" not in o]  # ratio.rejected=${ratio.chosen} says nothing of its own
         found.append((own, [o for o in own if o not in everywhere] if len(batch) > 1 else []))
     return found

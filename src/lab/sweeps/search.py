@@ -1,15 +1,15 @@
 """Search instead of a grid: Optuna proposes the values, our cells try them, and a journal file remembers every trial.
 
 Each trial is a run like any other. The journal lies in the experiment's folder, so that a killed search goes on: what
-was running is run to its end, from its own checkpoint. A trial whose metric on the way is bad beside the others' is
-ended early (pruned); its record says so.
+was running is run to its end, from its own checkpoint, and what failed is tried again. A trial whose metric on the way
+is bad beside the others' is ended early (pruned); its record says so.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -20,12 +20,13 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from lab.report.cells import last_metric
 from lab.report.names import lower_is_better
 from lab.sweeps.cells import (
+    HOW,
     Cell,
     Composer,
     SweepError,
@@ -34,10 +35,12 @@ from lab.sweeps.cells import (
     grids_of,
     label_cells,
     label_runs,
+    root_of,
 )
 from lab.sweeps.pool import Outcome, Pool, Task, slots_for
 from lab.sweeps.screen import Screen, clock
 from lab.sweeps.status import open_roster
+from sgdpo.config.identity import NOT_SETTINGS
 from sgdpo.config.schema import RunConfig
 from sgdpo.keyed import fold
 from sgdpo.processes import termination_as_exit
@@ -47,6 +50,7 @@ from sgdpo.training.checkpoints import prune
 from sgdpo.values import OneOf, Range, schema_errors
 
 JOURNAL = "search.journal"
+AGAIN = "again"  # a trial's attribute: the number of the failed one that it tries again
 LOOK_SECONDS = 1.0  # between two looks at what the running trials have measured
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -116,13 +120,8 @@ def run_search(sweeper: Any, arguments: Sequence[str], task: Task, command: str)
     with open_roster(corners[:1], command) as roster:
         roster.cells.clear()
         roster.write()
-        study, n_jobs, began = (
-            _study(roster.folder, settings, space.keys),
-            sweeper.config.n_jobs,
-            time.monotonic(),
-        )
-        ended = len(study.get_trials(deepcopy=False, states=DONE))
-        screen = Screen(Console(highlight=False, soft_wrap=True), {}, ended, n_jobs, settings.trials)
+        study, n_jobs, began = _study(roster.folder, settings, space), sweeper.config.n_jobs, time.monotonic()
+        screen = Screen(Console(highlight=False, soft_wrap=True), {}, 0, n_jobs, settings.trials)
         trials = Trials(
             task, sweeper.launcher.params, screen, roster, slots_for([corners[0]] * n_jobs, n_jobs)
         )
@@ -134,6 +133,8 @@ def run_search(sweeper: Any, arguments: Sequence[str], task: Task, command: str)
             print(f"\nstopped; nothing runs any more. The same command continues: {command}", flush=True)
             raise SystemExit(130) from None
         print(trials.summary(time.monotonic() - began), flush=True)
+    if not trials.counted(TrialState.COMPLETE):
+        raise SystemExit(1)
     return first, settings.metric
 
 
@@ -141,19 +142,22 @@ class Trials(Pool):
     """A pool that asks the study for a cell whenever it has room, and tells it what came of it."""
 
     def search(self, study: optuna.Study, space: Space, wanted: SearchConfig, composer: Composer) -> None:
-        """Say what is searched; a search that was killed left trials that are to be run first."""
+        """Say what is searched; trials that a kill left, and those that failed, are to be run first."""
         self.study, self.space, self.wanted, self.composer = study, space, wanted, composer
         self._exhausted = False
         self.running: dict[str, list[tuple[optuna.Trial, Cell]]] = {}
         left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._left, self._looked = [optuna.Trial(study, trial._trial_id) for trial in left], 0.0
-        for trial in study.get_trials(deepcopy=False, states=DONE):
+        for trial in self.counted(*DONE):
             if "name" in trial.user_attrs:
                 self._show(trial.user_attrs["name"], trial.params)
+                if trial.state == TrialState.FAIL:
+                    study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        self.screen.skipped = len(self.counted(*DONE))
 
     def further(self) -> Cell | None:
         """Give the next run to do."""
-        while self._left or not (self._exhausted or self._asked() >= self.wanted.trials):
+        while self._left or not (self._exhausted or self._enough()):
             trial = self._ask()
             cell = checked_cell(self.space.overrides(trial.params), self.composer)
             if not isinstance(cell, Cell):  # the ends are valid; what lies between them need not be
@@ -171,8 +175,14 @@ class Trials(Pool):
             self._tell(cell.name)
         return None
 
-    def _asked(self) -> int:
-        return len(self.study.get_trials(deepcopy=False))
+    def counted(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in these states, but for the failed ones that others try again."""
+        trials = self.study.get_trials(deepcopy=False)
+        again = {trial.user_attrs.get(AGAIN) for trial in trials}
+        return [trial for trial in trials if trial.state in states and trial.number not in again]
+
+    def _enough(self) -> bool:
+        return len(self.counted(*DONE, TrialState.RUNNING)) >= self.wanted.trials
 
     def _ask(self) -> optuna.Trial:
         """Return a trial that was left, with the values that a kill may have cut off it, or else a new one."""
@@ -246,9 +256,9 @@ class Trials(Pool):
 
     def summary(self, seconds: float) -> str:
         """Return the closing text: how the trials ended, and the best of them."""
-        states = [trial.state for trial in self.study.get_trials(deepcopy=False, states=DONE)]
-        counts = [states.count(state) for state in DONE]
+        counts = [len(self.counted(state)) for state in DONE]
         lines = ["{} trials finished, {} pruned, {} failed, in {}".format(*counts, clock(seconds))]
+        lines += [f"try the failed ones again: {self.roster.command}"] if counts[-1] else []
         if counts[0]:
             best = self.study.best_trial
             words = " ".join(
@@ -333,7 +343,7 @@ def _refuse_metric(metric: str, cells: Sequence[Cell]) -> None:
         )
 
 
-def _study(folder: Path, settings: SearchConfig, keys: Iterable[str]) -> optuna.Study:
+def _study(folder: Path, settings: SearchConfig, space: Space) -> optuna.Study:
     """Open the experiment's study; its journal is this process's alone, which holds the lock of the sweep."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -341,12 +351,16 @@ def _study(folder: Path, settings: SearchConfig, keys: Iterable[str]) -> optuna.
     path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # a killed search's
     cut_jsonl(path)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    asked = {"metric": settings.metric, "direction": settings.direction, "keys": sorted(keys)}
+    asked = {"metric": settings.metric, "direction": settings.direction, "keys": sorted(space.keys)}
+    asked["beside"] = sorted(word for word in space.fixed if root_of(word) not in (*HOW, *NOT_SETTINGS))
     study = optuna.create_study(
         study_name="search", storage=storage, direction=settings.direction, load_if_exists=True
     )
-    if (before := study.user_attrs.get("asked", asked)) != asked:
-        words = f"a search over {', '.join(before['keys'])} to {before['direction']} {before['metric']}"
+    if (before := {**asked, **study.user_attrs.get("asked", {})}) != asked:
+        beside = f" with {' '.join(before['beside'])}" if before["beside"] else ""
+        words = (
+            f"a search over {', '.join(before['keys'])} to {before['direction']} {before['metric']}{beside}"
+        )
         raise SweepError(f"{path} is of {words}; use another experiment=...")
     study.set_user_attr("asked", asked)
     study.sampler = _made(optuna.samplers, "sampler", settings.sampler, len(study.trials))

@@ -1,7 +1,8 @@
 """Compose `conf/` into the typed RunConfig, and keep what the typed form cannot catch out of it."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -150,20 +151,23 @@ def list_errors(arguments: Sequence[str]) -> list[str]:
             found.append(f"{key} takes one value, and a list is not swept over; write {key}={comma} with -m")
         except (HydraException, OmegaConfBaseException):
             continue  # Hydra says it better
-    return [*found, *_inside_nothing(arguments)]
+    groups = [word for word in arguments if (CONF / word.partition("=")[0]).is_dir()]
+    with suppress(HydraException, OmegaConfBaseException):  # Hydra says it better
+        found += inside_nothing(arguments, lambda: compose_run(groups))
+    return found
 
 
-def _inside_nothing(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the mappings that the chosen groups leave null and an override reaches into: OmegaConf breaks there."""
-    matches = [re.match(r"\+*(\w+)\.(\w+)(\.|=\{\s*[^}\s])", word) for word in arguments]
+def inside_nothing(overrides: Sequence[str], composed: Callable[[], DictConfig]) -> Iterator[str]:
+    """Yield the mappings that the chosen groups leave null and an override reaches into: OmegaConf breaks there.
+
+    composed: gives the chosen groups as they are without the values; asked only where an override may reach so far.
+    """
+    matches = [re.match(r"\+*(\w+)\.(\w+)(\.|=\{\s*[^}\s])", word) for word in overrides]
     named, settings = dict.fromkeys((match[1], match[2]) for match in matches if match), RunConfig()
     reached = [key for key in named if getattr(getattr(settings, key[0], 0), key[1], 0) is None]
     if not reached:
         return
-    try:
-        config = compose_run([word for word in arguments if (CONF / word.partition("=")[0]).is_dir()])
-    except (HydraException, OmegaConfBaseException):
-        return  # Hydra says it better
+    config = composed()
     for group, key in reached:
         if config[group][key] is None:
             files = sorted((CONF / group).glob("*.yaml"))
