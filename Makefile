@@ -110,7 +110,7 @@ results: setup ## What came out of EXPERIMENT=ratio_grid, best first (METRIC=eva
 	@$(PY) scripts/results.py $(or $(EXPERIMENT),ratio_grid) $(if $(filter command line,$(origin METRIC)),--metric $(METRIC))
 
 search: setup ## Search by Optuna: make search SPACE="optimizer.lr=tag(log,interval(1e-5,1e-3))" JOBS=2 TRIALS=20
-	$(PY) src/train.py sweep=search "$(SPACE)" n_jobs=$(JOBS) hydra.sweeper.search.trials=$(or $(TRIALS),20) $(ARGS)
+	$(PY) src/train.py sweep=search $(foreach key,$(SPACE),"$(key)") n_jobs=$(or $(JOBS),$(N_JOBS)) hydra.sweeper.search.trials=$(or $(TRIALS),20) $(ARGS)
 
 best: setup ## Best setting of EXPERIMENT=ratio_grid by METRIC=eval/rewards/margins (KEY=optimizer.lr, or all swept)
 	@$(PY) scripts/best.py $(or $(EXPERIMENT),ratio_grid) --metric $(METRIC) $(if $(KEY),--key $(KEY))

@@ -12,17 +12,21 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="the settings of a run: model, data"
     )
-    parser.add_argument("--seeds", default="42", help="comma between")
+    parser.add_argument("--seeds", default="", help="comma between; one run each, instead of seed=...")
     options = parser.parse_intermixed_args(arguments)
+    if options.seeds and any(word.startswith("seed=") for word in options.overrides):
+        parser.error("give one run's seed=... or several runs' --seeds, not both")
     set_up_process()
     from sgdpo.config.compose import compose_run, to_run_config
     from sgdpo.runs.untrained import untrained
     from sgdpo.runs.validate import config_errors
 
-    for seed in options.seeds.split(","):
-        config = compose_run([*options.overrides, f"seed={seed}"])
+    seeds = [[f"seed={seed}"] for seed in options.seeds.split(",")] if options.seeds else [[]]
+    configs = [compose_run([*options.overrides, *seed]) for seed in seeds]
+    for config in configs:
         if errors := config_errors(config):
             fail(errors)
+    for config in configs:
         print(untrained(to_run_config(config)))
 
 

@@ -46,6 +46,7 @@ def test_figure2_has_six_panels_and_says_why_one_is_empty(tmp_path):
     assert "not run" in text
     assert "failed" in text
     assert "seeds 42, 43" in text
+    assert "3 of 10 runs are not finished and not in it" in text
     assert text.count("rejected") == 4, "labels stand beside the four curves that exist"
     assert is_drawn(png)
     assert other[0].name == "figure2-tiny_qwen2.png"

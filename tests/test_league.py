@@ -137,6 +137,16 @@ def test_the_table_ranks_and_says_better_worse_none_and_what_it_cost(tmp_path: P
     assert "no log(dw/dl): IPO" in picture.figure._supxlabel.get_text()
 
 
+def test_a_method_that_is_left_with_fewer_seeds_stands_below_the_others(tmp_path: Path) -> None:
+    final_runs(tmp_path)
+    for seed in (42, 43, 44, 45):
+        (lost,) = (tmp_path / "league").glob(f"bco-*-s{seed}")
+        record = json.loads((lost / "record.json").read_text())
+        (lost / "record.json").write_text(json.dumps({**record, "status": "failed", "error": "loss is NaN"}))
+    table, _ = league(read_runs(tmp_path, "league"), **SETTINGS)
+    assert table.rows[-1][1].text == "BCO"
+
+
 def test_the_incentives_of_each_method_are_drawn_over_training(tmp_path: Path) -> None:
     for method in ("dpo", "bco"):
         folder = write_run(tmp_path, "incentives", method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import finished_run
+from lab.report.exhibit import find_exhibit
 from lab.report.rounds import rounds
 from lab.sampling.rounds import Chain
-from sgdpo.runs.records import view_run
+from report_fixtures import write_run
+from sgdpo.runs.records import read_runs, view_run
 from sgdpo.runs.validate import config_errors, run_errors
-from sgdpo.store import read_json
+from sgdpo.store import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +42,28 @@ def words(start: Path, outputs: Path, *more: str) -> list[str]:
         "evaluate.benchmark.limit=5",
         *more,
     ]  # fmt: skip
+
+
+def test_a_start_has_the_seed_that_was_given_and_none_is_made_before_all_are_sound(start, tmp_path) -> None:
+    main = runpy.run_path(str(ROOT / "scripts" / "start.py"))["main"]
+    given = ["model=local", f"model.path='{start}'", "data=verifiable", "tracking=off", "device=cpu",
+             f"outputs='{tmp_path / 'o'}'"]  # fmt: skip
+    for wrong in (["--seeds", "1,4294967296"], ["--seeds", "1", "seed=2"]):
+        with pytest.raises(SystemExit):
+            main([*given, *wrong])
+        assert read_runs(tmp_path / "o") == []
+    main([*given, "seed=7"])
+    main([*given, "--seeds", "8,9"])
+    assert [run["seed"] for run in read_runs(tmp_path / "o")] == [7, 8, 9]
+
+
+def test_a_method_of_which_no_round_is_judged_yet_has_no_curve(tmp_path: Path) -> None:
+    for method, judged in (("dpo", True), ("bco", False)):
+        folder = write_run(tmp_path, "rounds", method, evaluated=judged)
+        write_json(folder / "record.json", read_json(folder / "record.json") | {"round": {"number": 1}})
+    table, picture = rounds(read_runs(tmp_path, "rounds"), **find_exhibit("rounds").settings)
+    assert [row[0].text for row in table.rows] == ["BCO", "BCO", "DPO", "DPO"]
+    assert [text.get_text() for text in picture.figure.axes[0].texts] == ["DPO"]
 
 
 def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_was(start, tmp_path) -> None:

@@ -9,6 +9,7 @@ from lab.report.cells import last_metric
 from lab.report.entries import facts, origin
 from lab.report.names import method_title
 from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.identity import needs_start
 from sgdpo.config.schema import RunConfig
 from sgdpo.drawing.curves import method_curves
 from sgdpo.drawing.style import Picture
@@ -26,12 +27,18 @@ SETTINGS = ("experiment=demo", "optimizer.lr=6e-4")
 def demonstrate(overrides: list[str]) -> str:
     """Train and judge what is missing, write outputs/demo/, and return the closing text.
 
-    Raises ValueError with all that is wrong with the settings, before anything is trained.
+    Raises ValueError, before anything is trained, for runs that cannot be or that have no SFT start to be held against.
     """
     composed = [compose_run([f"method={name}", *SETTINGS, *overrides]) for name in METHODS]
-    if errors := dict.fromkeys(error for config in composed for error in config_errors(config)):
+    if errors := list(dict.fromkeys(error for each in composed for error in config_errors(each))):
         raise ValueError("\n".join(errors))
-    configs = [to_run_config(config) for config in composed]
+    configs = [to_run_config(each) for each in composed]
+    as_told = [config.method["name"] for config in configs] == list(METHODS)
+    if not as_told or not all(map(needs_start, configs)) or configs[0].dry_run:
+        raise ValueError(
+            "the demonstration trains an SFT start, then SGDPO and DPO from it: it takes no other method, "
+            "no init=pretrained or instruct model, and no dry_run=true; src/train.py does"
+        )
     folders = [execute(config) for config in configs]
     config = configs[0]
     start = folders[0].parent / str(view_run(folders[0])["start"])

@@ -26,6 +26,7 @@ from sgdpo.runs.records import RunView, read_runs
 Command = list[str]
 FIRST_SEED = 42
 EVERYTHING = "paper"
+REFUSED = 2  # exit code of a command that did not begin (sgdpo.console)
 # Settings of the sampling and of the judging, among the arguments; the others are of the training.
 SAMPLING = "sample."
 JUDGING = ("judge.", "benchmark.", "generator.", "generator=")
@@ -159,23 +160,23 @@ def _grids(key: str, best: Mapping[str, Any]) -> list[str]:
     return [f"hydra.sweeper.params={first}", f"hydra.sweeper.also=[{','.join(others)}]"]
 
 
-def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> dict[str, Any]:
-    """Train and judge the tuning runs; return {method: its best value}. What failed to train is no candidate.
+def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> dict[str, Any] | None:
+    """Train and judge the tuning runs; return {method: its best value}, None if the judging failed.
 
-    Raises ValueError if none has a judged run.
+    What failed to train is no candidate. Raises ValueError if none has a judged run.
     """
     tuned = exhibit.tuned or {}
     trial = replace(exhibit, experiment=TUNING + str(exhibit.experiment), judged=tuned["judged"])
     train = train_command(trial, options, tuned["seeds"])
     assert train is not None, "an exhibit that is tuned has a sweep"
-    call(train)
+    _begun(train, call)
     if options.dry_run:
         print(
             f"then: the tuning runs judged by {tuned['judged']}, each method's best {tuned['key']} on fresh seeds"
         )
         return {}
-    if folders := runs_to_judge(trial, options):
-        call(judge_command(trial, options, folders))
+    if (folders := runs_to_judge(trial, options)) and call(judge_command(trial, options, folders)) != 0:
+        return None  # the best of those that were judged is not the best
     runs = finished_runs(trial, options)
     key = asked_key(trial, options, runs) or choose_evaluation(runs, [tuned["judged"]])
     if best := best_values(runs, tuned["key"], f"{key}:{tuned['metric']}"):
@@ -314,9 +315,9 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
         return 1
     best = tune(exhibit, options, call) if exhibit.tuned else None
     if exhibit.tuned and not best:
-        return 0  # a dry run knows no best values
+        return int(best is None)  # a dry run knows no best values
     train = train_command(exhibit, options, best=best)
-    failed = call(train) != 0 if train else False
+    failed = _begun(train, call) != 0 if train else False
     for command in _after_training(exhibit, options):
         if options.dry_run:
             print(f"then: {shlex.join(['python', *command])}")
@@ -325,6 +326,14 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
             if exhibit.twice:
                 break  # the figure shows what this command was to make
     return int(failed)
+
+
+def _begun(train: Command, call: Callable[[Command], int]) -> int:
+    """Run a training to its exit code. Raises ValueError if it refused what it was given: older runs are no answer."""
+    code = call(train)
+    if code == REFUSED:
+        raise ValueError("nothing was trained, judged or made: what is wrong stands above")
+    return code
 
 
 def _everything(options: Options, call: Callable[[Command], int]) -> int:

@@ -103,9 +103,11 @@ def figure_facts(runs: Sequence[RunView], shown: str = "band: range over") -> st
     counted = [run for run in runs if run["phase"] != "sft"] or list(runs)
     seeds = seeds_of(counted)
     what = f"{shown} seeds" if len(seeds) > 1 else "one seed"
+    left = [run for run in counted if run.status != "finished"]
     return (
         f"{what} {', '.join(map(str, seeds))}; data {', '.join(_values(counted, 'dataset'))}; "
         f"commit {', '.join(commits(counted))}"
+        + (f"; {len(left)} of {len(counted)} runs are not finished and not in it" if left else "")
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import psutil
 import yaml
+from omegaconf import OmegaConf
 
 from lab.report.cells import with_evaluation
 from lab.report.entries import commit_text, origin
@@ -102,12 +103,20 @@ def find_exhibit(name: str, changes: Sequence[str] = ()) -> Exhibit:
         if not equals or key in {*OWN, "name", "function"} - {"evaluation"}:
             there = ["evaluation", *sorted(settings_of(KIND, config))]
             raise ValueError(f"{change!r} is no setting of {name}: give key=value, of {there}")
-        config[key] = yaml.safe_load(value)
+        config[key] = _typed(change, value)
     own = {key: config[key] for key in OWN if key in config}
     errors = [*binding_errors(KIND, config), *_own_errors(name, own)]
     if errors:
         raise ValueError("; ".join(errors))
     return Exhibit(name, config, **own)
+
+
+def _typed(change: str, value: str) -> Any:
+    """Read a value as the command line of a run does: 1e-1 is a number."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
+    except yaml.YAMLError:
+        raise ValueError(f"{change!r}: what stands behind the = is no value; quote it as YAML does") from None
 
 
 def _own_errors(name: str, own: Mapping[str, Any]) -> list[str]:
@@ -191,7 +200,8 @@ def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Pat
         (path, work) for path, work in works if path.parent.name == f"{whose(work).get('exhibit')}{suffix}"
     ]
     if damaged or not named:
-        nothing = f"no table or figure stands under {outputs} yet. Make them: make paper"
+        scale = f" SCALE={suffix.removeprefix('-')}" if suffix else ""
+        nothing = f"no table or figure stands under {outputs} yet. Make them: make paper{scale}"
         raise ValueError("; ".join(damaged) or nothing)
     mixture = _mixture(named)
     if mixture and not mixed:

@@ -142,7 +142,8 @@ def _rows(
 ) -> list[list[Entry | str]]:
     seeds, rows = seeds_of([run for run in runs if run["phase"] != "sft"]), []
     means = {method: repeats.estimate(read_metric(f"{key}:score_mean")) for method, repeats in cells.items()}
-    order = sorted(cells, key=lambda m: (-found.value if (found := means[m]) else np.inf, m))
+    # A method that failed on a seed stands below: the seeds that are left may be its lucky ones.
+    order = sorted(cells, key=lambda m: (-found.seeds, -found.value, m) if (found := means[m]) else (0, 0, m))
     for place, method in enumerate(order, 1):
         entry = partial(_entry, cells[method], seeds)
         rates = sorted({flatten(run["settings"])["optimizer.lr"] for run in cells[method].runs})

@@ -51,6 +51,8 @@ def _picture(lines: dict[str, list], axis: str, runs: Sequence[RunView], below: 
         axes = figure.subplots()
         for method, entries in lines.items():
             shown = [(n, e.value, e.error or 0) for n, e in enumerate(entries) if e.value is not None]
+            if not shown:  # none of its rounds is judged yet
+                continue
             colour = method_colour(method, runs)
             axes.errorbar(*zip(*shown, strict=True), color=colour, marker="o", capsize=3)
             axes.annotate(method_title(method, runs), shown[-1][:2], (6, 0), textcoords="offset points",
