@@ -108,6 +108,24 @@ def test_a_tuning_of_which_only_the_start_is_left_is_an_error_not_a_success(tmp_
         reproduce(Options("league", outputs=str(tmp_path)), lambda command: 0)
 
 
+@pytest.mark.parametrize("target", ["table3", "league"])
+def test_what_the_training_refuses_is_not_answered_with_older_runs(tmp_path, target):
+    """The class: bad input for the sweep, of a table or of a tuning; what stands there is of other settings."""
+    write_run(tmp_path, target, "dpo", seed=7)
+    ran = []
+    with pytest.raises(ValueError, match="nothing was trained, judged or made"):
+        reproduce(Options(target, outputs=str(tmp_path)), lambda command: ran.append(command[0]) or 2)
+    assert ran == ["src/train.py"]
+
+
+def test_a_tuning_that_was_not_judged_to_its_end_chooses_nothing(tmp_path):
+    ran = []
+    write_run(tmp_path, f"{TUNING}league", "dpo", seed=7, evaluated=False)
+    options = Options("league", outputs=str(tmp_path))
+    assert reproduce(options, lambda command: ran.append(command[0]) or int("evaluate" in command[0])) == 1
+    assert ran == ["src/train.py", "scripts/evaluate.py"]
+
+
 def test_the_grid_is_every_direct_objective_at_five_rates_a_factor_of_2_apart() -> None:
     params = yaml.safe_load((CONF / "sweep" / "league.yaml").read_text())["hydra"]["sweeper"]["params"]
     with initialize_config_dir(str(CONF), version_base="1.3"):

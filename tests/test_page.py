@@ -16,6 +16,7 @@ from lab.report.exhibit import standing
 from lab.report.names import headline
 from lab.report.page import POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
 from lab.report.tables import table3
+from lab.sweeps.results import experiment_results
 from report_fixtures import grid_runs, table3_runs, write_run
 from sgdpo.places import CONF
 from sgdpo.runs.records import read_runs, view_run
@@ -98,6 +99,8 @@ def test_a_table_is_shown_as_it_was_written_and_published_copies_not_twice(outpu
     assert (found[1].markdown(), damaged) == (table.markdown(), [])
     page = write_page(outputs).read_text()
     assert page.count("<h3>Table 3: verifiable-checker</h3>") == 1
+    experiment_results(outputs, "table3").table().write(outputs / "table3")
+    assert "<h3>table3: results</h3>" in write_page(outputs).read_text(), "of several experiments, whose"
     assert all(f"<sup>{n}</sup>" in page for n in range(1, len(table.footnotes()) + 1))
 
 

@@ -66,31 +66,6 @@ def test_make_hands_its_variables_on():
     assert '"seed=range(0,9)" "optimizer.lr=interval(1e-5,1e-4)" n_jobs=2 ' in searched
 
 
-@pytest.mark.parametrize("name", EXHIBITS)
-def test_every_exhibit_binds_and_names_what_there_is(name):
-    exhibit = find_exhibit(name)
-    assert exhibit.caption or "lab.report" in exhibit.config["function"]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("metrik=x", "metrik is not a setting"),
-        ("metric=[1]", "metric=[1] does not fit"),
-        ("sweep=mine", "no setting of table1"),
-        ("metric", "give key=value"),
-        ("metric=[1", "'metric=[1': what stands behind the = is no value"),
-    ],
-)
-def test_a_wrong_setting_of_an_exhibit_is_one_error_with_what_there_is(change, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
-        find_exhibit("table1", [change])
-
-
-def test_a_setting_of_an_exhibit_is_read_as_a_run_reads_its_own():
-    assert find_exhibit("league", ["bound=1e-1", "baseline=bco"]).settings["bound"] == 0.1
-
-
 def test_the_sweep_command_names_models_seeds_and_experiment():
     """Table 4 times one model, one cell at a time, whatever N_JOBS says."""
     options = Options("table3", seeds=3, n_jobs=2, arguments=("optimizer.lr=1e-5",))
@@ -153,24 +128,6 @@ def test_a_failed_cell_does_not_keep_the_table_from_being_made(tmp_path):
     code = reproduce(Options("table3", outputs=str(tmp_path)), lambda command: ran.append(command[0]) or 1)
     assert code == 1
     assert ran[-1] == "scripts/exhibit.py"
-
-
-@pytest.mark.parametrize("target", ["table3", "league"])
-def test_what_the_training_refuses_is_not_answered_with_older_runs(tmp_path, target):
-    """The class: bad input for the sweep, of a table or of a tuning; what stands there is of other settings."""
-    table3_runs(tmp_path)
-    ran = []
-    with pytest.raises(ValueError, match="nothing was trained, judged or made"):
-        reproduce(Options(target, outputs=str(tmp_path)), lambda command: ran.append(command[0]) or 2)
-    assert ran == ["src/train.py"]
-
-
-def test_a_tuning_that_was_not_judged_to_its_end_chooses_nothing(tmp_path):
-    ran = []
-    write_run(tmp_path, "tuning-league", "dpo", seed=7, evaluated=False)
-    options = Options("league", outputs=str(tmp_path))
-    assert reproduce(options, lambda command: ran.append(command[0]) or int("evaluate" in command[0])) == 1
-    assert ran == ["src/train.py", "scripts/evaluate.py"]
 
 
 def test_a_dry_run_trains_nothing_and_says_what_would_follow(tmp_path, capsys):

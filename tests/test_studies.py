@@ -126,6 +126,22 @@ def test_contrasts_are_paired_corrected_and_told(runs) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"contrasts": {"a": {"low": 1, "hgih": -1}}}, "contrasts names 'hgih', which is none of its arms: low, high"),
+        ({"matched": {"m": {"row": ["lwo"], "arms": ["low"], "by": ["size"]}}}, "matched names 'lwo'"),
+        ({"matched": {"m": {"row": ["low"], "arms": ["low"], "by": ["size"]}}}, "matched names 'size'"),
+        ({"tested": ("scor",)}, "tested names 'scor', which is none of its measures: score"),
+        ({"bounds": {"scor": 1}}, "bounds names 'scor'"),
+    ],
+)  # fmt: skip
+def test_a_name_that_a_study_does_not_have_is_refused_and_not_left_out(changes: dict, said: str) -> None:
+    whole = {"question": "?", "expected": "!", "arms": ARMS, "contrasts": {}, "tested": ("score",)}
+    with pytest.raises(ValueError, match=said):
+        study([], **{**whole, "measures": {"score": SCORES}, **changes})
+
+
 def test_the_end_of_training_and_sums_of_magnitudes_are_measures(runs) -> None:
     run = next(run for run in runs if run["settings"]["ratio"]["chosen"] == 0.2)
     assert reader("end/rewards/chosen")(run)[0] == pytest.approx(2)

@@ -176,7 +176,10 @@ def fits(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(fits(item, arguments[0]) for item in value)
+        if not isinstance(value, (list, tuple)):
+            return False
+        kinds = arguments[:1] * len(value) if origin is list or Ellipsis in arguments else arguments
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
     if origin is dict:
         return isinstance(value, Mapping)
     if hint is float:

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from lab.report.cells import Repeats, measures_of, seeds_of
 from lab.report.measures import Cells, reader
-from lab.report.studies import conditions, study, title
+from lab.report.studies import conditions, refuse_unnamed, study, title
 from sgdpo.drawing.table import Table, number
 from sgdpo.runs.records import RunView
 
@@ -31,6 +31,7 @@ def explained(
     matched: dict[str, Any] | None = None,
 ) -> list[Table]:
     """Show a study, and the rank correlation of its first tested measure with each predictor."""
+    refuse_unnamed("measures", measures, {"predictors": predictors, "tested": tested})
     measures = measures_of(runs, measures)
     cells = conditions(runs, arms, each)
     works = study(runs, question=question, expected=expected, arms=arms, contrasts=contrasts, measures=measures,

@@ -69,7 +69,11 @@ def render(outputs: Path, runs: Sequence[RunView]) -> str:
         counts=_counts(runs),
         commit=commit_text(git_state()),
         experiments=_experiments(runs),
-        tables=[work for _, work in works if isinstance(work, Table)],
+        tables=[
+            (work.title or f"{path.parent.name}: {work.name}", work)
+            for path, work in works
+            if isinstance(work, Table)
+        ],
         figures=[_figure(path, work) for path, work in works if not isinstance(work, Table)],
         damaged=damaged,
     )

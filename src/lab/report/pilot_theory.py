@@ -7,6 +7,7 @@ A draw of variance v changes the mean of dw by v sigma''/2: thousandths.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from sgdpo.pairs import DrawKey, Pair, Side
 from sgdpo.places import CONF
 from sgdpo.runs.records import RunView
 from sgdpo.training.incentives import incentive_sums
+from sgdpo.values import AtLeast0, Range
 
 
 def pilot_theory(
-    runs: Sequence[RunView], *, lengths: tuple[int, ...], rewards: tuple[float, ...], ratio: float, spread: float,
-    draws: int = 2000, seed: int = 0,
+    runs: Sequence[RunView], *, lengths: tuple[int, int], rewards: tuple[float, float], ratio: float, spread: AtLeast0,
+    draws: Annotated[int, Range("[2, 1000000]")] = 2000, seed: int = 0,
 ) -> Table:  # fmt: skip
     """Show every pilot's mean and deviation, and log(dw/dl): by the mean pilot's closed form, and by autograd.
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def study(
     each: tuple[str, ...] = ("data.name",),
     bounds: dict[str, float] | None = None,
     matched: dict[str, Any] | None = None,
-    figure: str = "",
+    figure: Literal["", "contrasts", "conditions", "walk"] = "",
     along: str = "",
 ) -> list[Table | Picture]:
     """Show the arms, test the contrasts, draw them.
@@ -68,7 +68,16 @@ def study(
     bounds: {measure: what a difference that counts as none stays below}. matched: further contrasts, in the form that
     `lab.report.matched.matches` takes. figure: none, "contrasts" or "conditions" (what has a row; the other has the
     panels), or "walk": each arm less the last, in order; along: what the arms are steps of.
+    Raises ValueError for names of arms and measures that there are not.
     """
+    rules = [rule for rule in (matched or {}).values() if isinstance(rule, Mapping)]
+    refuse_unnamed("arms", arms, {
+        "contrasts": [arm for weights in contrasts.values() for arm in weights],
+        "matched": [arm for rule in rules for arm in (*rule["row"], *rule["arms"])],
+    })  # fmt: skip
+    refuse_unnamed("measures", measures, {
+        "tested": tested, "bounds": bounds or (), "matched": [by for rule in rules for by in rule["by"]],
+    })  # fmt: skip
     measures = measures_of(runs, measures)
     cells, bounds = conditions(runs, arms, each), bounds or {}
     pairs = {condition: list(matches(own, measures, matched or {})) for condition, own in cells.items()}
@@ -93,6 +102,18 @@ def study(
             )
         )
     return works
+
+
+def refuse_unnamed(kind: str, there: Mapping[str, Any], used: Mapping[str, Iterable[str]]) -> None:
+    """Raise ValueError for names that settings use and their kind has not: such a contrast would be left out unsaid."""
+    errors = [
+        f"{setting} names {name!r}, which is none of its {kind}: {', '.join(there)}"
+        for setting, names in used.items()
+        for name in dict.fromkeys(names)
+        if name not in there
+    ]
+    if errors:
+        raise ValueError("\n".join(errors))
 
 
 def _drawn(

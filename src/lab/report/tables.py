@@ -278,7 +278,7 @@ def overhead(base: Repeats, ours: Repeats) -> Overhead | None:
     return Overhead(*(100 * (value - 1) for value in (stats.trim_mean(ratios, 0.1), *ends)), len(ratios))
 
 
-def table4(runs: Sequence[RunView], *, methods: tuple[str, ...] = ("dpo", "sgdpo")) -> Table:
+def table4(runs: Sequence[RunView], *, methods: tuple[str, str] = ("dpo", "sgdpo")) -> Table:
     """Table 4: training times of two methods and the overhead of the second, the paper's beside."""
     refuse_mixtures(runs)
     timed, paper = [run for run in runs if run["method"] in methods], load_paper()

@@ -6,6 +6,7 @@ A run's rewards are beta log X, so in their unit beta is 1: X1 = exp(reward), Y1
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from sgdpo import theory
 from sgdpo.drawing.style import CHOSEN, INK, MARGIN, QUIET, REJECTED, Picture, styled
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, view_run
+from sgdpo.values import Range
 
 BETAS = (0.05, 0.1, 0.5, 1.0)
 # Each case has a dash of its own for print: (label, p, q, colour, dash).
@@ -37,7 +39,11 @@ class RunValues:
 
 
 def theorems(
-    runs: Sequence[RunView], *, run: str | None = None, count: int = 10_000, seed: int = 0
+    runs: Sequence[RunView],
+    *,
+    run: str | None = None,
+    count: Annotated[int, Range("[1, 10000000]")] = 10_000,
+    seed: int = 0,
 ) -> list[Table | Picture]:
     """Show what holds at random points (`count` for each beta), and in a run: `run`, or the newest with pilots."""
     folder = Path(run) if run else newest_run(runs)

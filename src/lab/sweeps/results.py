@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lab.benchmarks.statistics import LEVEL
 from lab.report.cells import Estimate, Repeats, evaluation_keys, last_metric, paired, read_metric
-from lab.report.exhibit import find_exhibit, make
+from lab.report.entries import origin
+from lab.report.exhibit import find_exhibit
+from lab.report.figures import ratio_grid
 from lab.report.names import headline, lower_is_better, metric_title, metrics_in_order
 from lab.sweeps.status import read_roster
 from sgdpo.drawing.table import Entry, Table, number
@@ -305,10 +307,11 @@ def draw_experiment(outputs: Path, experiment: str, metric: str) -> list[Path]:
 
     Raises ValueError if there are no runs, or none with ratios has the metric.
     """
-    require_runs(outputs, experiment, MAKE.format(experiment))
-    return make(find_exhibit("ratio_grid", [f"metric={metric}"]), outputs, experiment, outputs / experiment)[
-        0
-    ]
+    runs, name = require_runs(outputs, experiment, MAKE.format(experiment)), "ratio_grid"
+    # Under a name of its own: an experiment may be called as the exhibit is, whose files lie in such a folder too.
+    pictures = [replace(each, name=each.name.replace(name, "heatmap"), origin=origin(runs))
+                for each in ratio_grid(runs, **find_exhibit(name).settings | {"metric": metric})]  # fmt: skip
+    return [path for picture in pictures for path in picture.write(outputs / experiment)]
 
 
 def send_pictures(pictures: Sequence[Path], experiment: str, metric: str) -> str:
