@@ -10,7 +10,15 @@ import pytest
 
 from lab.sweeps.cells import SweepError
 from lab.sweeps.screen import clock
-from lab.sweeps.status import ROSTER, experiment_status, open_roster, overview, read_roster
+from lab.sweeps.status import (
+    ROSTER,
+    CellState,
+    experiment_status,
+    open_roster,
+    overview,
+    read_roster,
+    render_grid,
+)
 from report_fixtures import write_run
 from sgdpo.runs.records import Record
 from sgdpo.store import write_json
@@ -66,6 +74,20 @@ class TestPage:
 
     def test_what_to_run_next(self, page):
         assert page.endswith("next (finished cells are skipped): python src/train.py -m the command")
+
+    def test_values_with_spaces_are_apart_on_the_grid(self):
+        labels = [
+            f"data.train='my {f}' seed={s} optimizer.lr={r}" for f in "ab" for s in (1, 2) for r in (1, 2)
+        ]
+        page = "\n".join(render_grid([CellState(label, "done") for label in labels]))
+        assert page.count("done") == len(labels)
+
+    def test_a_forced_sweep_does_not_promise_to_skip_what_is_finished(self, tmp_path):
+        cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")
+        with open_roster(cells, "python src/train.py force=true"):
+            pass
+        page = experiment_status(tmp_path, "x")
+        assert page.endswith("next (force=true: finished cells too): python src/train.py force=true")
 
     @pytest.mark.parametrize("hours", [-3, 3])
     def test_a_clock_that_is_set_ends_no_sweep(self, tmp_path, monkeypatch, hours):

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
-from lab.sweeps.cells import SweepError, expand, label_cells
+from lab.sweeps.cells import SweepError, expand, label_cells, label_runs
 from sgdpo.config.compose import list_errors
 from sgdpo.store import write_json
 from sweep_fixtures import cells_of, composer_for
@@ -81,6 +81,9 @@ class TestGrids:
             ["sweep=a", "seed=2", "method=dpo", "n_jobs=2"],
         ]
         assert label_cells(batch) == ["seed=1", "seed=2"]
+        mixed = [["method=mix", f"method.parts=[{{method:dpo,weight:{w}}}]", "a=${b}"] for w in (1, 2)]
+        assert label_cells(mixed) == [parts for _, parts, _ in mixed]
+        assert label_runs(mixed) == ["parts_method_dpo_weight_1", "parts_method_dpo_weight_2"]
 
 
 class TestComposer:

@@ -144,7 +144,7 @@ def _own_overrides(batch: Sequence[Sequence[str]]) -> list[tuple[list[str], list
     found = []
     for overrides in batch:
         own = [o for o in overrides if root_of(o) not in HOW]
-        own = [o for o in own if "{" not in o]  # ratio.rejected=${ratio.chosen} says nothing of its own
+        own = [o for o in own if "${" not in o]  # ratio.rejected=${ratio.chosen} says nothing of its own
         found.append((own, [o for o in own if o not in everywhere] if len(batch) > 1 else []))
     return found
 

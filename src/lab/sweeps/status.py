@@ -8,6 +8,7 @@ elsewhere can tell.
 
 import contextlib
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ ROSTER = "sweep.json"
 BEAT_SECONDS = 5.0
 # A sweep that has not touched its roster for so long is gone, wherever it ran.
 SILENT_SECONDS = 30.0
+NEXT_KEY = re.compile(r" (?=[+\w./@]+=)")  # between two overrides of a label, whose values may hold spaces
 
 
 @dataclass
@@ -212,7 +214,8 @@ def _totals(states: Sequence[CellState]) -> str:
 def render_grid(states: Sequence[CellState]) -> list[str]:
     """Draw the cells: tables over the two widest axes, a list of the cells that are on none."""
     cells = [
-        (dict(part.split("=", 1) for part in state.label.split() if "=" in part), state) for state in states
+        (dict(part.split("=", 1) for part in NEXT_KEY.split(state.label) if "=" in part), state)
+        for state in states
     ]
     values: dict[str, set[str]] = {}
     for axes, _ in cells:
@@ -265,6 +268,13 @@ def _beside(runs: Sequence[RunView]) -> list[str]:
     return ["", f"beside the last sweep: {total}", *running]
 
 
+def what_again(command: str) -> str:
+    """Say what the same command does with cells that are finished."""
+    return (
+        "force=true: finished cells too" if "force=true" in command.split() else "finished cells are skipped"
+    )
+
+
 def _next(roster: Roster, states: Sequence[CellState], experiment: str) -> str:
     left = [state for state in states if state.state not in ("done", "pruned")]
     if roster.alive:
@@ -272,7 +282,7 @@ def _next(roster: Roster, states: Sequence[CellState], experiment: str) -> str:
     if any(state.state == "broken" for state in left):
         return "\nnext: move the broken records away (their errors say why), then run the sweep again"
     if left and roster.command:
-        return f"\nnext (finished cells are skipped): {roster.command}"
+        return f"\nnext ({what_again(roster.command)}): {roster.command}"
     if left:
         return "\nnext: run the same commands again; interrupted runs continue"
     return f"\nnothing is left to run; next: make results EXPERIMENT={experiment}"

@@ -16,7 +16,7 @@ from rich.console import Console
 from lab.sweeps.cells import Cell, Composer, SweepError, check_cells, expand, label_cells, missing_starts
 from lab.sweeps.pool import OUTPUT, Outcome, Runner, Task
 from lab.sweeps.screen import Screen, clock
-from lab.sweeps.status import Roster, last_line, open_roster, read_roster
+from lab.sweeps.status import Roster, last_line, open_roster, read_roster, what_again
 from sgdpo.config.schema import RunConfig
 from sgdpo.processes import termination_as_exit
 from sgdpo.runs.records import RunView, read_runs, view_run
@@ -145,7 +145,7 @@ def summarise(
         own = [o for o in cell.overrides if not o.startswith(("n_jobs=", "launcher="))]
         lines += [f"  {cell.name}: {last_line(failed[cell.name])}", f"    output  {cell.folder / OUTPUT}"]
         lines += [f"    alone   {shlex.join(['python', 'src/train.py', *own, 'hydra.mode=RUN'])}"]
-    lines += [f"run them again (finished cells are skipped): {command}"] if failed else []
+    lines += [f"run them again ({what_again(command)}): {command}"] if failed else []
     return "\n".join(lines)
 
 
