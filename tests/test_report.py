@@ -178,7 +178,7 @@ def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
     def call(command):
         return int(command[0] == "src/train.py" and "sweep=table4" in command)
 
-    assert reproduce(Options("paper", outputs=str(tmp_path)), call) == 1
+    assert reproduce(Options("paper", judge="local", outputs=str(tmp_path)), call) == 1
     assert "not complete: table4, figure1" in capsys.readouterr().out
 
 
@@ -213,6 +213,13 @@ def test_wrong_options_are_named_together():
     ("target", "changes", "said"),
     [
         ("table3", {"judge": "nope", "benchmark": "mt_bench"}, "judge=nope"),
+        (
+            "table3",
+            {"judge": "openai"},
+            "JUDGE=openai: table3 is judged by benchmark=verifiable judge=checker",
+        ),
+        ("league", {"benchmark": "verifiable"}, "BENCHMARK=verifiable: league is judged by"),
+        ("study1", {"models": ("tiny_qwen2",)}, "MODELS=tiny_qwen2: study1 has models of its own"),
         ("table3", {"benchmark": "nope"}, "benchmark=nope"),
         ("figure1", {"judge": "nope"}, "judge=nope"),
         ("table3", {"arguments": ("benchmark.limit=0",)}, "benchmark.limit"),

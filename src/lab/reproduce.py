@@ -96,11 +96,23 @@ def option_errors(options: Options) -> list[str]:
     if errors or options.target == EVERYTHING:
         return errors
     exhibit = find_exhibit(options.target)
+    if ignored := list(_ignored(exhibit, options)):
+        return ignored
     pairs = [judged_by(exhibit, options)] if exhibit.judged else []
     if exhibit.twice:
         judge = options.judge or options.of_scale["judge"]
         pairs += [(name, judge) for name in twice_judged(options)]
     return [error for benchmark, judge in pairs for error in _judging_errors(benchmark, judge, options)]
+
+
+def _ignored(exhibit: Exhibit, options: Options) -> Iterator[str]:
+    """Yield what is asked for and the exhibit would pass over without a word."""
+    if options.models and exhibit.models == "own":
+        yield f"MODELS={','.join(options.models)}: {exhibit.name} has models of its own (ARGS=model=... takes others)"
+    benchmark, judge = judged_by(exhibit, options) if exhibit.judged else (options.benchmark, options.judge)
+    for key, asked, used in (("BENCHMARK", options.benchmark, benchmark), ("JUDGE", options.judge, judge)):
+        if asked not in ("", used):
+            yield f"{key}={asked}: {exhibit.name} is judged by benchmark={benchmark} judge={judge} here; leave it out"
 
 
 def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
@@ -339,11 +351,13 @@ def _begun(train: Command, call: Callable[[Command], int]) -> int:
 def _everything(options: Options, call: Callable[[Command], int]) -> int:
     failed = []
     for name in exhibit_names():
-        if find_exhibit(name).order is None:
+        exhibit = find_exhibit(name)
+        if exhibit.order is None:
             continue
         print(f"\n== {name}", flush=True)
+        checked = exhibit.judged and judged_by(exhibit, options)[1] != options.judge
         try:
-            code = reproduce(replace(options, target=name), call)
+            code = reproduce(replace(options, target=name, judge="" if checked else options.judge), call)
         except ValueError as error:
             print(f"error: {error}")
             code = 1
