@@ -40,13 +40,15 @@ def is_drawn(path) -> bool:
 
 def test_figure2_has_six_panels_and_says_why_one_is_empty(tmp_path):
     table3_runs(tmp_path)
+    (tmp_path / "table3" / "torn").mkdir()
+    (tmp_path / "table3" / "torn" / "record.json").write_text("{")
     png, svg, *other = written(figure2(read_runs(tmp_path, "table3")), tmp_path / "out")
     text = words(svg)
     assert all(title in text for title in ("DPO", "SGDPO", "NCA", "BCO", "IPO", "SamPO"))
     assert "not run" in text
     assert "failed" in text
     assert "seeds 42, 43" in text
-    assert "3 of 10 runs are not finished and not in it" in text
+    assert "commit 012345678 4 of 11 runs are not in it: 1 broken, 3 failed" in text
     assert text.count("rejected") == 4, "labels stand beside the four curves that exist"
     assert is_drawn(png)
     assert other[0].name == "figure2-tiny_qwen2.png"

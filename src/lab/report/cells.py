@@ -64,11 +64,15 @@ def seeds_of(runs: Iterable[RunView]) -> list[int]:
 
 
 def by_model(runs: Sequence[RunView]) -> list[tuple[str, list[RunView]]]:
-    """Give the readable runs of each model, by the model's name; runs that do not belong together are refused."""
+    """Give the runs of each model, by the model's name; runs that do not belong together are refused.
+
+    A broken record tells no model: it stands among each one's, so that what is drawn of them can say so.
+    """
     refuse_mixtures(runs)
-    usable = [run for run in runs if run.status != "broken"]
-    models = sorted({run["model"] for run in usable})
-    return [(model, [run for run in usable if run["model"] == model]) for model in models]
+    models = sorted({run["model"] for run in runs if run.status != "broken"})
+    return [
+        (model, [run for run in runs if run["model"] == model or run.status == "broken"]) for model in models
+    ]
 
 
 def group(runs: Iterable[RunView], key: Callable[[RunView], Any]) -> dict[Any, Repeats]:

@@ -1,6 +1,7 @@
 """Turn repeats into entries (a number with its error, a dash with the reason, "failed"), and say whose they are."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -100,15 +101,20 @@ def effective_ratios(runs: Sequence[RunView]) -> list[str]:
 
 def figure_facts(runs: Sequence[RunView], shown: str = "band: range over") -> str:
     """Say what stands below a figure: seeds and what is shown of them, data, commit."""
-    counted = [run for run in runs if run["phase"] != "sft"] or list(runs)
+    asked = [run for run in runs if run["phase"] != "sft"] or list(runs)
+    counted = [run for run in asked if run.status != "broken"]
     seeds = seeds_of(counted)
     what = f"{shown} seeds" if len(seeds) > 1 else "one seed"
-    left = [run for run in counted if run.status != "finished"]
+    left = Counter(run.status for run in asked if run.status != "finished")
     return (
         f"{what} {', '.join(map(str, seeds))}; data {', '.join(_values(counted, 'dataset'))}; "
         f"commit {', '.join(commits(counted))}"
-        + (f"; {len(left)} of {len(counted)} runs are not finished and not in it" if left else "")
+        + (f"\n{left.total()} of {len(asked)} runs are not in it: {_counts(left)}" if left else "")
     )
+
+
+def _counts(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
 
 
 def origin(runs: Sequence[RunView]) -> dict[str, Any]:
