@@ -192,6 +192,8 @@ class TestOutput:
         assert {path.suffix for path in pictures} >= {".png", ".svg"}
         assert all(path.parent == tmp_path / "grid" and path.stat().st_size > 100 for path in pictures)
         assert "DPO 0.5" in next(path for path in pictures if path.suffix == ".svg").read_text()
+        with pytest.raises(ValueError, match=r"has the metric 'eval/typo'; there are: eval/loss"):
+            draw_experiment(tmp_path, "grid", "eval/typo")
         assert {path.stem for path in pictures} == {"heatmap"}, "an exhibit's files may lie there"
 
     def test_pictures_are_kept_offline_if_no_server_answers(self, tmp_path, monkeypatch):

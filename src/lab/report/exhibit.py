@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import psutil
 import yaml
@@ -27,12 +27,14 @@ from sgdpo.places import CONF
 from sgdpo.runs.provenance import git_state
 from sgdpo.runs.records import read_runs, require_runs
 from sgdpo.store import read_json, write_whole
+from sgdpo.values import NAME, Range, value_error
 
 FOLDER = CONF / "report"
 PUBLISHED = "published"  # the folder of the tracked copies
 PUBLISHED_FORMS = (".md", ".csv", ".json", ".png", ".pdf")
 BLOCK = re.compile(r"<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->", re.S)
 SECTION = re.compile(r"^## ([\w-]+)\n(.*?)(?=^## [\w-]+\n|\Z)", re.S | re.M)  # of RESULTS.md: an exhibit's
+Count = Annotated[int, Range("[1, 1000]")]
 # The JSON of a work, and the table or what a picture's JSON says.
 Work = tuple[Path, Table | dict[str, Any]]
 
@@ -55,16 +57,16 @@ class Exhibit:
     config: Mapping[str, Any]
     caption: str = ""
     sweep: str | None = None
-    experiment: str | None = None
+    experiment: Annotated[str, NAME] | None = None
     models: Literal["all", "first", "own"] = "all"
-    seeds: int = 1
-    before: Sequence[str] = ()
+    seeds: Count = 1
+    before: tuple[str, ...] = ()
     judged: bool | str = False
-    tuned: Mapping[str, Any] | None = None
+    tuned: dict[str, Any] | None = None
     twice: bool = False
     evaluation: str | None = None
-    n_jobs: int | None = None
-    beside: Sequence[str] = ()
+    n_jobs: Count | None = None
+    beside: tuple[str, ...] = ()
     order: float | None = None
 
     @property
@@ -72,6 +74,7 @@ class Exhibit:
         return settings_of(KIND, self.config)
 
 
+TUNED = ("key", "seeds", "judged", "metric")
 OWN = tuple(f.name for f in fields(Exhibit) if f.name not in ("name", "config"))
 KIND = Kind("report", positional=("runs",), reserved=OWN)
 
@@ -82,7 +85,8 @@ def exhibit_names() -> list[str]:
 
     def place(name: str) -> tuple[bool, float, str]:
         order = found[name].get("order")
-        return order is None, order or 0, name
+        numbered = isinstance(order, int | float)  # another order is named where its exhibit is asked for
+        return not numbered, order if numbered else 0, name
 
     return sorted((name for name, config in found.items() if "function" in config), key=place)
 
@@ -120,9 +124,12 @@ def _typed(change: str, value: str) -> Any:
 
 
 def _own_errors(name: str, own: Mapping[str, Any]) -> list[str]:
-    errors, where = [], f"conf/report/{name}.yaml"
-    if own.get("models", "all") not in ("all", "first", "own"):
-        errors.append(f"{where}: models is all, first or own, not {own['models']!r}")
+    where, hints = f"conf/report/{name}.yaml", get_type_hints(Exhibit, include_extras=True)
+    problems = {key: value_error(value, hints[key]) for key, value in own.items()}
+    if errors := [f"{where}: {key}{problem}" for key, problem in problems.items() if problem]:
+        return errors
+    if lacking := [key for key in TUNED if own.get("tuned") and key not in own["tuned"]]:
+        errors.append(f"{where}: tuned lacks {', '.join(lacking)}; it is {{{', '.join(TUNED)}}}")
     if own.get("sweep") and not (CONF / "sweep" / f"{own['sweep']}.yaml").is_file():
         errors.append(f"{where}: there is no conf/sweep/{own['sweep']}.yaml")
     if own.get("sweep") and not own.get("experiment"):

@@ -308,6 +308,7 @@ def draw_experiment(outputs: Path, experiment: str, metric: str) -> list[Path]:
     Raises ValueError if there are no runs, or none with ratios has the metric.
     """
     runs, name = require_runs(outputs, experiment, MAKE.format(experiment)), "ratio_grid"
+    refuse_unknown(runs, metric)
     # Under a name of its own: an experiment may be called as the exhibit is, whose files lie in such a folder too.
     pictures = [replace(each, name=each.name.replace(name, "heatmap"), origin=origin(runs))
                 for each in ratio_grid(runs, **find_exhibit(name).settings | {"metric": metric})]  # fmt: skip
