@@ -222,6 +222,7 @@ def test_wrong_options_are_named_together():
         ("study1", {"models": ("tiny_qwen2",)}, "MODELS=tiny_qwen2: study1 has models of its own"),
         ("table3", {"benchmark": "nope"}, "benchmark=nope"),
         ("figure1", {"judge": "nope"}, "judge=nope"),
+        ("table3", {"evaluation": "nope"}, "EVALUATION is 'nope'"),
         ("table3", {"arguments": ("benchmark.limit=0",)}, "benchmark.limit"),
         ("table3", {"arguments": ("benchmark.limit_=1",)}, "limit_"),
         ("table3", {"benchmark": "mt_bench", "arguments": ("benchmark.folder=nowhere",)}, "nowhere"),

@@ -19,7 +19,7 @@ from lab.evaluation.settings import compose_evaluation, evaluation_errors, resul
 from lab.report.cells import choose_evaluation, evaluation_keys
 from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
 from lab.report.league import TUNING, best_values
-from sgdpo.places import ROOT
+from sgdpo.places import CONF, ROOT
 from sgdpo.processes import run
 from sgdpo.runs.records import RunView, read_runs
 
@@ -93,6 +93,11 @@ def option_errors(options: Options) -> list[str]:
         errors.append(f"SCALE is {options.scale!r}; it is one of {', '.join(load_scales())}")
     if options.seeds < 1 or options.n_jobs < 1:
         errors.append(f"SEEDS ({options.seeds}) and N_JOBS ({options.n_jobs}) must be 1 or more")
+    benchmarks = tuple(f"{path.stem}-" for path in sorted((CONF / "benchmark").glob("*.yaml")))
+    if options.evaluation and not options.evaluation.startswith(benchmarks):
+        errors.append(
+            f"EVALUATION is {options.evaluation!r}; it is <benchmark>-<judge>, as verifiable-checker"
+        )
     if errors or options.target == EVERYTHING:
         return errors
     exhibit = find_exhibit(options.target)
