@@ -18,6 +18,7 @@ from lab.sampling.rounds import Chain
 from lab.sampling.settings import compose_sample, sample_errors
 from sgdpo.config.compose import CONF, register_schema, to_run_config
 from sgdpo.runs.validate import value_errors
+from sgdpo.store import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -174,6 +175,14 @@ def test_the_readmes_tables_are_the_published_ones() -> None:
     assert {"demo"} <= {name for name, _ in blocks}
     for name, text in blocks:
         assert text == (ROOT / "outputs" / "published" / f"{name}.md").read_text(), name
+
+
+def test_no_published_table_shares_its_name_with_a_picture() -> None:
+    works = {path: read_json(path) for path in (ROOT / "outputs" / "published").glob("*.json")}
+    assert works
+    assert not [
+        path.name for path, work in works.items() if "picture" in work and path.with_suffix(".md").exists()
+    ]
 
 
 @pytest.mark.parametrize("page", ["README.md", ".github/CONTRIBUTING.md", "outputs/published/LOG.md"])

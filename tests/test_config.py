@@ -6,7 +6,6 @@ import pytest
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from lab.demo import demonstrate
 from sgdpo.config.compose import CONF, compose_run, composition_words, to_run_config
 from sgdpo.config.identity import Identity, start_config
 from sgdpo.config.schema import RunConfig
@@ -231,11 +230,3 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_the_default_run_is_valid() -> None:
     assert config_errors(compose_run([])) == []
-
-
-@pytest.mark.parametrize(
-    "override", ["seed=-1", "optimizer.batch_size=0", "model=local", "init=scratch", "+typo=1"]
-)
-def test_the_demonstration_checks_its_settings_before_it_trains(override: str) -> None:
-    with pytest.raises(ValueError, match=override.partition("=")[0].lstrip("+")):
-        demonstrate([override])

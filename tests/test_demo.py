@@ -14,6 +14,11 @@ from lab.demo import demonstrate
         ("init=pretrained", "no init=pretrained"),
         ("method=nca", "no other method"),
         ("dry_run=true", "no dry_run=true"),
+        ("seed=-1", "seed"),
+        ("optimizer.batch_size=0", "optimizer.batch_size"),
+        ("model=local", "model"),
+        ("init=scratch", "init"),
+        ("+typo=1", "typo"),
     ],
 )
 def test_a_wrong_word_is_one_error_before_anything_is_trained(tmp_path: Path, word: str, said: str) -> None:

@@ -83,4 +83,6 @@ def _row(run: RunView) -> list[Entry | str]:
 
 def demo_picture(runs: Sequence[RunView]) -> Picture:
     figure = method_curves({method_title(run["method"], [run]): run.metrics() for run in runs})
-    return Picture(figure, "demo", "Rewards of the demonstration", [], {"exhibit": "demo", **origin(runs)})
+    return Picture(
+        figure, "demo-rewards", "Rewards of the demonstration", [], {"exhibit": "demo", **origin(runs)}
+    )
