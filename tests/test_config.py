@@ -132,7 +132,14 @@ def test_every_cell_of_a_sweep_shares_one_sft_start(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=1", "model=tiny_qwen2", "data.world.pairs=99", "optimizer.sft.lr=1e-2"]
+    "override",
+    [
+        "seed=1",
+        "model=tiny_qwen2",
+        "data.world.pairs=99",
+        "optimizer.sft.lr=1e-2",
+        "trainer.on_nonfinite=skip",
+    ],
 )
 def test_another_model_seed_or_data_has_another_start(override: str) -> None:
     start = identity(start_config(composed())).result_hash

@@ -40,6 +40,9 @@ def test_a_wrong_setting_of_an_exhibit_is_one_error_with_what_there_is(change, s
         ("pilot_theory", "lengths=[5]"),
         ("table4", "methods=[dpo]"),
         ("study1", "figure=banana"),
+        ("study1", "arms={a: b}"),
+        ("study1", "contrasts={a: {b: high}}"),
+        ("study6", "matched={m: 1}"),
     ],
 )
 def test_a_setting_that_would_break_an_exhibit_is_refused_before_it_is_made(name, change):

@@ -52,6 +52,8 @@ def test_a_start_has_the_seed_that_was_given_and_none_is_made_before_all_are_sou
         with pytest.raises(SystemExit):
             main([*given, *wrong])
         assert read_runs(tmp_path / "o") == []
+    with pytest.raises(ValueError, match="nothing to plan"):
+        main([*given, "dry_run=true"])
     main([*given, "seed=7"])
     main([*given, "--seeds", "8,9"])
     assert [run["seed"] for run in read_runs(tmp_path / "o")] == [7, 8, 9]

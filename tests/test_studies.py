@@ -132,6 +132,8 @@ def test_contrasts_are_paired_corrected_and_told(runs) -> None:
         ({"contrasts": {"a": {"low": 1, "hgih": -1}}}, "contrasts names 'hgih', which is none of its arms: low, high"),
         ({"matched": {"m": {"row": ["lwo"], "arms": ["low"], "by": ["size"]}}}, "matched names 'lwo'"),
         ({"matched": {"m": {"row": ["low"], "arms": ["low"], "by": ["size"]}}}, "matched names 'size'"),
+        ({"matched": {"m": {"row": ["low"], "by": []}}}, "matched.m lacks arms"),
+        ({"matched": {"m": {"row": "low", "arms": [], "by": []}}}, "matched.m.row='low' does not fit"),
         ({"tested": ("scor",)}, "tested names 'scor', which is none of its measures: score"),
         ({"bounds": {"scor": 1}}, "bounds names 'scor'"),
     ],

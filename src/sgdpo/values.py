@@ -181,7 +181,7 @@ def fits(value: Any, hint: Any) -> bool:
         kinds = arguments[:1] * len(value) if origin is list or Ellipsis in arguments else arguments
         return len(value) == len(kinds) and all(map(fits, value, kinds))
     if origin is dict:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(all(map(fits, pair, arguments)) for pair in value.items())
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

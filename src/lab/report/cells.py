@@ -171,6 +171,8 @@ def choose_evaluation(runs: Sequence[RunView], benchmarks: Sequence[str]) -> str
     Raises ValueError if there is none (with the command that makes it), several to choose from, or results that were
     not sampled and judged alike.
     """
+    if not benchmarks:
+        raise ValueError("benchmarks is empty: name one that the table is to be read from")
     for benchmark in benchmarks:
         if key := _the_only(runs, benchmark):
             refuse_unlike_judgments(runs, key)

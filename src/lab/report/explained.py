@@ -19,16 +19,16 @@ RESAMPLES = 2000
 def explained(
     runs: Sequence[RunView],
     *,
-    arms: dict[str, Any],
+    arms: dict[str, dict[str, Any]],
     measures: dict[str, str],
     tested: tuple[str, ...],
     predictors: tuple[str, ...],
     question: str,
     expected: str,
-    contrasts: dict[str, Any],
+    contrasts: dict[str, dict[str, float]],
     each: tuple[str, ...] = ("data.name",),
     bounds: dict[str, float] | None = None,
-    matched: dict[str, Any] | None = None,
+    matched: dict[str, dict[str, Any]] | None = None,
 ) -> list[Table]:
     """Show a study, and the rank correlation of its first tested measure with each predictor."""
     refuse_unnamed("measures", measures, {"predictors": predictors, "tested": tested})

@@ -24,7 +24,9 @@ from lab.report.names import load_paper
 from sgdpo.drawing.style import Picture
 from sgdpo.drawing.table import Entry, Table, number, signed
 from sgdpo.runs.records import RunView, flatten
+from sgdpo.values import Keys
 
+RULE = Keys(dict.fromkeys(("row", "by", "arms"), list[str]), needed=("row", "by", "arms"))
 PROMPTS = ":score_mean"  # a judged score, which every prompt has
 
 
@@ -51,13 +53,13 @@ def study(
     *,
     question: str,
     expected: str,
-    arms: dict[str, Any],
-    contrasts: dict[str, Any],
+    arms: dict[str, dict[str, Any]],
+    contrasts: dict[str, dict[str, float]],
     measures: dict[str, str],
     tested: tuple[str, ...],
     each: tuple[str, ...] = ("data.name",),
     bounds: dict[str, float] | None = None,
-    matched: dict[str, Any] | None = None,
+    matched: dict[str, dict[str, Any]] | None = None,
     figure: Literal["", "contrasts", "conditions", "walk"] = "",
     along: str = "",
 ) -> list[Table | Picture]:
@@ -70,7 +72,10 @@ def study(
     panels), or "walk": each arm less the last, in order; along: what the arms are steps of.
     Raises ValueError for names of arms and measures that there are not.
     """
-    rules = [rule for rule in (matched or {}).values() if isinstance(rule, Mapping)]
+    for called, rule in (matched or {}).items():
+        if problem := RULE.problem(rule):
+            raise ValueError(f"matched.{called}{problem}")
+    rules = (matched or {}).values()
     refuse_unnamed("arms", arms, {
         "contrasts": [arm for weights in contrasts.values() for arm in weights],
         "matched": [arm for rule in rules for arm in (*rule["row"], *rule["arms"])],

@@ -73,6 +73,10 @@ def identify(config: RunConfig, contents: Mapping[str, str], start: Identity | N
         contents |= {f"start.{key}": value for key, value in own.items()}
     weights = {key: value for key, value in _hashed(settings).items() if key not in NOT_WEIGHTS}
     read = {key: value for key, value in contents.items() if not key.endswith(NOT_WEIGHTS_CONTENT)}
+    if (
+        config.trainer.on_nonfinite == "skip"
+    ):  # weights without the steps that a run which stops would have stopped at
+        weights["on_nonfinite"] = "skip"
     if choice := _choice(config):
         weights, read = weights | {"choice": choice}, contents
     run_hash = _hash([_hashed(settings), contents])

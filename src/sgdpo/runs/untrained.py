@@ -15,9 +15,14 @@ log = logging.getLogger("sgdpo")
 
 
 def untrained(config: RunConfig) -> Path:
-    """Return the folder of the run, its weights a link to the model's own. Raise ValueError for a random model."""
+    """Return the folder of the run, its weights a link to the model's own.
+
+    Raises ValueError for a random model, and for a dry run: there is nothing to plan.
+    """
     from sgdpo.models.load import weights_folder  # torch and all that
 
+    if config.dry_run:
+        raise ValueError("dry_run=true: a start trains nothing, so there is nothing to plan; leave it out")
     if config.model.path is None:
         raise ValueError(
             f"model={config.model.name} is random before it is trained: there is nothing to evaluate"
