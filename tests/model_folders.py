@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+from packed_rows import model_config, tiny_model
 from sgdpo.config.schema import ModelConfig
+from sgdpo.models.load import load_tokenizer
+
+
+def tiny_folder(folder: Path) -> Path:
+    """Return the folder with a tiny model and its tokenizer, as a finished run leaves it."""
+    tiny_model().save_pretrained(folder)
+    load_tokenizer(model_config()).save_pretrained(folder)
+    return folder
 
 
 def local(path, **values) -> ModelConfig:

@@ -9,19 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from model_folders import broken_folder, local
-from packed_rows import model_config, tiny_model
+from model_folders import broken_folder, local, tiny_folder
 from sgdpo.config.schema import ModelConfig
 from sgdpo.models.load import load_model, load_tokenizer, model_errors
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Return a folder with a tiny model and its tokenizer, as a finished run leaves it."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    load_tokenizer(model_config()).save_pretrained(folder)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize(

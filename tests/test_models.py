@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from model_folders import broken_folder, local
+from model_folders import broken_folder, local, tiny_folder
 from packed_rows import model_config, tiny_model
 from sgdpo import hub
 from sgdpo.config.compose import compose_run, to_run_config
@@ -36,11 +36,7 @@ TURNS = [{"role": "user", "content": "Sort: b a"}, {"role": "assistant", "conten
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Return a folder with a tiny model and its tokenizer, as a finished run leaves it."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
-    load_tokenizer(model_config()).save_pretrained(folder)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("model"))
 
 
 def test_the_tiny_tokenizer_gives_each_character_a_token_and_takes_it_back() -> None:
