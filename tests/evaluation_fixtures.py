@@ -65,10 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
         try:
-            self._answer(server.reply(body, number))
+            answer = server.reply(body, number)
         finally:
-            with server.lock:
+            with server.lock:  # before it is sent: whoever has read it may ask again at once
                 server.under_way -= 1
+        self._answer(answer)
 
     def _answer(self, answer: Any) -> None:
         status, headers = 200, {}

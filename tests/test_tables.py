@@ -288,6 +288,11 @@ def test_a_narrow_screen_loses_no_digit_and_no_letter(monkeypatch, columns, wide
     assert "…" not in shown
 
 
+def test_a_table_without_rows_is_its_heads(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "score" in Table("t", "", ["run", "score"], []).console()
+
+
 def test_a_table_says_what_nominal_ratios_came_out_as(tmp_path):
     """Two seeds at (0.6, 0.9) that logged 0.5 and 0.6 of the chosen, 0.8 of the rejected side: means 0.55 and 0.80."""
     for seed, chosen in ((42, 0.5), (43, 0.6)):

@@ -165,7 +165,7 @@ class Table:
         least = [
             LEAST_LABEL
             if column < self.labels
-            else max(cell_len(w) for t in texts[1:] for w in [*t.split(), ""])
+            else max((cell_len(word) for text in texts[1:] for word in text.split()), default=0)
             for column, texts in enumerate(columns)
         ]
         frame = 3 * len(columns) + 1
