@@ -8,9 +8,7 @@ from sgdpo.console import Parser, run_command
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("name", help="a file of conf/report: table1, figure2, ...")
-    parser.add_argument(
-        "settings", nargs="*", default=[], help="of its function: metric=eval/rewards/margins"
-    )
+    parser.add_argument("settings", nargs="*", help="of its function: metric=eval/rewards/margins")
     parser.add_argument("--experiment", help="whose runs (default: its own)")
     parser.add_argument("--into", type=Path, help="folder for the files (default: OUTPUTS/<name>)")
     parser.add_outputs()

@@ -19,9 +19,7 @@ OURS = ("extra=", "model.trust_remote_code=")
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("id", help="the pair's id, as messages and pairs.json name it, or how it begins")
-    parser.add_argument(
-        "words", nargs="*", default=[], metavar="key=value", help="settings, as train.py takes them"
-    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as train.py takes them")
     parser.add_argument("--run", type=Path, help="folder of a finished run whose data and weights to take")
     options = parser.parse_intermixed_args(arguments)
     if not options.id.isdecimal():

@@ -20,10 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--test-rows", default="", help="a file of held-out rows")
     parser.add_argument("--outputs", default="outputs", help="where the records are")
     parser.add_argument(
-        "arguments",
-        nargs="*",
-        default=[],
-        help="further overrides: of the training runs, judge.budget_dollars=20",
+        "arguments", nargs="*", help="further overrides: of the training runs, judge.budget_dollars=20"
     )
     read = vars(parser.parse_intermixed_args(arguments))
     from lab.reproduce import Options, reproduce

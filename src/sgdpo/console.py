@@ -95,6 +95,12 @@ class Parser(argparse.ArgumentParser):
             description=description, formatter_class=style, epilog=EXIT_CODES, allow_abbrev=False, **kwargs
         )
 
+    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
+        """Take an argument; argparse names words that may be none among those it requires, but for a default."""
+        if kwargs.get("nargs") == "*":
+            kwargs.setdefault("default", [])
+        return super().add_argument(*names, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line."""
         fail([f"{message} ({self.prog} --help)"])

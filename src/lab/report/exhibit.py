@@ -27,7 +27,7 @@ from sgdpo.places import CONF
 from sgdpo.runs.provenance import git_state
 from sgdpo.runs.records import read_runs, require_runs
 from sgdpo.store import read_json, write_whole
-from sgdpo.values import NAME, Range, value_error
+from sgdpo.values import NAME, Keys, Range, value_error
 
 FOLDER = CONF / "report"
 PUBLISHED = "published"  # the folder of the tracked copies
@@ -35,6 +35,10 @@ PUBLISHED_FORMS = (".md", ".csv", ".json", ".png", ".pdf")
 BLOCK = re.compile(r"<!-- ([\w-]+):begin -->\n(.*?)<!-- \1:end -->", re.S)
 SECTION = re.compile(r"^## ([\w-]+)\n(.*?)(?=^## [\w-]+\n|\Z)", re.S | re.M)  # of RESULTS.md: an exhibit's
 Count = Annotated[int, Range("[1, 1000]")]
+TUNED = Keys(
+    {"key": str, "seeds": list[int], "judged": str, "metric": str},
+    needed=("key", "seeds", "judged", "metric"),
+)
 # The JSON of a work, and the table or what a picture's JSON says.
 Work = tuple[Path, Table | dict[str, Any]]
 
@@ -62,7 +66,7 @@ class Exhibit:
     seeds: Count = 1
     before: tuple[str, ...] = ()
     judged: bool | str = False
-    tuned: dict[str, Any] | None = None
+    tuned: Annotated[dict[str, Any], TUNED] | None = None
     twice: bool = False
     evaluation: str | None = None
     n_jobs: Count | None = None
@@ -74,7 +78,6 @@ class Exhibit:
         return settings_of(KIND, self.config)
 
 
-TUNED = ("key", "seeds", "judged", "metric")
 OWN = tuple(f.name for f in fields(Exhibit) if f.name not in ("name", "config"))
 KIND = Kind("report", positional=("runs",), reserved=OWN)
 
@@ -128,8 +131,6 @@ def _own_errors(name: str, own: Mapping[str, Any]) -> list[str]:
     problems = {key: value_error(value, hints[key]) for key, value in own.items()}
     if errors := [f"{where}: {key}{problem}" for key, problem in problems.items() if problem]:
         return errors
-    if lacking := [key for key in TUNED if own.get("tuned") and key not in own["tuned"]]:
-        errors.append(f"{where}: tuned lacks {', '.join(lacking)}; it is {{{', '.join(TUNED)}}}")
     if own.get("sweep") and not (CONF / "sweep" / f"{own['sweep']}.yaml").is_file():
         errors.append(f"{where}: there is no conf/sweep/{own['sweep']}.yaml")
     if own.get("sweep") and not own.get("experiment"):

@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sgdpo.config.schema import AdapterConfig, RatioConfig, RunConfig
+from sgdpo.config.schema import FROM_THE_RUN, AdapterConfig, RatioConfig, RunConfig
 from sgdpo.store import hash_json
 
 # Where a run is written, watched and continued, and how it is called, does not change its numbers.
@@ -36,8 +36,8 @@ NOT_IN_GROUP = {
 # Settings of DeepSpeed (conf/engine) that say how what is trained is cut and sent; any other may change the numbers, an
 # optimizer of its own for example.
 LAYOUT = (
-    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping",
-    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization", "steps_per_print",
+    *FROM_THE_RUN, "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "zero_optimization",
+    "steps_per_print",
 )  # fmt: skip
 # What weights do not depend on.
 NOT_WEIGHTS = ("engine", "trainer", "reference")
@@ -73,9 +73,8 @@ def identify(config: RunConfig, contents: Mapping[str, str], start: Identity | N
         contents |= {f"start.{key}": value for key, value in own.items()}
     weights = {key: value for key, value in _hashed(settings).items() if key not in NOT_WEIGHTS}
     read = {key: value for key, value in contents.items() if not key.endswith(NOT_WEIGHTS_CONTENT)}
-    if (
-        config.trainer.on_nonfinite == "skip"
-    ):  # weights without the steps that a run which stops would have stopped at
+    # A run that skips steps may end with weights at which one that stops never arrives.
+    if config.trainer.on_nonfinite == "skip":
         weights["on_nonfinite"] = "skip"
     if choice := _choice(config):
         weights, read = weights | {"choice": choice}, contents

@@ -139,10 +139,9 @@ def described(key: str, arguments: Mapping[str, Any], **given: Any) -> PreTraine
     if theirs := sorted(set(given) & set(arguments)):
         raise ValueError(f"{key} has keys that its tokenizer decides: {theirs}; leave them out")
     try:
-        config = AutoConfig.for_model(kind, **given, **arguments)
+        return AutoConfig.for_model(kind, **given, **arguments)
     except Exception as error:  # each architecture checks its values, by exceptions of the hub's own
         raise ValueError(_refused(key, kind, error)) from error
-    return config
 
 
 def describing_errors(key: str, config: PreTrainedConfig) -> list[str]:
