@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -25,14 +26,16 @@ OUTCOMES: Counter[str] = Counter()
 
 def write(path: Path) -> Path:
     """Write the rows in the form that the name says."""
-    if path.suffix == ".parquet":
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(write(path.with_suffix("")).read_bytes()))
+    elif path.suffix == ".parquet":
         pq.write_table(TABLE, path)
     elif path.suffix == ".arrow":
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, TABLE.schema) as stream:
             stream.write_table(TABLE)
     elif path.suffix == ".json":
         path.write_text(json.dumps(ROWS, indent=1, ensure_ascii=False))
-    elif path.suffix == ".jsonl":
+    elif path.suffix in (".jsonl", ".ndjson"):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
     else:
         comma = "\t" if path.suffix == ".tsv" else ","
@@ -78,15 +81,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str | None]]
     "half a pair": (lambda p: changed(p, late(b"nein, 59", b"\\ud800")), (".json", ".jsonl"), None),
     "a cell too many": (lambda p: changed(p, late(b'"nein, 59"', b'"a","b"\t"c"')), (".csv", ".tsv"), r"line \d+"),
     "an open quote": (lambda p: changed(p, late(b'59"\n', b"59\n")), (".csv", ".tsv"), r"line \d+"),
-    "of another kind": (lambda p: shutil.copy(write(p.with_name("other.parquet")), p), (*TEXT, ".arrow"), ".+"),
+    "of another kind": (
+        lambda p: shutil.copy(write(p.with_name("other.parquet")), p), (*TEXT, ".arrow", ".jsonl.gz"), ".+"
+    ),
     "a folder": (lambda p: replaced(p, Path.mkdir), (), "a folder"),
     "a dangling link": (lambda p: replaced(p, lambda q: q.symlink_to("nowhere")), (), "a link to nowhere"),
     "a link to itself": (lambda p: replaced(p, lambda q: q.symlink_to(q.name)), (), ".+"),
     "a pipe": (lambda p: replaced(p, os.mkfifo), (), "no ordinary file"),
+    "nothing": (lambda p: None, (".jsonl.gz", ".csv.gz", ".ndjson"), None),
     "gone": (lambda p: replaced(p, lambda q: None), (), "does not exist"),
     "no permission": (lambda p: p.chmod(0), (), "Permission denied|cannot be read"),
 }  # fmt: skip
-SUFFIXES = (*TEXT, ".parquet", ".arrow")
+SUFFIXES = (*TEXT, ".parquet", ".arrow", ".jsonl.gz")
 
 
 def outcome(path: Path) -> str:

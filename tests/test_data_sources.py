@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 
@@ -43,6 +44,15 @@ def write_json_lines(folder):
     return folder / "rows.jsonl"
 
 
+def write_zipped_splits(folder):
+    """Lay the files as HH-RLHF has them: a folder of folders, each with its splits, zipped."""
+    for name, rows in {"base/train": ROWS[:2], "more/train": ROWS[2:], "base/test": ROWS[:1]}.items():
+        file = folder / "splits" / f"{name}.jsonl.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    return folder / "splits"
+
+
 def write_saved(folder):
     Dataset.from_list(ROWS).save_to_disk(folder / "saved")
     return folder / "saved"
@@ -59,6 +69,7 @@ WRITERS = [
     write_json_array,
     write_json_lines_named_json,
     write_json_lines,
+    write_zipped_splits,
     write_saved,
     write_saved_splits,
 ]

@@ -13,7 +13,7 @@ SRC = ROOT / "src"
 # The rooms from the ground up; a module may import from its own room and from those before it.
 ROOMS = (
     "sgdpo.places", "sgdpo.processes", "sgdpo.values", "sgdpo.source", "sgdpo.contract", "sgdpo.keyed", "sgdpo.overlap",
-    "sgdpo.pairs", "sgdpo.pilot", "sgdpo.selects", "sgdpo.theory", "sgdpo.mixtures", "sgdpo.method",
+    "sgdpo.decimals", "sgdpo.pairs", "sgdpo.pilot", "sgdpo.selects", "sgdpo.theory", "sgdpo.mixtures", "sgdpo.method",
     "sgdpo.methods", "sgdpo.store", "sgdpo.hub",
     "sgdpo.config", "sgdpo.console", "sgdpo.world", "sgdpo.constraints",
     "sgdpo.data", "sgdpo.models", "sgdpo.reference", "sgdpo.training",

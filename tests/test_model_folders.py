@@ -43,8 +43,15 @@ def test_pickled_weights_are_not_read(saved, tmp_path) -> None:
 
 def test_code_that_comes_with_a_model_runs_only_on_request(saved, tmp_path) -> None:
     folder = broken_folder(tmp_path, saved, auto_map={"AutoModelForCausalLM": "own.Model"})
-    assert "comes with Python code of its own" in model_errors(local(folder))[0]
+    error = model_errors(local(folder))[0]
+    assert "comes with Python code of its own" in error
+    assert "or take auto_map out of its config.json: transformers' own llama then runs instead" in error
     assert model_errors(local(folder, trust_remote_code=True)) == []
+    (tmp_path / "own").mkdir()
+    own = broken_folder(
+        tmp_path / "own", saved, auto_map={"AutoModelForCausalLM": "own.Model"}, model_type="own"
+    )
+    assert model_errors(local(own))[0].endswith("read it, then set model.trust_remote_code=true")
 
 
 def test_a_tokenizer_without_a_template_is_refused_when_loaded(saved, tmp_path) -> None:

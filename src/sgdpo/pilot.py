@@ -13,13 +13,12 @@ the complement.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from sgdpo import keyed
+from sgdpo import decimals, keyed
 from sgdpo.pairs import DrawKey, Pair, Ratios, Side
 from sgdpo.values import OneOf, Range
 
@@ -27,7 +26,6 @@ Draw = Literal["shared", "independent"]
 CHOSEN, REJECTED = 0, 1
 POLICY, REFERENCE = 0, 1
 
-_LIMB_DIGITS = 9
 _LAST = torch.iinfo(torch.int64).max
 _STEPS = 1 << 40  # where the keys of `refresh: step` begin: no epoch has them
 
@@ -151,19 +149,8 @@ class Pilot:
 
 
 def pilot_size(length_B: Tensor, ratio: float) -> Tensor:
-    """Return max(floor(ratio * length), 1), tokens, exact for the decimal that `ratio` prints as; 0 for a ratio of 0.
-
-    length_B: int64, tokens, at most 2**32. ratio: in [0, 1], the paper's r1 or r2.
-    The decimals are multiplied nine at a time, from the right, so that no product leaves 64 bits.
-    """
-    decimal = Decimal(str(ratio))
-    count = max(-(-max(-decimal.as_tuple().exponent, 0) // _LIMB_DIGITS), 1)
-    left = int(decimal.scaleb(count * _LIMB_DIGITS))
-    carry_B = torch.zeros_like(length_B)
-    for _ in range(count):
-        left, limb = divmod(left, 10**_LIMB_DIGITS)
-        carry_B = (length_B * limb + carry_B) // 10**_LIMB_DIGITS
-    return (length_B * left + carry_B).clamp(min=1 if ratio else 0)
+    """Return max(floor(ratio * length), 1), tokens, exact as `floor_product` is; 0 for a ratio of 0."""
+    return decimals.floor_product(length_B, ratio).clamp(min=1 if ratio else 0)
 
 
 def _weighed(value_BT: Tensor, weight_BT: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Read rows from files: parquet, arrow, csv, json, json lines, folders of such shards, or saved data sets.
 
-Nothing here runs code or loads a pickle. What cannot be read is one error that names the file, the line or the
-byte, and what to do. pyarrow and datasets load when a file of theirs is read.
+Text may be gzipped. Nothing here runs code or loads a pickle. What cannot be read is one error that names the file,
+the line or the byte, and what to do. pyarrow and datasets load when a file of theirs is read.
 """
 
 import csv
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,12 @@ from sgdpo.data.rows import Rows
 from sgdpo.store import hash_file, hash_json
 
 _BATCH = 256
-SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv")
-_KINDS = f"a {', '.join(SUFFIXES)} file, a folder of such files, or one written by datasets' save_to_disk"
+_TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (".parquet", ".arrow", *_TEXT, *(f"{suffix}.gz" for suffix in _TEXT))
+_KINDS = (
+    f"a .parquet, .arrow, {', '.join(_TEXT)} file (the last {len(_TEXT)} also as .gz), a folder of such files, or one "
+    "written by datasets' save_to_disk"
+)
 # How a shard is numbered, and how splits are called.
 _NUMBER = re.compile(r"[-_.]?\d+-of-\d+(-[0-9a-f]+)?$|[-_.]?\d+$")
 _SPLITS = "train|training|test|testing|validation|valid|val|dev|eval"
@@ -84,20 +90,21 @@ def _shards(path: Path, split: str) -> list[Path]:
         return _folder_shards(path, split)
     if not path.is_file():
         raise ValueError(f"{path} is no ordinary file (a pipe or a device); give {_KINDS}")
-    if path.suffix not in SUFFIXES:
+    if _suffix(path) not in SUFFIXES:
         raise ValueError(f"{path} is of no known kind; give {_KINDS}")
     return [path]
 
 
 def _folder_shards(path: Path, split: str) -> list[Path]:
     """Return a folder's files in the order of their names; those of the split, if names say of which they are."""
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    files = sorted(file for file in path.rglob("*") if _suffix(file) in SUFFIXES and file.is_file())
     if not files:
         raise ValueError(
             f"{path} is a folder, but it holds no saved data set and no file of rows; give {_KINDS}"
         )
     wanted = split.lower()
-    splits = [_split_of(file.relative_to(path).with_suffix(""), wanted) for file in files]
+    stems = [file.with_name(file.name.removesuffix(_suffix(file))).relative_to(path) for file in files]
+    splits = [_split_of(stem, wanted) for stem in stems]
     found = sorted(set(filter(None, splits)))
     # train_prefs serves as train, but not beside train_sft.
     near = [name for name in found if name.startswith((f"{wanted}-", f"{wanted}_", f"{wanted}."))]
@@ -108,11 +115,15 @@ def _folder_shards(path: Path, split: str) -> list[Path]:
             f"to one of them, or name the files {split}-00000, {split}-00001, ..."
         )
     files = [file for file, name in zip(files, splits, strict=True) if not near or name == near[0]]
-    if len({file.suffix for file in files}) > 1:
+    if len({_suffix(file).removesuffix(".gz") for file in files}) > 1:
         raise ValueError(
             f"{path} holds files of several kinds ({files[0].name}, {files[-1].name}); name one of them"
         )
     return files
+
+
+def _suffix(path: Path) -> str:
+    return f"{path.with_suffix('').suffix}.gz" if path.suffix == ".gz" else path.suffix
 
 
 def _split_of(file: Path, split: str) -> str | None:
@@ -132,14 +143,12 @@ def _rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
     """Yield all rows in the file's order. Raises ValueError with advice for what cannot be read."""
     try:
         yield from _reader(path, split)
-    except (OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-        ) from error
-    except ValueError as error:
-        if type(error).__module__ == "builtins" and not isinstance(error, UnicodeError):
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        if type(error) is ValueError:
             raise
-        # pyarrow's errors are ValueErrors of its own; they say what is wrong with the bytes.
+        # What pyarrow and gzip raise says what is wrong with the bytes.
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} cannot be read: damaged, or not what its name says ({first}); write it again or give {_KINDS}"
@@ -151,7 +160,7 @@ def _reader(path: Path, split: str) -> Iterator[dict[str, Any]]:
         return iter(_saved(path, split))
     if path.suffix in (".parquet", ".arrow"):
         return _columns(path)
-    return _csv(path) if path.suffix in (".csv", ".tsv") else _json(path)
+    return _json(path) if "json" in _suffix(path) else _csv(path)
 
 
 def _count(path: Path, split: str) -> int:
@@ -186,7 +195,7 @@ def _columns(path: Path) -> Iterator[dict[str, Any]]:
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     lines = _lines(path)
     reader = csv.DictReader(
-        (line for _, line in lines), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+        (line for _, line in lines), delimiter="\t" if ".tsv" in _suffix(path) else ",", strict=True
     )
     try:
         names = list(reader.fieldnames or [])
@@ -225,7 +234,7 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file with their numbers, from 1; a byte order mark is left out."""
-    with open(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -47,10 +48,17 @@ def folder_errors(model: ModelConfig, folder: Path) -> list[str]:
             _quantised(folder, how.get("quant_method", "some way") if isinstance(how, dict) else how)
         )
     if config.get("auto_map") and not model.trust_remote_code:
-        errors.append(
-            f"model.path={folder} comes with Python code of its own; read it, then set model.trust_remote_code=true"
-        )
+        errors.append(f"model.path={folder} comes with Python code of its own; {_with_code(config)}")
     return errors
+
+
+def _with_code(config: dict[str, Any]) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    read = "read it, then set model.trust_remote_code=true"
+    if (kind := config.get("model_type")) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return read
+    return f"{read}, or take auto_map out of its config.json: transformers' own {kind} then runs instead"
 
 
 def _damaged_json(folder: Path) -> Iterator[str]:
