@@ -233,6 +233,7 @@ def test_a_failed_run_says_so_in_its_record_and_with_its_exit_code(tmp_path: Pat
     done = train(tmp_path, "method=sft", "tracking=off", "optimizer.batch_size=33")
     assert done.returncode == 1
     assert "error: 32 training examples are left but a step takes 33" in done.stderr
+    assert "set optimizer.batch_size (optimizer.sft.batch_size if this is another run's start)" in done.stderr
     assert "Traceback" not in done.stderr
     assert [view.status for view in read_runs(tmp_path / "outputs")] == ["failed"]
 

@@ -47,7 +47,7 @@ from sgdpo.runs.contents import changes, reference_folder
 from sgdpo.runs.provenance import made_by
 from sgdpo.runs.records import CHECKPOINTS, MODEL, why_foreign
 from sgdpo.runs.run import Run, stale
-from sgdpo.training.arguments import compensated_adamw, on_gpu, total_steps, training_arguments
+from sgdpo.training.arguments import compensated_adamw, on_gpu, phase_key, total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named, read_manifest
 from sgdpo.training.progress import Progress
 from sgdpo.training.samples import Samples
@@ -202,7 +202,7 @@ def check_fit(parts: Parts) -> list[str]:
     if len(train) < batch:
         raise ValueError(
             f"{len(train)} training examples are left but a step takes {batch}; "
-            f"set optimizer.batch_size to at most {len(train)}, or bring more data"
+            f"set {phase_key(parts.method.phase, 'batch_size')} to at most {len(train)}, or bring more data"
         )
     sets = [train] if parts.prepared.test is None else [train, parts.prepared.test]
     longest = max(int((s.lengths[:, 0] + s.lengths[:, 1:].max(1)).max()) for s in sets)

@@ -21,6 +21,15 @@ def total_steps(config: RunConfig, examples: int) -> int:
     return math.ceil(config.optimizer.epochs * (examples // config.optimizer.batch_size))
 
 
+def phase_key(phase: str, key: str) -> str:
+    """Name a setting of the optimizer for whoever is to change it: a run's SFT start has its own, which the run's
+    does not reach.
+    """
+    return f"optimizer.{key}" + (
+        f" (optimizer.sft.{key} if this is another run's start)" if phase == "sft" else ""
+    )
+
+
 def higher_is_better(trainer: TrainerConfig) -> bool:
     """Tell whether the larger value of `trainer.best` is the better one."""
     if trainer.better == "auto":

@@ -28,6 +28,7 @@ from sgdpo.method import Method
 from sgdpo.pairs import DrawKey, Pair, PairLoss
 from sgdpo.store import beat, what_is_wrong
 from sgdpo.training import checkpoints
+from sgdpo.training.arguments import phase_key
 from sgdpo.training.metrics import MetricSums, pair_metrics
 from sgdpo.training.samples import Samples, sample_means
 from sgdpo.training.selfcheck import check_step0
@@ -223,8 +224,8 @@ class PairTrainer(Trainer):
         return (
             f"step {self.state.global_step + 1}: the loss or its gradient is not finite (gradient norm {norm}); "
             f"pairs {self._step.suspects()}; last good checkpoint: {self._last_good()}. "
-            "Lower optimizer.lr, look at these pairs (make pair ID=...), or skip such steps with "
-            "trainer.on_nonfinite=skip."
+            f"Lower {phase_key(self.method.phase, 'lr')}, look at these pairs (make pair ID=...), or skip such steps "
+            "with trainer.on_nonfinite=skip."
         )
 
     def _last_good(self) -> str:
@@ -290,7 +291,8 @@ class PairTrainer(Trainer):
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"step {self.state.global_step}: the loss of the held-out pairs is not finite; pairs "
-                f"{notes.suspects()}. Look at these pairs (make pair ID=...), or lower optimizer.lr."
+                f"{notes.suspects()}. Look at these pairs (make pair ID=...), or lower "
+                f"{phase_key(self.method.phase, 'lr')}."
             )
         self._clock += time.perf_counter() - paused  # speed is of training alone
         metrics = {f"eval_{key}": value for key, value in metrics.items()} | self._judged()
@@ -356,7 +358,7 @@ class PairTrainer(Trainer):
         if self._reduce(bad).item() > 0:
             raise NonFiniteError(
                 f"step {self.state.global_step}: its update left weights that are not finite; last good checkpoint: "
-                f"{self._last_good()}. Lower optimizer.lr."
+                f"{self._last_good()}. Lower {phase_key(self.method.phase, 'lr')}."
             )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
