@@ -6,7 +6,7 @@ import pytest
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from sgdpo.config.compose import CONF, compose_run, composition_words, to_run_config
+from sgdpo.config.compose import CONF, compose_run, composition_words, list_errors, to_run_config
 from sgdpo.config.identity import Identity, start_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.run import Run
@@ -171,6 +171,13 @@ def test_an_unknown_key_is_an_error(override: str) -> None:
         ("methd=dpo", "unknown key 'methd': did you mean method?"),
         ("optimizer.lrr=1", "unknown key 'optimizer.lrr': did you mean optimizer.lr?"),
         ("nothing_like_it=1", "unknown key 'nothing_like_it': no setting here has this name (see conf/)"),
+        ("batch_size=4", "unknown key 'batch_size': did you mean optimizer.batch_size?"),
+        ("beta=0.3", "unknown key 'beta': did you mean method.beta?"),
+        ("name=mine", "unknown key 'name': no setting here has this name (see conf/)"),
+        (
+            "seed=1,2",
+            "seed=1,2: several values are a sweep (src/train.py -m); a text with a comma is \"seed='1,2'\"",
+        ),
         ("method", "'method' is no setting: KEY=VALUE in one word (--help lists them)"),
         (
             "data.train=Paare ä.csv",
@@ -185,6 +192,47 @@ def test_a_slip_of_the_keyboard_is_answered_in_our_words(override: str, said: st
     with pytest.raises(HydraException) as error:
         compose_run([override])
     assert composition_words(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("method=DPO", "(did you mean dpo?)"),
+        ("model=org/name", "(one of your own is model=local model.path=org/name)"),
+        ("data=org/name", "(one of your own is data=hub data.train=org/name)"),
+        ("data=/", "(one of your own is data=local data.train=/)"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_what_may_be_meant(override: str, meant: str) -> None:
+    with pytest.raises(HydraException) as error:
+        compose_run([override])
+    assert f"{meant}: Available options in" in composition_words(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("ratio=0.6", "a value goes to a key of it: ratio.chosen, ratio.rejected"),
+        ("ratio=0.6,1e-1", "a value goes to a key of it: ratio.chosen, ratio.rejected"),
+        ("method=0.1", "a value goes to a key of it: method.KEY"),
+        ("sweep=3", ", table4"),
+        ("method.name=dpo", "take that one with method=dpo"),
+        ("model.name=mine,tiny_qwen2", "take that one with model=tiny_qwen2"),
+    ],
+)
+def test_a_value_for_a_group_and_the_name_of_another_option_are_refused(word: str, said: str) -> None:
+    """Hydra names no key for the one; the other would show a method in every table that did not run."""
+    (error,) = list_errors([word])
+    assert error.endswith(said)
+
+
+def test_a_name_of_ones_own_is_taken_and_an_options_beside_it() -> None:
+    assert (
+        list_errors(
+            ["method.name=mine", "method=dpo", "method.name=dpo", "ratio.chosen=0.6", "method=dpo,bco"]
+        )
+        == []
+    )
 
 
 def test_an_unknown_option_lists_the_options() -> None:

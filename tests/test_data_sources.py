@@ -75,6 +75,14 @@ WRITERS = [
 ]
 
 
+def test_the_id_of_a_hubs_set_is_told_where_it_belongs_and_a_missing_file_is_not_taken_for_one():
+    (said,) = data_errors(local("org/name"), "preference")
+    assert said.endswith("and sets of the hub come with data=hub data.train=org/name")
+    for path in ("pairs.parquet", "mine/pairs.jsonl.gz", "/nowhere/pairs"):
+        (said,) = data_errors(local(path), "preference")
+        assert said.endswith("relative to the folder you start from")
+
+
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_kind_of_file_gives_the_same_rows_in_its_order(write, tmp_path):
     data = local(str(write(tmp_path)))

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,14 +30,13 @@ def from_hub(load: Callable[[], T], what: str) -> T:
 def hub_commit(name: str, revision: str | None, kind: str) -> str:
     """Return the commit that a hub id means now; without network the one that was loaded last."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import HfHubHTTPError
 
     wanted = revision or "main"
-    if not os.environ.get("HF_HUB_OFFLINE"):
-        try:
+    if not os.environ.get("HF_HUB_OFFLINE") and _reachable():
+        with suppress(
+            Exception
+        ):  # no access, no such name, whatever the transport raises: loading says it better
             return str(HfApi().repo_info(name, repo_type=kind, revision=wanted, timeout=SECONDS).sha)
-        except (OSError, HfHubHTTPError, ValueError):  # no network, no access: loading says it better
-            pass
     ref = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / wanted
     return ref.read_text().strip() if ref.is_file() else wanted
 

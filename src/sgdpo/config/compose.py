@@ -64,10 +64,13 @@ def unknown_keys(config: DictConfig, schema: type = RunConfig) -> list[str]:
     return sorted(_unknown(node, schema(), ""))
 
 
-def unknown_key(key: str, known: Iterable[str] = ()) -> str:
-    """Say that there is no such key, and which of the known ones may be meant."""
-    close = get_close_matches(key, known, 1)
-    meant = f"did you mean {close[0]}?" if close else "no setting here has this name (see conf/)"
+def unknown_key(key: str, known: Iterable[str] = (), below: Iterable[str] = ()) -> str:
+    """Say that there is no such key, and which may be meant: a known one, or one of its name below other keys."""
+    same = [other for other in below if other.endswith(f".{key}")]
+    nearest = min((other.count(".") for other in same), default=0)
+    close = [other for other in same if other.count(".") == nearest] or get_close_matches(key, known, 1)
+    few = 0 < len(close) < 4
+    meant = f"did you mean {' or '.join(close)}?" if few else "no setting here has this name (see conf/)"
     return f"unknown key {key!r}: {meant}"
 
 
@@ -98,14 +101,41 @@ def composition_words(error: Exception) -> str:
     causes = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     if found := re.match(r"Could not override '(.+)'", str(error)):
         parent = getattr(error.__cause__, "parent_node", None) or {}
-        return unknown_key(found[1], [f"{found[1].rpartition('.')[0]}.{key}".lstrip(".") for key in parent])
+        known = [f"{found[1].rpartition('.')[0]}.{key}".lstrip(".") for key in parent]
+        return unknown_key(found[1], known, _keys(OmegaConf.to_container(parent)) if parent else ())
+    if found := re.match(r"Ambiguous value for argument '(.+?)=(.*)'", str(error)):
+        quoted = f"\"{found[1]}='{found[2]}'\""
+        return f"{found[1]}={found[2]}: several values are a sweep (src/train.py -m); a text with a comma is {quoted}"
     text = "\n".join(dict.fromkeys(str(e).strip() for e in causes)).split("Config search path:")[0]
     lines = [
         line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith(NOISE)
     ]
     options = ", ".join(line.strip() for line in lines if line.startswith("\t"))
     sentence = ": ".join(line.rstrip(".:") for line in lines if not line.startswith("\t"))
+    if found := re.search(r"Could not find '(\w+)/(.+?)'", sentence):
+        sentence = sentence.replace(found[0], f"{found[0]}{_meant(*found.groups())}", 1)
     return f"{sentence}: {options}" if options else sentence
+
+
+def _meant(group: str, option: str) -> str:
+    """Say what may be meant by an option that a group has not: one of nearly its name, or a path or hub id."""
+    options = {path.stem.lower(): path.stem for path in (CONF / group).glob("*.yaml")}
+    if close := get_close_matches(option.lower(), options, 1):
+        return f" (did you mean {options[close[0]]}?)"
+    if "/" not in option or "local" not in options:
+        return ""
+    # What a YAML of one's own leaves null comes first in it.
+    settings: Any = OmegaConf.load(CONF / group / "local.yaml")
+    key = next(key for key, value in settings.items() if value is None)
+    own = "local" if "hub" not in options or Path(option).exists() else "hub"
+    return f" (one of your own is {group}={own} {group}.{key}={option})"
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for key in node if isinstance(node, dict) else ():
+        if key != "hydra":
+            yield f"{prefix}{key}"
+            yield from _keys(node[key], f"{prefix}{key}.")
 
 
 def _misread(error: OverrideParseException) -> str:
@@ -137,9 +167,9 @@ def list_errors(arguments: Sequence[str]) -> list[str]:
     parser = OverridesParser.create()
     for word in arguments:
         group, _, value = word.partition("=")
-        if value == "null" and group != "sweep" and group.isidentifier() and (CONF / group).is_dir():
-            options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-            found.append(f"{group}=null leaves nothing to take its place; choose one of {options}")
+        if group.isidentifier() and (CONF / group).is_dir():
+            found += _no_option(group, value)
+        found += _borrowed(word, arguments)
         if "=[" not in word or word.startswith("hydra"):
             continue
         try:
@@ -155,6 +185,27 @@ def list_errors(arguments: Sequence[str]) -> list[str]:
     with suppress(HydraException, OmegaConfBaseException):  # Hydra says it better
         found += inside_nothing(arguments, lambda: compose_run(groups))
     return found
+
+
+def _no_option(group: str, value: str) -> Iterator[str]:
+    options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    if value == "null" and group != "sweep":
+        yield f"{group}=null leaves nothing to take its place; choose one of {options}"
+    elif re.fullmatch(r"[-+.\d][-+.\de]*(,[-+.\d][-+.\de]*)*", value):
+        settings = getattr(RunConfig(), group, None)
+        keys = [f.name for f in fields(settings) if f.name != "name"] if is_dataclass(settings) else ["KEY"]
+        named = ", ".join(f"{group}.{key}" for key in keys)
+        where = f"; a value goes to a key of it: {named}" if settings is not None else ""
+        yield f"{group}={value}: {group} is one of {options}{where}"
+
+
+def _borrowed(word: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Refuse that a name alone is another option's: records and tables would show what did not run."""
+    key, _, names = word.partition("=")
+    group, _, name = key.partition(".")
+    for option in names.split(",") if name == "name" else ():
+        if (CONF / group / f"{option}.yaml").is_file() and f"{group}={option}" not in arguments:
+            yield f"{word} would call this {group} as another is called; take that one with {group}={option}"
 
 
 def inside_nothing(overrides: Sequence[str], composed: Callable[[], DictConfig]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdpo.data.rows import Rows
+from sgdpo.hub import HUB_ID
 from sgdpo.store import hash_file, hash_json
 
 _BATCH = 256
@@ -83,7 +84,9 @@ def _shards(path: Path, split: str) -> list[Path]:
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
-        raise ValueError(f"{path} does not exist; paths are relative to the folder you start from")
+        named = HUB_ID.fullmatch(str(path)) and "/" in str(path) and _suffix(path) not in SUFFIXES
+        hub = f", and sets of the hub come with data=hub data.train={path}" if named else ""
+        raise ValueError(f"{path} does not exist; paths are relative to the folder you start from{hub}")
     if path.is_dir():
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json", "dataset_info.json")):
             return [path]
