@@ -129,6 +129,7 @@ REFUSED = {
     },
     "half of a surrogate pair": pair("a\ud800"),
     "messages written as one text": pair(str([user("Q"), assistant("a")])),
+    "its prompt is empty": pair(" \n"),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_helpers import assistant, user
-from sgdpo.data.rows import pair_row, prompt_row, sft_row
+from sgdpo.data.rows import RefusedError, pair_row, prompt_row, sft_row
 
 SYSTEM = {"role": "system", "content": "S"}
 # The same pair, in every way that it is written.
@@ -107,6 +107,18 @@ def test_sft_rows_read_from_messages_or_from_the_chosen_conversation():
     assert sft_row({"messages": wanted, "prompt": "A"}) == wanted
     assert sft_row({"messages": [*wanted, user("thanks")]}) == wanted
     assert all(sft_row(form) == wanted for form in FORMS.values())
+
+
+def test_a_users_turn_that_says_nothing_is_refused_wherever_it_stands():
+    turns = [SYSTEM | {"content": ""}, user(" "), assistant("B")]
+    later = [user("A"), assistant("B"), user(""), assistant("C")]
+    for read, row in (
+        (sft_row, {"messages": turns}), (sft_row, {"messages": later}), (pair_row, FORMS["strings"] | {"prompt": ""}),
+        (pair_row, {"chosen": later, "rejected": [*later[:3], assistant("D")]}), (prompt_row, {"prompt": "\n"}),
+    ):  # fmt: skip
+        with pytest.raises(RefusedError, match="its prompt is empty"):
+            read(row)
+    assert sft_row({"messages": [turns[0], user("A"), assistant("B")]})[0]["content"] == ""
 
 
 @pytest.mark.parametrize("messages", [[], [user("A")], [assistant("B")]])

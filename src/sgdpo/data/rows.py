@@ -107,6 +107,7 @@ def pair_row(row: Mapping[str, Any]) -> PairRow:
     unscored = any(score is not None and not _is_number(score) for score in given)
     scores = None if unscored or None in given else (float(given[0]), float(given[1]))
     prompt, answers = _answers(chosen, rejected)
+    _refuse_nothing_asked([*prompt, *answers[0], *answers[1]])
     return PairRow(prompt, answers, scores, unscored)
 
 
@@ -181,6 +182,7 @@ def sft_row(row: Mapping[str, Any]) -> list[Message]:
         raise ValueError("messages begins with its only assistant turn: a user's turn must come before it")
     if not any(m["role"] == "assistant" and m.get("train", True) for m in messages[1:]):
         raise ValueError("no turn is left to train: all say train: false; leave the row out")
+    _refuse_nothing_asked(messages)
     return messages
 
 
@@ -199,10 +201,16 @@ def prompt_row(row: Mapping[str, Any]) -> list[Message]:
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
-        raise ValueError("its prompt is empty; remove the row")
+        raise RefusedError("its prompt is empty")
     if not _is_text(messages[-1]["content"]):
         raise RefusedError("prompt holds half of a surrogate pair, which is no character")
     return messages
+
+
+def _refuse_nothing_asked(messages: Sequence[Message]) -> None:
+    """Raise RefusedError for a user's turn that says nothing: its answer would be learnt as one to anything."""
+    if any(message["role"] == "user" and not message["content"].strip() for message in messages):
+        raise RefusedError("its prompt is empty")
 
 
 def _conversation(prompt: Any, response: Any, name: str, mask: Any = None) -> list[Message]:
