@@ -1,7 +1,8 @@
 """A stand-in for src/train.py: same conf, same records, but a cell takes milliseconds and does as it is told.
 
 The environment variable STANDIN maps a seed to what its cell does: "fail", "exit", "die", "hang", "bad" (measure
-something bad and go on for long) or "lazy" (return without a record). Every other cell writes a finished record.
+something bad and go on for long), "late" (the same, with a finished record) or "lazy" (return without a record). Every
+other cell writes a finished record.
 """
 
 import json
@@ -52,10 +53,12 @@ def main(config: DictConfig) -> None:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(run.outputs, f"hangs-{os.getpid()}-{child.pid}").touch()
         time.sleep(600)
-    record.log({"step": 4, "epoch": 1.0, "split": "eval", "rewards/margins": float(run.seed)})
+    margin = -1.0 if todo == "late" else float(run.seed)
+    record.log({"step": 4, "epoch": 1.0, "split": "eval", "rewards/margins": margin})
     (whole.folder / "model").mkdir(exist_ok=True)
     seal(whole.folder / "model")
     record.finish()
+    time.sleep(600 if todo == "late" else 0)
 
 
 if __name__ == "__main__":

@@ -93,13 +93,13 @@ def test_a_trial_whose_values_a_kill_cut_off_is_given_them_before_it_runs(tmp_pa
 
 
 def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) -> None:
-    """And a run that fails is a trial that failed, and none that is tried again."""
+    """And a run that fails is a trial that failed; one that has just finished as it is ended is finished."""
     pruner = "+hydra.sweeper.search.pruner.n_startup_trials=1"
-    grid = "+hydra.sweeper.search.sampler.search_space.seed=['9','1','5']"
+    grid = "+hydra.sweeper.search.sampler.search_space.seed=['9','1','5','2']"
     sampler = ("hydra.sweeper.search.sampler.class=GridSampler", grid)
-    todo = {1: "bad", 5: "fail"}
+    todo = {1: "bad", 5: "fail", 2: "late"}
     code, screen = run_app(
-        tmp_path, *SEARCH, "seed=9,1,5", number(3), "n_jobs=3", pruner, *sampler, todo=todo
+        tmp_path, *SEARCH, "seed=9,1,5,2", number(4), "n_jobs=4", pruner, *sampler, todo=todo
     )
     assert (tmp_path / "outputs").exists(), screen
     states = {trial.params["seed"]: trial.state for trial in trials_in(tmp_path)}
@@ -107,6 +107,7 @@ def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) 
     assert (code, states.get("9"), states.get("5")) == (0, TrialState.COMPLETE, TrialState.FAIL), screen
     assert statuses[5] == "failed"
     assert (states["1"], statuses[1]) == (TrialState.PRUNED, "pruned")
+    assert (states["2"], statuses[2]) == (TrialState.COMPLETE, "finished")
     assert "eval/rewards/margins -1 at step 4" in screen
     assert "1 pruned" in experiment_status(tmp_path / "outputs", "x")
 

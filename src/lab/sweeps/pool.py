@@ -147,10 +147,13 @@ class Pool(Runner):
         return None
 
     def stop(self, cell: Cell, why: str) -> None:
-        """End the worker of a running cell."""
+        """End the worker of a running cell; one that finished before it could be ended is finished."""
         for slot, worker in self._busy().items():
             if worker.cell is cell:
-                self._end(slot, Outcome(cell, time.monotonic() - worker.since, why, stopped=True))
+                worker.end()
+                stopped = view_run(cell.folder).status != "finished"
+                error = why if stopped else None
+                self._end(slot, Outcome(cell, time.monotonic() - worker.since, error, stopped))
 
     def _choose(self, pending: Sequence[Cell]) -> int:
         """Take the first cell whose SFT start nobody is training now: otherwise it would only wait for it."""

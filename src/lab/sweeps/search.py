@@ -206,6 +206,8 @@ class Trials(Pool):
 
     def ended(self, outcome: Outcome) -> None:
         super().ended(outcome)
+        if outcome.stopped:
+            self._pruned(outcome.cell, str(outcome.error))
         self._tell(outcome.cell.name)
 
     def tick(self) -> None:
@@ -214,11 +216,11 @@ class Trials(Pool):
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        for name, twins in list(self.running.items()):
+        for twins in list(self.running.values()):
             trial, cell = twins[0]
             last = self._report(trial, cell)
             if last is not None and trial.should_prune():
-                self._prune(name, cell, f"{self.wanted.metric} {last['value']:.4g} at step {last['step']}")
+                self.stop(cell, f"{self.wanted.metric} {last['value']:.4g} at step {last['step']}")
 
     def _report(self, trial: optuna.Trial, cell: Cell) -> dict[str, Any] | None:
         """Report what a trial's run measured on its way; return the last of it, None if there is nothing yet."""
@@ -233,10 +235,9 @@ class Trials(Pool):
                 trial.report(row["value"], row["step"])
         return measured[-1] if measured else None
 
-    def _prune(self, name: str, cell: Cell, why: str) -> None:
-        for trial, _ in self.running.pop(name):
+    def _pruned(self, cell: Cell, why: str) -> None:
+        for trial, _ in self.running.pop(cell.name):
             self._told(trial, TrialState.PRUNED)
-        self.stop(cell, why)
         write_json(cell.folder / RECORD, {**view_run(cell.folder).record, "status": "pruned", "error": why})
         if not cell.config.trainer.keep_finished:
             prune(cell.folder / CHECKPOINTS, keep=0)
