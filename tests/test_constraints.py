@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -77,16 +78,23 @@ WRITTEN = [
     ("sentences", {"count": 2}, [
         "Meine Oma sagt immer: „Geduld ist alles.“ Dann bäckt sie das Brot.",
         "Mia nonna dice: «Serve pazienza.» Poi cuoce il pane.", "I waited… Then the bread rose.",
-        "_Wait for it._ Then eat.", "[It is 3.5 miles.] Walk.",
+        "_Wait for it._ Then eat.", "[It is 3.5 miles.] Walk.", "I saw Dr. Smith, e.g. today. He was kind.",
+        "Join us at 7 p.m. on Friday. Bring bread.", "We met at 7 p.m. Then we ate.",
     ], ["It is 3.5 miles."]),
-    ("starts_with", {"words": "Good news"}, ["**Good news**: bread!", "good news"], ["Good newspapers cost money."]),
+    ("words_at_most", {"count": 2}, ["re\u0301sume\u0301 writing", "well\u2011known facts"], ["one two three"]),
+    ("title", {}, ["**<<A day>>**\nText", "_<<A day>>_\n\nText"], ["A <<day>>\nText"]),
+    ("placeholders", {"count": 1}, ["Dear [your name]"], ["- [ ] milk", "[]"]),
+    ("starts_with", {"words": "Good news"}, ["**Good news**: bread!", "good news", "_Good news_!"],
+     ["Good newspapers cost money."]),
     ("ends_with", {"words": "That is all."}, ["So: **That is all.**"], ["xThat is all.", "That is all. Bye"]),
-    ("question", {}, ["Do you **agree?**"], ["**Do you?** Yes."]),
+    ("question", {}, ["Do you **agree?**", "_Do you?_", 'She asked: "Do you?"', "Do you? \U0001f600"],
+     ["**Do you?** Yes.", "Do you? 5", ""]),
     ("bold", {"count": 1}, ["a **b c** d"], ["2 ** 3 and 4 ** 5", "** a **"]),
     ("postscript", {}, ["Text\n\n**P.S.** Bring some.", "Text\nP.S.\nBring some.", "p. s.: more"],
      ["P.S. I love bread.\n\nDear neighbour, come by.", "Hello there.\n\nP.S.:", ""]),
     ("json_keys", {"keys": ["pros", "cons"]}, ['{"pros": ["a"], "cons": 0}'],
-     ['{"pros": [], "cons": {}}', '{"pros": " ", "cons": "\\n"}', '{"pros": [""], "cons": 1}']),
+     ['{"pros": [], "cons": {}}', '{"pros": " ", "cons": "\\n"}', '{"pros": [""], "cons": 1}',
+      f'{{"pros": {"[" * 900}{"]" * 900}, "cons": 1}}']),
     ("language", {"tongue": "French"}, [
         "C'est l'histoire d'un jardin qu'on aime.", "Bonjour ! J'aime beaucoup cuisiner, surtout quand il fait froid.",
         "Le pain est bon.",
@@ -197,6 +205,13 @@ def test_a_loop_the_instruction_again_and_silence_gain_nothing() -> None:
     assert [scores[name].total for name in ("loop", "echo", "silence")] == [0.0, 0.0, 0.0]
 
 
+def test_words_that_are_in_every_text_are_about_no_topic() -> None:
+    asked = (Constraint("lower", {}),)
+    said = "i say that they who go up and around with you come after them, without a word."
+    for topic in (*topics(held_out=False), *topics(held_out=True)):
+        assert check(Instruction(topic, "", asked), said, KINDS).empty == 0.5, topic
+
+
 def test_what_is_wrong_with_a_kind_is_said_with_the_file_and_the_value() -> None:
     good = {
         "name": "words_at_most", "function": "sgdpo.constraints.lengths.words_at_most", "say": ["At most {count}."],
@@ -209,6 +224,8 @@ def test_what_is_wrong_with_a_kind_is_said_with_the_file_and_the_value() -> None
         ({"draw": {"letters": [3]}}, "constraint.letters is not a setting"),
         ({"say": ["At most {number}."]}, "does not fit the arguments"),
         ({"say": []}, "say must be a list"),
+        ({"say": [5]}, "say must be a list of at least one text"),
+        ({"draw": None}, "conf/constraint/words_at_most.yaml: draw must give each argument a list"),
         ({"function": "sgdpo.constraints.lengths.nothing"}, "no function or class 'nothing'"),
         ({"name": "other"}, "it is the file's"),
     ):
@@ -285,7 +302,10 @@ def test_make_finds_the_results_of_changed_settings_and_shows_them_in_every_tabl
     assert shown[2].value == pytest.approx(result["constraint_rate"])
 
 
-def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_sampled(tmp_path) -> None:
+def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_sampled(
+    tmp_path, capsys
+) -> None:
+    """A dry run says all of it, the tuning too."""
     options = Options("constraints", outputs=str(tmp_path), arguments=("sample.data.limit=20", "seed=7"))
     commands: list[list[str]] = []
     with pytest.raises(ValueError, match="not evaluated"):  # nothing ran: the tuning has no judged run
@@ -298,6 +318,13 @@ def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_s
     assert "seed=7" in commands[3]
     assert not any("data.limit=20" in command for command in commands[2:])
     assert reproduce(options, lambda command: int(command[0] == "scripts/sample.py")) == 1
+    capsys.readouterr()
+    assert reproduce(replace(options, dry_run=True), lambda command: 1) == 0, "nothing is run"
+    said = capsys.readouterr().out
+    scripts = [*(command[0] for command in commands[:4]), "scripts/evaluate.py", *["scripts/exhibit.py"] * 2]
+    assert re.findall(r"then: python (\S+)", said) == scripts
+    assert "experiment=tuning-constraints" in said
+    assert "each method's best optimizer.lr on fresh seeds" in said
     for word in (f"{commands[3][1]}", "sweep=smollm2_ultrafeedback"):
         assert find_exhibit(word.removeprefix("sweep=").replace("_", "-")).before
 

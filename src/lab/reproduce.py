@@ -325,19 +325,19 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     exhibit = find_exhibit(options.target)
     before = before_commands(exhibit, options)
     if options.dry_run and before:  # what the sweep reads is not there yet
-        steps = [*before, train_command(exhibit, options) or [], *_after_training(exhibit, options)]
-        print("\n".join(f"then: {shlex.join(['python', *step])}" for step in filter(None, steps)))
-        return 0
+        call = say_python
     if any(call(command) != 0 for command in before):
         return 1
     best = tune(exhibit, options, call) if exhibit.tuned else None
-    if exhibit.tuned and not best:
-        return int(best is None)  # a dry run knows no best values
-    train = train_command(exhibit, options, best=best)
+    if exhibit.tuned and best is None:
+        return 1
+    train = (
+        None if best == {} else train_command(exhibit, options, best=best)
+    )  # a dry run knows no best values
     failed = _begun(train, call) != 0 if train else False
     for command in _after_training(exhibit, options):
         if options.dry_run:
-            print(f"then: {shlex.join(['python', *command])}")
+            say_python(command)
         elif call(command) != 0:
             failed = True
             if exhibit.twice:
@@ -372,6 +372,12 @@ def _everything(options: Options, call: Callable[[Command], int]) -> int:
     if failed:
         print(f"not complete: {', '.join(failed)}")
     return int(bool(failed))
+
+
+def say_python(command: Command) -> int:
+    """Print a command that a dry run does not run."""
+    print(f"then: {shlex.join(['python', *command])}")
+    return 0
 
 
 def call_python(command: Command) -> int:

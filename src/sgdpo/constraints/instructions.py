@@ -32,8 +32,9 @@ TASKS = (
 HELD_OUT_FIFTH = 5
 # Words of a topic that say nothing of it.
 SMALL = frozenset(
-    ["a", "an", "and", "at", "before", "by", "for", "from", "in", "new", "of", "on", "the", "to"]
-)
+    ["a", "after", "an", "and", "around", "at", "before", "by", "for", "from", "in", "new", "of", "on", "that", "the",
+     "to", "up", "who", "with", "without"]
+)  # fmt: skip
 _TRIES = 1000
 
 

@@ -8,6 +8,7 @@ more: who speaks of `topic` need not name the topic; what `avoid` forbids is not
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,6 +18,7 @@ from sgdpo.config.compose import config_folders
 from sgdpo.contract import Kind, binding_errors, load
 from sgdpo.places import CONF
 from sgdpo.source import find
+from sgdpo.values import fits
 
 CONSTRAINT = Kind("constraint", positional=("answer",), required=("say", "draw", "aspects"))
 
@@ -65,25 +67,41 @@ def load_kinds(names: Sequence[str] | None = None) -> dict[str, ConstraintKind]:
         raise ValueError(
             f"{', '.join(unknown)}: no kind of constraint; conf/constraint has {', '.join(files)}"
         )
-    settings = {name: yaml.safe_load(files[name].read_text("utf-8")) or {} for name in names or files}
+    asked = files if names is None else names
+    settings = {name: _read(files[name]) for name in asked}
     if errors := [error for name, given in settings.items() for error in kind_errors(name, given)]:
         raise ValueError("\n".join(errors))
     return {name: _kind(given, files[name].read_text("utf-8")) for name, given in settings.items()}
 
 
+def _read(path: Path) -> dict[str, Any]:
+    with path.open(encoding="utf-8") as file:  # whose name YAML's errors say
+        found = yaml.safe_load(file)
+    return found if isinstance(found, dict) else {}
+
+
 def kind_errors(name: str, settings: Mapping[str, Any]) -> list[str]:
     """List what is wrong with a kind's YAML: every value that may be drawn is held against the function."""
+    where = f"conf/constraint/{name}.yaml"
+    return [error if where in error else f"{error} ({where})" for error in _errors(name, where, settings)]
+
+
+def _errors(name: str, where: str, settings: Mapping[str, Any]) -> list[str]:
+    draw = settings.get("draw")
+    if not isinstance(draw, Mapping) or not all(
+        isinstance(values, list) and values for values in draw.values()
+    ):
+        return [f"{where}: draw must give each argument a list of values, not {draw!r}"]
     if errors := binding_errors(CONSTRAINT, {k: v for k, v in settings.items() if k in ("name", "function")}
                                 | {k: settings[k] for k in CONSTRAINT.required if k in settings}
                                 | _first(settings)):  # fmt: skip
         return errors
-    where = f"conf/constraint/{name}.yaml"
     errors = [f"{where}: name is {settings['name']!r}; it is the file's, {name!r}"] * (
         settings["name"] != name
     )
     for key in ("say", "aspects"):
-        if not settings[key] or not isinstance(settings[key], list):
-            errors.append(f"{where}: {key} must be a list of at least one, not {settings[key]!r}")
+        if not settings[key] or not fits(settings[key], list[str]):
+            errors.append(f"{where}: {key} must be a list of at least one text, not {settings[key]!r}")
     for key, values in settings["draw"].items():
         for value in values:
             errors += binding_errors(CONSTRAINT, {**settings, **_first(settings), key: value})
@@ -99,14 +117,7 @@ def kind_errors(name: str, settings: Mapping[str, Any]) -> list[str]:
 
 def _first(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first value of each argument, with which the contract can be tried."""
-    draw = settings.get("draw")
-    if not isinstance(draw, Mapping) or not all(
-        isinstance(values, list) and values for values in draw.values()
-    ):
-        raise ValueError(
-            f"constraint {settings.get('name')!r}: draw must give each argument a list of values, not {draw!r}"
-        )
-    return {key: values[0] for key, values in draw.items()}
+    return {key: values[0] for key, values in settings["draw"].items()}
 
 
 def _kind(settings: Mapping[str, Any], text: str) -> ConstraintKind:

@@ -31,7 +31,7 @@ def quoted(answer: str) -> bool:
 
 def title(answer: str) -> bool:
     """The first line is a title in double angular brackets, and something follows."""
-    return re.match(r"\s*<<[^<>\n]+>>\s*\n\s*\S", answer) is not None
+    return re.match(r"<<[^<>\n]+>>\s*\n\s*\S", text.plain(answer)) is not None
 
 
 def without(answer: str, *, mark: str) -> bool:
@@ -39,7 +39,8 @@ def without(answer: str, *, mark: str) -> bool:
 
 
 def question(answer: str) -> bool:
-    return text.plain(answer).endswith("?")
+    """No word comes after the last question mark; a quotation mark or an emoji may."""
+    return re.search(r"\?[\W_]*\Z", answer) is not None
 
 
 def bold(answer: str, *, count: int) -> bool:
@@ -47,7 +48,8 @@ def bold(answer: str, *, count: int) -> bool:
 
 
 def placeholders(answer: str, *, count: int) -> bool:
-    return len(re.findall(r"\[[^\[\]\n]+\]", answer)) >= count
+    """Brackets around nothing are a box to tick."""
+    return sum(bool(name.strip()) for name in re.findall(r"\[([^\[\]\n]+)\]", answer)) >= count
 
 
 def postscript(answer: str) -> bool:
@@ -61,9 +63,9 @@ def json_keys(answer: str, *, keys: Sequence[str]) -> bool:
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)```", answer.strip(), re.DOTALL)
     try:
         found = json.loads(fenced[1] if fenced else answer)
+        return isinstance(found, dict) and set(found) == set(keys) and all(map(_says, found.values()))
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and set(found) == set(keys) and all(map(_says, found.values()))
 
 
 def _says(value: Any) -> bool:

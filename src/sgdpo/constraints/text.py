@@ -1,10 +1,13 @@
 """What an answer is made of: words, sentences, lines, paragraphs, and how much of it is said again."""
 
 import re
+from unicodedata import normalize
 
 from sgdpo import overlap
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['’‐‑-][^\W_]+)*")
+# Full stops that end no sentence: always, or where it goes on in small letters.
+_ABBREVIATION = re.compile(r"\b(?:(?i:mrs?|ms|dr|prof|vs|e\.g|i\.e)\.|(?i:[ap]\.m|etc)\.(?=\s+[a-z\d(]))")
 _SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$|[\"'“”’»)\]*_])|\n+")
 # What JSON writes for a line's end, a tab, and letters beyond ASCII.
 _ESCAPE = re.compile(r"\\(?:[nrt]|u([0-9a-fA-F]{4}))")
@@ -14,17 +17,18 @@ RUN = 3  # words that make a repetition when they come again
 def words(text: str) -> list[str]:
     """Return the words in lower case; what an apostrophe or a hyphen joins is one."""
     said = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
-    return [word.lower() for word in _WORD.findall(said)]
+    return [word.lower() for word in _WORD.findall(normalize("NFC", said))]
 
 
 def sentences(text: str) -> list[str]:
     """Split at full stops, question and exclamation marks, and at line ends; what holds no word is none."""
-    return [part for part in _SENTENCE_END.split(text) if _WORD.search(part)]
+    said = _ABBREVIATION.sub(lambda found: found[0].replace(".", ""), text)
+    return [part for part in _SENTENCE_END.split(said) if _WORD.search(part)]
 
 
 def plain(text: str) -> str:
     """Return a text without the marks of emphasis, and nothing around it."""
-    return text.replace("*", "").replace("__", "").strip()
+    return re.sub(r"\*|(?<![^\W_])_+|_+(?![^\W_])", "", text).strip()
 
 
 def lines(text: str) -> list[str]:
