@@ -16,17 +16,17 @@ from sgdpo.console import expected_failures, fail, hydra_command, run_command, s
 def main(config: DictConfig) -> None:
     """Do one composed sampling."""
     set_up_process()
+    from lab.sampling.sample import folder_word, prompt_errors, sample, show
     from lab.sampling.settings import sample_errors, to_sample_config
 
     sampling = to_sample_config(config)
-    if errors := sample_errors(sampling):
+    if errors := sample_errors(sampling) or prompt_errors(sampling):
         fail(errors)
-    from lab.sampling.sample import sample, show
 
     with expected_failures(code=1):
         folder = sample(sampling)
         print(show(folder).console())
-        print(f"pairs     {folder}\ntrain     python src/train.py data=sampled data.folder={folder}")
+        print(f"pairs     {folder}\ntrain     python src/train.py data=sampled {folder_word(folder)}")
 
 
 def prepare(arguments: list[str]) -> list[str]:

@@ -130,6 +130,11 @@ def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start
         (["evaluate.benchmark=alpaca_eval"], "judge=checker judges nothing by itself"),
         (["data=constraints", "sample.scorer=constraints"],
          "evaluate.benchmark=verifiable needs the world of data=verifiable; the run's data is 'constraints'"),
+        (["model=tiny_llama", "model.path=null", "sample.scorer=constraints"], "is no instruction"),
+        (["model=tiny_llama", "model.path=null", "init=pretrained"], "is random before it is trained: take init=sft"),
+        (["prompts=parts", "rounds=13"], "12 train prompts cannot be divided into 13 parts"),
+        (["dry_run=true"], "nothing can be planned before there are pairs"),
+        (["trainer.best=eval/nonsense"], "is no metric of this run"),
         *[([word], f"leave {word.split('=')[0]} out: every round has its own")
           for word in ("sample.policy=other", "sample.into=x", "sample.part=1", "sample.parts=2", "evaluate.runs=[a]")],
     ],
@@ -142,6 +147,13 @@ def test_bad_rounds_are_refused_before_the_first(start, tmp_path, change, messag
     with pytest.raises(ValueError, match=re.escape(message)):
         list(Chain.of(given).go())
     assert not list((tmp_path / "o").rglob("generations/*.jsonl"))
+    assert not read_runs(tmp_path / "o")
+
+
+def test_the_prompts_are_the_runs_data_whether_it_is_named_or_not(start, tmp_path) -> None:
+    given = [word for word in words(start, tmp_path) if word != "data=verifiable"]
+    chain = Chain.of(given)
+    assert chain.sampling.data.name == chain.run.data.name == "verifiable"
 
 
 def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity(

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 from evaluation_fixtures import KEY, Cut, chat, chat_server, finished_run
 from lab.sampling.pairs import Candidate, make_pair
-from lab.sampling.sample import sample, show
+from lab.sampling.sample import folder_word, prompt_errors, sample, show
 from lab.sampling.scorers import SCORER
 from lab.sampling.settings import compose_sample, sample_errors
 from sgdpo.config.compose import compose_run, to_run_config
@@ -130,8 +131,16 @@ def test_a_reward_model_scores_any_prompts_and_keeps_its_scores(policy, prompts,
     assert read_json(folder / "pairs.json")["splits"]["train"]["prompts"] == 4, "one prompt came twice"
     (scores,) = (tmp_path / "outputs" / "cache" / "scores").glob("*.jsonl")
     kept = read_jsonl(scores)
-    sample(compose_sample([*command, f"into='{tmp_path / 'again'}'", "margin=0.0001"]))
+    again = [*command, f"into='{tmp_path / 'again'}'", "margin=0.0001"]
+    sample(compose_sample(again))
     assert read_jsonl(scores) == kept
+    (place / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}<|end|>")
+    with pytest.raises(ValueError, match=r"pairs of another sampling .*scorer"):
+        sample(compose_sample(again))
+    rows = read_jsonl(prompts)
+    write_jsonl(prompts, [*({**row, "reference": "what a scorer may look at"} for row in rows)])
+    with pytest.raises(ValueError, match=r"pairs of another sampling .*prompts\.train"):
+        sample(compose_sample(again))
 
 
 def test_a_model_that_would_score_at_random_scores_nothing(policy, prompts, tmp_path) -> None:
@@ -173,6 +182,7 @@ def test_prompts_that_a_scorer_cannot_score_are_named(policy, tmp_path, prompt) 
     ) as caught:
         sample(compose_sample(command))
     assert is_advice(caught.value)
+    assert prompt_errors(compose_sample(command)) == [str(caught.value)], "before anything is begun"
 
 
 # ---- a served model, a judge, and what is paid -------------------------------------------------------------
@@ -269,6 +279,13 @@ def test_a_scorer_that_says_nothing_is_told_with_what_is_left(prompts, tmp_path,
     assert not list((tmp_path / "outputs" / "sampled").rglob("pairs.json"))
 
 
+@pytest.mark.parametrize("name", ["plain-1.5=x", "my, pairs (1)", "it's one"])
+def test_the_word_that_is_printed_reads_the_folder_whatever_it_is_called(tmp_path, name) -> None:
+    (word,) = shlex.split(folder_word(tmp_path / name))
+    data = to_run_config(compose_run(["data=sampled", word])).data
+    assert data.settings["folder"] == str(tmp_path / name)
+
+
 # ---- bad input, and a kill ---------------------------------------------------------------------------------
 
 
@@ -286,6 +303,7 @@ def test_a_scorer_that_says_nothing_is_told_with_what_is_left(prompts, tmp_path,
         ("data=sampled", "data.folder: is not set"),
         ("+nonsense=1", "unknown key 'nonsense'"),
         ("generator=openai", "base_url must look like"),
+        ("into={file}", "is a file, not a folder"),
     ],
 )
 def test_bad_input_is_named_before_anything_loads(policy, tmp_path, change, message) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import judge_errors
-from sgdpo.config.compose import options_apart, to_run_config, to_typed
+from sgdpo.config.compose import options_apart, quoted, to_run_config, to_typed
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
@@ -57,7 +57,7 @@ def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
     """Compose an evaluation from overrides and --config-dir=DIR, without Hydra's application around it."""
     register_schema()
     given = [word.partition("=") for word in words if word.startswith(CONFIG_DIR)]
-    folders = ",".join(_quoted(f"file://{Path(folder).resolve()}") for _, _, folder in given)
+    folders = ",".join(quoted(f"file://{Path(folder).resolve()}") for _, _, folder in given)
     overrides = [word for word in words if not word.startswith(CONFIG_DIR)]
     overrides += [f"hydra.searchpath=[{folders}]"] if folders else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -68,13 +68,8 @@ def runs_first(arguments: Sequence[str]) -> list[str]:
     """Turn leading folders into `runs=[...]`: Hydra takes overrides only. Options and overrides stay."""
     options, others = options_apart(arguments)
     runs = [word for word in others if "=" not in word]
-    named = [f"runs=[{','.join(map(_quoted, runs))}]"] if runs else []
+    named = [f"runs=[{','.join(map(quoted, runs))}]"] if runs else []
     return [*options, *(word for word in others if "=" in word), *named]
-
-
-def _quoted(text: str) -> str:
-    # A folder's name may hold any character that Hydra's grammar knows.
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def build_benchmark(config: EvaluateConfig, subject: Subject | None = None, **changed: Any) -> Benchmark:

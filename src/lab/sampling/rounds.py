@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from lab.benchmarks.benchmark import Subject
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, evaluation_errors
-from lab.sampling.sample import sample
+from lab.sampling.sample import prompt_errors, sample
 from lab.sampling.settings import SampleConfig, compose_sample, sample_errors
 from sgdpo.config.compose import compose_run, to_run_config, to_typed
 from sgdpo.config.identity import needs_start, start_config
@@ -29,7 +29,7 @@ from sgdpo.places import CONF
 from sgdpo.runs.records import MODEL, amend_record
 from sgdpo.runs.run import execute
 from sgdpo.runs.untrained import untrained
-from sgdpo.runs.validate import value_errors
+from sgdpo.runs.validate import run_errors, value_errors
 from sgdpo.source import load_dotted
 from sgdpo.values import OneOf, Range, schema_errors
 
@@ -74,16 +74,17 @@ class Chain:
             [word.removeprefix(prefix) for word in words if word.startswith(prefix or ours)]
             for prefix in ("", "sample.", "evaluate.")
         )
-        run = [word for word in words if not word.startswith((*ours, "sample.", "evaluate."))]
-        shared = [word for word in run if word.split("=")[0] in SHARED]
-        data = [word for word in run if word.startswith(("data=", "data.", "+data."))]
+        words_of_run = [word for word in words if not word.startswith((*ours, "sample.", "evaluate."))]
+        run = to_run_config(compose_run(words_of_run))
+        shared = [word for word in words_of_run if word.split("=")[0] in SHARED]
+        data = [word for word in words_of_run if word.startswith(("data=", "data.", "+data."))]
         ConfigStore.instance().store(name="rounds_schema", node=RoundsConfig)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             settings = to_typed(compose("rounds", own), RoundsConfig)
         return cls(
             settings,
-            to_run_config(compose_run(run)),
-            compose_sample([*shared, *data, *asked]),
+            run,
+            compose_sample([*shared, f"data={run.data.name}", *data, *asked]),
             compose_evaluation([*shared, *judged]),
         )
 
@@ -91,11 +92,15 @@ class Chain:
         """List everything wrong with the chain, before its first round, as sentences with advice."""
         if errors := [*schema_errors(self.settings), *value_errors(self.run)]:
             return errors
-        from sgdpo.models.load import model_errors  # torch and all that
-
-        errors = model_errors(self.run.model) + sample_errors(self.sampling, policy=False)
+        errors = run_errors(self.run, sampled=True) + sample_errors(self.sampling, policy=False)
+        if self.run.dry_run:
+            errors.append("dry_run=true: nothing can be planned before there are pairs; leave it out")
         if needs_start(self.run):
             errors += data_errors(self.run.data, "sft", self.run.extra)
+        elif self.run.model.path is None:
+            errors.append(
+                f"model={self.run.model.name} is random before it is trained: take init=sft, or a model with a path"
+            )
         errors += evaluation_errors(self.evaluation, runs=False)
         if not errors and not load_dotted(self.sampling.generator["class"], self.run.extra).of_run:
             errors.append(
@@ -103,6 +108,8 @@ class Chain:
                 "leave it out, or sample once with scripts/sample.py"
             )
         if not errors:
+            parts = self.settings.rounds if self.settings.prompts == "parts" else 1
+            errors += prompt_errors(self.sampling, parts)
             subject = Subject(self.run.model.name, None, self.run)
             errors += [f"evaluate.{error}" for error in build_benchmark(self.evaluation, subject).errors()]
         differ = self.settings.begin_from != self.settings.refer_to and self.settings.rounds > 1
@@ -110,7 +117,7 @@ class Chain:
             errors.append(
                 f"refer_to differs from begin_from, but method={self.run.method['name']} has no reference"
             )
-        return errors
+        return list(dict.fromkeys(errors))
 
     def go(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Do the rounds; yield (run folder, evaluation) of the start and of each round. Raise ValueError at once."""
@@ -126,6 +133,8 @@ class Chain:
             log.info("round %d of %d: answers of %s", number + 1, self.settings.rounds, policy.path)
             pairs = sample(self._sampling(number, policy), policy)
             run = self._round(number, pairs, first, policy)
+            if errors := run_errors(run):
+                raise ValueError("\n".join(errors))
             if number == 0 and not needs_start(self.run):
                 yield self._evaluated(untrained(run))
             folder = execute(run)

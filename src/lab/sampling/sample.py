@@ -6,6 +6,8 @@ answered, scored or paid for is kept in the cache: the same command continues a 
 """
 
 import logging
+import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,10 +20,12 @@ from typing import Any
 from lab.answers.generate import Generator, generate, open_generator
 from lab.answers.prompts import Prompt, Sample
 from lab.sampling.pairs import REASONS, Candidate, make_pair
-from lab.sampling.scorers import Answered, Scorer, open_scorer, score
+from lab.sampling.scorers import SCORER, Answered, Scorer, open_scorer, score
 from lab.sampling.settings import SampleConfig, model_of, sample_errors
 from lab.serving.endpoint import MOST_UNUSABLE
+from sgdpo.config.compose import quoted
 from sgdpo.config.schema import ModelConfig
+from sgdpo.contract import build
 from sgdpo.data.instructions import PAIRS
 from sgdpo.data.rows import RefusedError, prompt_row
 from sgdpo.data.sources import load_rows
@@ -60,15 +64,37 @@ def sample(config: SampleConfig, model: ModelConfig | None = None) -> Path:
         if generator.of_run:
             policy = model or model_of(config.policy, config.cache, config.trust_remote_code)
             generator = generator.of(policy, config.device)
-        asked = {split: found for split in ("train", "test") if (found := _prompts(config, split))}
-        for prompt in (prompt for found in asked.values() for prompt in found):
-            scorer.fits(Answered(prompt.row, prompt.messages, ""))
+        asked = find_prompts(config, scorer)
         identity = _identity(config, generator, scorer, asked)
         folder = _folder(config, identity)
         with held(cache / "locks" / f"pairs-{hash_json(str(folder.resolve()))}", "these pairs"):
             if not _is_done(folder, identity):
                 _make(config, generator, scorer, asked, identity, folder)
     return folder
+
+
+def find_prompts(config: SampleConfig, scorer: Scorer) -> dict[str, list[Asked]]:
+    """Return the prompts of each split. Raise ValueError for none, and for one whose answers cannot be scored."""
+    asked = {split: found for split in ("train", "test") if (found := _prompts(config, split))}
+    for prompt in (prompt for found in asked.values() for prompt in found):
+        scorer.fits(Answered(prompt.row, prompt.messages, ""))
+    return asked
+
+
+def prompt_errors(config: SampleConfig, parts: int = 1) -> list[str]:
+    """List what is wrong with the prompts of a sampling that is sound otherwise; reads all of them.
+
+    parts: into how many they are to be divided.
+    """
+    try:
+        asked = find_prompts(config, build(SCORER, config.scorer, config.extra))
+    except ValueError as error:
+        return str(error).split("\n")
+    return [
+        f"{len(found)} {split} prompts cannot be divided into {parts} parts, one a round"
+        for split, found in asked.items()
+        if len(found) < parts
+    ]
 
 
 def _prompts(config: SampleConfig, split: str) -> list[Asked]:
@@ -80,25 +106,35 @@ def _prompts(config: SampleConfig, split: str) -> list[Asked]:
         return []
     limit = config.data.limit if split == "train" else config.data.test_limit
     found: dict[str, Asked] = {}
-    refused = read = 0
-    for number_, row in enumerate(islice(rows.read(), limit)):
-        read += 1
+    refused: list[str] = []
+    read = 0
+    for read, row in enumerate(islice(rows.read(), limit), 1):
         try:
             asked = Asked(row, tuple(prompt_row(row)))
-        except RefusedError:
-            refused += 1
-            continue
         except ValueError as error:
-            raise ValueError(f"{rows.name}, row {number_}: {error}") from None
+            wrong = f"row {read - 1}: {error}"
+            if not isinstance(error, RefusedError):
+                raise ValueError(f"{rows.name}, {wrong}") from None
+            if config.data.refused == "error":
+                raise ValueError(
+                    f"{rows.name}, {wrong}; leave such rows out with data.refused=drop"
+                ) from None
+            refused.append(wrong)
+            continue
         found.setdefault(asked.prompt_id, asked)
-    if twice := read - refused - len(found):
+    if twice := read - len(refused) - len(found):
         log.info("%s: %d prompts that come again are asked once", rows.name, twice)
     if refused:
-        log.warning("%s: %d rows are refused, as in training, and left out", rows.name, refused)
+        log.warning(
+            "%s: %d rows are left out, as in training; the first: %s", rows.name, len(refused), refused[0]
+        )
     chosen = list(found.values())[config.part :: config.parts]
     if not chosen:
-        raise ValueError(f"{rows.name} leaves no prompt: {read} rows read, {refused} refused, part {config.part} "
-                         f"of {config.parts}")  # fmt: skip
+        first = f" ({refused[0]})" if refused else ""
+        raise ValueError(
+            f"{rows.name} leaves no prompt: {read} rows read, {len(refused)} refused{first}, part {config.part} of "
+            f"{config.parts}"
+        )
     return chosen
 
 
@@ -108,7 +144,11 @@ def _identity(
     """Return all that the pairs depend on."""
     return {
         "data": config.data.name,
-        "prompts": {split: hash_json([a.prompt_id for a in found], 24) for split, found in asked.items()},
+        # The whole rows: a scorer may hold an answer against any column.
+        "prompts": {
+            split: hash_json([repr(sorted(a.row.items())) for a in found], 24)
+            for split, found in asked.items()
+        },
         "generator": generator.identity(),
         "answers": config.answers,
         "sampling": vars(config.sampling()),
@@ -119,7 +159,7 @@ def _identity(
 
 def _folder(config: SampleConfig, identity: Mapping[str, Any]) -> Path:
     if config.into is not None:
-        return Path(config.into)
+        return Path(config.into).expanduser()
     who = Path(config.policy).name if "weights" in identity["generator"] else config.generator["name"]
     return Path(config.outputs) / "sampled" / f"{config.data.name}-{who}-{hash_json(identity, 8)}"
 
@@ -229,6 +269,12 @@ def _means(answers: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, An
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def folder_word(folder: Path) -> str:
+    """Return the setting of a run that trains on a folder of pairs, as one types it into a shell."""
+    plain = re.fullmatch(r"[\w./+-]+", str(folder))
+    return shlex.quote(f"data.folder={folder if plain else quoted(str(folder))}")
 
 
 def show(folder: Path) -> Table:

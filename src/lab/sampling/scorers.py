@@ -6,6 +6,7 @@ None where it can say none; nothing else knows how good an answer is.
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_
 from lab.serving.service import Service, open_service, service_errors
 from sgdpo.config.schema import ModelConfig
 from sgdpo.contract import Kind, binding_errors
-from sgdpo.hub import HUB_ID
-from sgdpo.source import load_dotted
-from sgdpo.store import JsonLines, cut_jsonl, hash_file, hash_json, held
+from sgdpo.hub import HUB_ID, hub_commit
+from sgdpo.source import load_dotted, module_texts
+from sgdpo.store import JsonLines, cut_jsonl, hash_folder, hash_json, held
 from sgdpo.values import Range
 
 SCORER = Kind("scorer", key="class", given=("judge", "device"), parts=("scores",))
@@ -65,6 +66,10 @@ class Scorer(Service):
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         """Yield a score for each answer, in order; None or NaN where there is none."""
         raise AssertionError(f"{type(self).__name__} scores no answer")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the class, its settings and its module's text: changed code scores anew."""
+        return {**super().identity(), "code": hash_json(module_texts(sys.modules[type(self).__module__]))}
 
 
 class ConstraintScorer(Scorer):
@@ -117,6 +122,11 @@ class WorldScorer(Scorer):
 
         for answer in answers:
             yield check(task_of(answer.messages[-1]["content"]), answer.text).total
+
+    def identity(self) -> dict[str, Any]:
+        from sgdpo.data.generated import sources
+
+        return {"scorer": "verifiable", "code": hash_json(sources())}
 
 
 @dataclass(kw_only=True)
@@ -218,11 +228,18 @@ class RewardModel(Scorer):
         return tokenizer, model.to(device_of(self.device)).eval()
 
     def identity(self) -> dict[str, Any]:
-        files = sorted(Path(str(self.path)).glob("*.safetensors"))
+        folder = Path(str(self.path))
+        there = folder.is_dir()
+        model = (
+            hash_folder(folder, ("*",), self.cache / "hashes")
+            if there
+            else hub_commit(str(folder), None, "model")
+        )
         return {
             "scorer": "reward_model",
             "dtype": self.dtype,
-            "weights": [hash_file(f) for f in files] or self.path,
+            "path": None if there else self.path,
+            "model": model,
         }
 
 
@@ -231,10 +248,10 @@ def scorer_errors(
 ) -> list[str]:
     """List everything wrong with a scorer's YAML, its settings and the judge beside it; nothing is loaded."""
     errors = service_errors(SCORER, settings, extra)
-    if binding_errors(SCORER, settings, extra):
+    if not binding_errors(SCORER, settings, extra):
+        errors += judge_errors(judge, extra)
+    if errors:
         return errors
-    if found := judge_errors(judge, extra):
-        return errors + found
     asks, answers = (load_dotted(group["class"], extra).asks for group in (settings, judge))
     if asks and not answers:
         errors.append(f"scorer={settings['name']} asks a judge: take judge=openai or judge=local")
@@ -279,7 +296,19 @@ def score(scorer: Scorer, answers: Sequence[Answered], cache: Path) -> list[floa
 
 
 def _shown(scorer: Scorer, answers: Sequence[Answered]) -> Iterator[float | None]:
-    yield from tqdm(scorer.scores(answers), total=len(answers), desc="scores", unit="answer", disable=None)
+    """Yield the scores under a progress bar. Raise ValueError unless there is one for each answer."""
+    given = 0
+    for value in tqdm(scorer.scores(answers), total=len(answers), desc="scores", unit="answer", disable=None):
+        if (given := given + 1) > len(answers):
+            break
+        if value is not None and not hasattr(value, "__float__"):
+            raise ValueError(f"{type(scorer).__name__} gives the score {value!r}, which is no number")
+        yield value
+    if given != len(answers):
+        raise ValueError(
+            f"{type(scorer).__name__} gives {'more' if given > len(answers) else given} scores for {len(answers)} "
+            "answers; it must yield one for each, in order, None where it can say none"
+        )
 
 
 def _sound(value: float | None) -> float | None:

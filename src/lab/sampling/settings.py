@@ -24,6 +24,7 @@ from sgdpo.data.sources import data_errors
 from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model, why_not_trusted
 from sgdpo.runs.records import MODEL, RECORD
+from sgdpo.runs.validate import place_errors
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, OneOf, Range, schema_errors
 
@@ -87,6 +88,7 @@ def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
         errors.append("temperature must be above 0: greedy answers to one prompt are all the same")
     if config.part >= config.parts:
         errors.append(f"part ({config.part}) must be smaller than parts ({config.parts}); they count from 0")
+    errors += place_errors(config, ["outputs", "cache", *(["into"] if config.into else [])])
     bound = not binding_errors(GENERATOR, config.generator, config.extra)
     if policy and bound and load_dotted(config.generator["class"], config.extra).of_run:
         errors += _model_errors(config)

@@ -39,7 +39,13 @@ def service_errors(kind: Kind, settings: Mapping[str, Any], extra: Sequence[str]
     # A label becomes part of a folder's name.
     if "label" in settings and (problem := value_error(settings["label"], Annotated[str, NAME])):
         return [f"{kind.group}.label{problem}"]
-    return [f"{kind.group}.{error}" for error in build(kind, settings, extra).errors()]
+    made = build(kind, settings, extra)
+    if not isinstance(made, Service):
+        base = kind.group.capitalize()
+        return [
+            f"{kind.group}.{kind.key}: {settings[kind.key]} must derive from {base}, as every {kind.group} does"
+        ]
+    return [f"{kind.group}.{error}" for error in made.errors()]
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def composition_words(error: Exception) -> str:
         line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith(NOISE)
     ]
     options = ", ".join(line.strip() for line in lines if line.startswith("\t"))
-    sentence = ": ".join(line.rstrip(".:") for line in lines if not line.startswith("\t"))
+    sentence = ": ".join(line.strip().rstrip(".:") for line in lines if not line.startswith("\t"))
     if found := re.search(r"Could not find '(\w+)/(.+?)'", sentence):
         sentence = sentence.replace(found[0], f"{found[0]}{_meant(*found.groups())}", 1)
     return f"{sentence}: {options}" if options else sentence
@@ -145,6 +145,11 @@ def _misread(error: OverrideParseException) -> str:
         return f"{error.override!r} is no setting: KEY=VALUE in one word (--help lists them)"
     reason = str(error.__context__ or error).splitlines()[0]
     return f"{error.override}: {reason}; a plain text goes into quotes of its own: \"{key}='{value}'\""
+
+
+def quoted(text: str) -> str:
+    """Return a text as Hydra's grammar reads any: a folder's name may hold each character that it knows."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def options_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

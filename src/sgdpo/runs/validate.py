@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -36,9 +37,16 @@ def config_errors(config: DictConfig, sound: Callable[[RunConfig], object] = id)
 
 
 def run_errors(
-    config: RunConfig, folders: Sequence[Path] = (CONF,), sound: Callable[[RunConfig], object] = id
+    config: RunConfig,
+    folders: Sequence[Path] = (CONF,),
+    sound: Callable[[RunConfig], object] = id,
+    *,
+    sampled: bool = False,
 ) -> list[str]:
-    """List every error of a typed run. What needs a library or a file comes only once the values are sound."""
+    """List every error of a typed run. What needs a library or a file comes only once the values are sound.
+
+    sampled: it trains on pairs that are yet to be sampled, so that its data has prompts alone.
+    """
     if errors := list(value_errors(config, folders)):
         return errors
     sound(config)
@@ -46,14 +54,15 @@ def run_errors(
     from sgdpo.engine.checks import engine_errors
     from sgdpo.models.load import model_errors
 
-    phase, scores = config.method["phase"], bool(needs_of(config.method).get("scores"))
+    phase = "prompts" if sampled else config.method["phase"]
+    scores = bool(needs_of(config.method).get("scores")) and not sampled
     errors = [
         *model_errors(config.model, config.adapter),
         *data_errors(config.data, phase, config.extra, folders, scores=scores),
         *engine_errors(config),
-        *_place_errors(config),
+        *place_errors(config),
     ]
-    return errors or list(_choice_errors(config))
+    return errors or list(_choice_errors(config, phase))
 
 
 def value_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> Iterator[str]:
@@ -131,36 +140,39 @@ def _adapter_errors(config: RunConfig) -> Iterator[str]:
         )
 
 
-def logged_metrics(config: RunConfig) -> list[str]:
-    """List the metrics that a run will log and that its weights can be chosen by, as "split/name"."""
+def logged_metrics(config: RunConfig, phase: str | None = None) -> list[str]:
+    """List the metrics that a run will log and that its weights can be chosen by, as "split/name".
+
+    phase: what of the data says whether there are held-out rows, if not the method's.
+    """
     from sgdpo.data.sources import load_rows
     from sgdpo.training.metrics import metric_names
     from sgdpo.training.samples import MEANS
 
     method = method_of(config)
     names = metric_names(method)
-    if load_rows(config.data, method.phase, "test", config.extra) is None:
+    if load_rows(config.data, phase or method.phase, "test", config.extra) is None:
         return [f"train/{name}" for name in names]
     answers = [f"samples/{name}" for name in MEANS] if config.trainer.samples else []
     return [*(f"{split}/{name}" for split in ("eval", "train") for name in names), *answers]
 
 
-def _choice_errors(config: RunConfig) -> Iterator[str]:
+def _choice_errors(config: RunConfig, phase: str) -> Iterator[str]:
     best = config.trainer.best
     if best is None:
         if config.trainer.patience is not None:
             yield "trainer.patience counts evaluations that are not better; say by which metric with trainer.best"
         return
-    known = logged_metrics(config)
+    known = logged_metrics(config, phase)
     if not known[0].startswith("eval/"):
         yield f"trainer.best={best} chooses at evaluations, and data {config.data.name!r} has no held-out rows"
     elif best not in known:
         yield f"trainer.best={best} is no metric of this run; there are: {', '.join(known)}"
 
 
-def _place_errors(config: RunConfig) -> Iterator[str]:
-    """Check that outputs and cache can be written and have room for a start."""
-    for key in ("outputs", "cache"):
+def place_errors(config: Any, keys: Sequence[str] = ("outputs", "cache")) -> Iterator[str]:
+    """Check that the folders that a configuration names can be written and have room for a start."""
+    for key in keys:
         folder = Path(getattr(config, key))
         existing = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
         if not existing.is_dir():
