@@ -21,7 +21,8 @@ from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.evaluation.variance import measure_all
 from report_fixtures import write_run
-from sgdpo.config.compose import CONF, register_schema
+from sgdpo.config.compose import CONF, register_schema, to_run_config
+from sgdpo.data.sources import load_rows
 from sgdpo.drawing.table import Table
 from sgdpo.runs.validate import config_errors
 from sgdpo.store import read_json, read_jsonl
@@ -112,13 +113,13 @@ def test_a_model_a_data_source_and_a_pilot_train_together(house):
         "init=pretrained",
         *TINY,
     )
-    assert "40 rows read from sums (train), 40 kept" in said
+    assert "640 rows read from sums (train), 640 kept" in said
     (record,) = [r for r in records(house / "outputs" / "beside") if r["method"] == "sgdpo"]
     assert record["status"] == "finished"
     assert record["settings"]["model"]["tiny"]["model_type"] == "mistral"
     (shown,) = (house / "outputs" / "beside").glob("sgdpo*/pairs.json")
     first = json.loads(shown.read_text())["pairs"][0]
-    assert "user: 40 + 7" in first["prompt"], "rendered by the recipe's own template"
+    assert "user: 640 + 7" in first["prompt"], "rendered by the recipe's own template"
     taken = [token["pilot"] for token in first["rejected"]]
     size = sum(taken)
     assert size
@@ -134,6 +135,12 @@ def test_each_alone_is_accepted(house, monkeypatch, kind):
         searched = f"hydra.searchpath=[file://{house / folder.removeprefix('--config-dir=')}]"
         config = compose("config", [searched, *words])
     assert config_errors(config) == []
+    run = to_run_config(config)
+    rows = load_rows(run.data, "preference", "train", run.extra)
+    assert rows is not None
+    assert rows.count() >= max(run.optimizer.sft.batch_size, run.optimizer.preference.batch_size), (
+        "a step's worth"
+    )
 
 
 def test_a_wrong_setting_of_a_data_source_is_one_error_before_anything_loads(house):

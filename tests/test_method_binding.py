@@ -296,3 +296,31 @@ def test_a_new_method_is_one_function_and_one_yaml(tmp_path: Path) -> None:
         torch.testing.assert_close(loss.loss_B, torch.tensor([expected], dtype=torch.float64))
         assert loss.chosen_reward_B.item() == pytest.approx(0.3)
         assert state.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("loss_B", "not Tensor"),
+        ("PairLoss(loss_B.mean())", r"not losses of the shape \(\)"),
+        ("None", "not NoneType"),
+    ],
+)
+def test_a_function_that_does_not_return_a_loss_of_each_pair_trains_nothing(
+    tmp_path, returned, words
+) -> None:
+    """A mean over the row would count as one pair, and no number would look wrong."""
+    extra = [str(tmp_path / "a_bad_method.py")]
+    text = HINGE.replace("return PairLoss(", "loss_B = (").replace(", *rewards(pair, beta)", "")
+    Path(extra[0]).write_text(f"{text}    return {returned}\n")
+    needs = {"reference": True, "ratios": True, "draws": False, "state": "a_bad_method.Count"}
+    config = {
+        "name": "bad",
+        "function": "a_bad_method.hinge",
+        "phase": "preference",
+        "needs": needs,
+        "beta": 0.5,
+    }
+    method = bind_method(config, PAPER, extra)
+    with pytest.raises(ValueError, match=f"one loss for each of 1 pairs, unreduced, {words}"):
+        method(toy_pair(), DrawKey(1), method.new_state())

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from sgdpo.pairs import DrawKey, Pair, Ratios, Side
 from sgdpo.pilot import CHOSEN, POLICY, REFERENCE, REJECTED, Pilot, pilot_size
 from sgdpo.selects import uniform
-from toy_pairs import draw_subset
+from toy_pairs import draw_subset, toy_pair
 
 MASK = (1 << 64) - 1
 
@@ -307,3 +307,10 @@ def test_an_independent_draw_draws_the_references_tokens_again_on_both_sides(cou
         for piece in pilot.values(pair, Ratios(0.4, 0.6), DrawKey(3), draw):
             of_policy = -(piece.weight_BT * steps_BT).sum(-1)
             assert torch.equal(piece.value_B, of_policy) == (draw == "shared")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1,)])
+def test_a_select_that_does_not_weigh_each_token_is_refused(shape: tuple[int, ...]) -> None:
+    pair, pilot = toy_pair(), Pilot(lambda place: torch.ones(shape), {})
+    with pytest.raises(ValueError, match="must return a weight for each token, of the shape"):
+        pilot.values(pair, Ratios(1, 1), DrawKey(1), "shared")

@@ -118,6 +118,14 @@ def test_every_damage_on_every_host_with_every_word_is_decided_as_it_must(
         assert re.search(expected, got, re.DOTALL), (change, damage, moved, word, got)
 
 
+def test_a_run_that_made_no_checkpoint_has_nothing_to_go_on_from(place: Path) -> None:
+    """It failed on its first step, say, and what it read was mended since: the next command asks nothing."""
+    CHANGES["data"][0](place)
+    for checkpoint in (killed_folder(place) / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    assert decision(place) == "start"
+
+
 def expect(change: str, damage: str, word: str, checkpoint: Path) -> str:
     """Return what the next command must do, as a pattern of what `decision` returns."""
     said, then = CHANGES[change][1], DAMAGES[damage][1]

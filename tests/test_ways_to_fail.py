@@ -149,6 +149,12 @@ run_command(main, stopped="the same command continues")
         ("open('/dev/full', 'w', buffering=1).write(chr(10) * 9)", 1, "error: No space left on device\n"),
         ("raise HydraException('no such group')", 2, "error: no such group\n"),
         (
+            "import yaml; open('x.yaml', 'w').write('a: [1'); yaml.safe_load(open('x.yaml'))",
+            2,
+            "error: while parsing a flow sequence: in \"x.yaml\", line 1, column 4: expected ',' or ']', but got "
+            "'<stream end>': in \"x.yaml\", line 1, column 6\n",
+        ),
+        (
             "raise ValueError('a: b' + chr(10) + 'c: d' + chr(10) + '  more')",
             2,
             "error: a: b\nerror: c: d\n  more\n",

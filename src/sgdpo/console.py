@@ -67,8 +67,8 @@ def expected_failures(code: int = 2) -> Iterator[None]:
     except Exception as error:
         if _interrupted(error):
             raise KeyboardInterrupt from error
-        # Hydra's errors first: some of them are OSErrors or ValueErrors too.
-        if any(base.__module__.startswith(("hydra.", "omegaconf.")) for base in type(error).__mro__):
+        # Hydra's errors first, and those of the YAML it reads: some of them are OSErrors or ValueErrors too.
+        if any(base.__module__.startswith(("hydra.", "omegaconf.", "yaml.")) for base in type(error).__mro__):
             from sgdpo.config.compose import composition_words
 
             fail([composition_words(error)])

@@ -90,10 +90,24 @@ class Method:
         ]
 
     def __call__(self, pair: Pair, draws: DrawKey, state: Any = None) -> PairLoss:
-        """Return the loss of each pair; pass the function only what its YAML says it needs."""
-        needs: dict[str, Any] = {}
+        """Return the loss of each pair; pass the function only what its YAML says it needs.
+
+        Raise ValueError for a function that does not return one number a pair: its sum would count for one pair.
+        """
+        result = self.function(pair, **self.hyper, **self._needed(draws, state))
+        shape = getattr(getattr(result, "loss_B", None), "shape", None)
+        if shape != pair.chosen.mask_BT.shape[:1]:
+            made = type(result).__name__ if shape is None else f"losses of the shape {tuple(shape)}"
+            raise ValueError(
+                f"method {self.name!r} must return a PairLoss of one loss for each of {len(pair.chosen.mask_BT)} "
+                f"pairs, unreduced, not {made}"
+            )
+        return result
+
+    def _needed(self, draws: DrawKey, state: Any) -> dict[str, Any]:
         if self.parts:
-            return self.function(pair, **self.hyper, parts=list(self._parts(draws, state)))
+            return {"parts": list(self._parts(draws, state))}
+        needs: dict[str, Any] = {}
         if self.draws:
             needs["draws"] = draws
         if self.ratios is not None:
@@ -102,7 +116,7 @@ class Method:
             needs["pilot"] = self.pilot
         if self.state_class is not None:
             needs["state"] = state
-        return self.function(pair, **self.hyper, **needs)
+        return needs
 
     def _parts(self, draws: DrawKey, state: PartStates | None) -> Iterator[Part]:
         from sgdpo.pairs import Part

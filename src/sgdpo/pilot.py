@@ -136,6 +136,11 @@ class Pilot:
             key_B = keyed.mix64_(pair.example_id_B + keyed.signed(keyed.fold(*words)))
             size_B = self._size(of_B, ratio, key_B).clamp(max=domain_BT.sum(-1))
             made.append(self.select(Place(side, domain_BT, size_B, number, key_B, inverted), **self.settings))
+            if made[-1].shape != domain_BT.shape:
+                raise ValueError(
+                    f"pilot.function: {self.select.__name__} must return a weight for each token, of the shape "
+                    f"{tuple(domain_BT.shape)}, not {tuple(made[-1].shape)}"
+                )
         return made[0] if self.draws == 1 else torch.stack(made).double().mean(0)
 
     def _size(self, of_B: Tensor, ratio: float, key_B: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def _take_over(run: Run) -> None:
     if config.force or config.resume == "never" or (run.folder / CHECKPOINTS).is_dir():
         return
     for other in run.relatives() if first or config.resume == "auto" else ():
-        if other.status not in ("interrupted", "failed") or not (other.folder / CHECKPOINTS).is_dir():
+        if other.status not in ("interrupted", "failed") or not any(other.folder.glob(f"{CHECKPOINTS}/*")):
             continue
         changed = changes(other["contents"] or {}, run.identity.contents)
         if config.resume == "auto":
