@@ -276,6 +276,20 @@ def test_a_killed_client_is_continued_by_another_process(tmp_path, number):
     )
 
 
+def test_ctrl_c_sends_nothing_more_neither_again_nor_what_waits_for_its_turn(tmp_path):
+    """Of four under way one is to try again in a minute, and three have their turns in minutes: none was sent."""
+    busy = (429, {"error": {"message": "slow down"}}, {"Retry-After": "60"})
+    with chat_server(lambda request, n: busy) as server:
+        asking = client(server, tmp_path, 20, "concurrency=4", "requests_per_minute=1")
+        while not [file for file in tmp_path.glob("served/*.jsonl") if "free" in file.read_text()]:
+            assert asking.poll() is None, ended(asking)
+            time.sleep(0.005)
+        asking.send_signal(signal.SIGINT)
+        assert ended(asking)[0] != 0
+        assert len(server.requests) == 1
+    assert [row["event"] for row in ledger_rows(tmp_path)] == ["sent", "free"]
+
+
 def test_processes_that_ask_the_same_at_once_pay_once(tmp_path):
     with chat_server(lambda request, n: slow(0.03, chat(f"answer {n}"))) as server:
         clients = [client(server, tmp_path, 30, "concurrency=4") for _ in range(3)]

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,8 @@ MOST_UNUSABLE = 0.05
 REFUSALS = (400, 413, 422)
 # Statuses that say "not now" before any work was done; other 5xx may come from a gateway behind which work was.
 NOT_NOW = (409, 429, 500, 503)
+# Of whoever asks in this thread: set once nothing more may be sent.
+STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
 
 class EndpointError(ValueError):
@@ -46,6 +49,10 @@ class EndpointError(ValueError):
 
 class RefusedError(EndpointError):
     """Say why the endpoint refuses this one request."""
+
+
+class StoppedError(Exception):
+    """Say that whoever asked wants nothing more sent."""
 
 
 @dataclass
@@ -158,8 +165,8 @@ class Endpoint:
     def _pay(self, key: str, request: Mapping[str, Any]) -> str:
         """Try until an answer comes or the retries are used up; return it as it is kept."""
         for attempt in range(self.settings.retries + 1):
-            sent = self.ledger.reserve(key, _worst_case(request))
             self._wait_for_turn()
+            sent = self.ledger.reserve(key, _worst_case(request))
             # A gateway that knows the header bills a request once, however often it arrives.
             outcome = self._try(sent.number if self.ledger.find(key) else key, request)
             if not outcome.problem:
@@ -204,17 +211,16 @@ class Endpoint:
             log.info("%s was asked for %s and answers as %s", where, asked, model)
 
     def _wait_for_turn(self) -> None:
-        if not self.settings.requests_per_minute:
-            return
+        limit = self.settings.requests_per_minute
         with self._lock:
             turn = max(self._next, time.monotonic())
-            self._next = turn + 60 / self.settings.requests_per_minute
-        time.sleep(max(0.0, turn - time.monotonic()))
+            self._next = turn + 60 / limit if limit else turn
+        _wait(turn - time.monotonic())
 
     def _pause(self, attempt: int, asked: float | None) -> None:
         """Wait as long as the server asked, else twice as long each time, with jitter, a minute at most."""
         doubled = self.settings.backoff * 2 ** min(attempt, 10) * random.uniform(0.75, 1.25)
-        time.sleep(min(LONGEST_PAUSE, doubled if asked is None else asked))
+        _wait(min(LONGEST_PAUSE, doubled if asked is None else asked))
 
     def _named(self, problem: str) -> str:
         return self._scrub(f"{self.settings.base_url}: {problem}")
@@ -265,6 +271,12 @@ def _advice(status: int, headers: Mapping[str, str], settings: EndpointSettings)
     return ""
 
 
+def _wait(seconds: float) -> None:
+    """Sleep. Raise StoppedError, at once, if nothing more may be sent."""
+    if (STOP.get() or threading.Event()).wait(max(0.0, seconds)):
+        raise StoppedError
+
+
 def _sendable(text: str) -> str:
     """Return the text without lone surrogates, which no request can carry."""
     return text.encode("utf-8", "replace").decode()
@@ -297,7 +309,7 @@ def ask_each(
     """Yield (item, reply) as they come; one that the server refuses has a problem, like one that is unusable.
 
     As soon as more than MOST_UNUSABLE of all have a problem (strict: one), or on an error or an interruption,
-    nothing more is sent. what: the plural of what is asked for, in messages.
+    nothing more is sent, no further try of what failed either. what: the plural of what is asked for, in messages.
     """
     kept: list[str] = []
     problems: list[str] = []
@@ -307,9 +319,12 @@ def ask_each(
     def one(item: str) -> Reply | None:
         if stop.is_set():
             return None
+        STOP.set(stop)
         try:
             reply = ask(item)
             kept.append(item)
+        except StoppedError:
+            return None
         except RefusedError as error:
             reply = Reply("", used=Tokens(0, 0), problem=str(error))
         except BaseException:
