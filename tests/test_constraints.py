@@ -273,6 +273,11 @@ def test_the_benchmark_reads_any_runs_answers_and_says_what_it_counted(evaluated
     assert result["constraint_rate"] == pytest.approx(100 * sum(row["met"] for row in rows) / 6)
     assert result["constraint_rate_low"] <= result["constraint_rate"] <= result["constraint_rate_high"]
     assert result["ended"] == pytest.approx(100 * sum(row["ended"] for row in rows) / 6)
+    certain = [name for name in ("all_met", "ended", "looping", "empty") if result[name] in (0, 100)]
+    assert certain
+    assert all(result[f"{name}_high"] - result[f"{name}_low"] > 20 for name in certain), (
+        "six answers leave doubt"
+    )
     assert set(result["by_kind"]) == {kind for row in rows for kind in row["kept"]}
 
 

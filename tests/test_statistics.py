@@ -15,7 +15,7 @@ from lab.benchmarks.statistics import (
     holm,
     mean_error,
     preferences,
-    win_rate,
+    share,
 )
 
 
@@ -31,7 +31,7 @@ def test_preferences_count_equal_scores_half():
 
 def test_win_rate_by_hand():
     """Won, lost, tied, won: (100 + 0 + 50 + 100) / 4 = 62.5; squared deviations sum to 6875, n - 1 = 3."""
-    rate = win_rate([1, 0, 0.5, 1])
+    rate = share([1, 0, 0.5, 1])
     assert rate.value == 62.5
     assert rate.error == pytest.approx(math.sqrt(6875 / 3) / 2)
     assert 0 <= rate.low < 62.5 < rate.high <= 100
@@ -39,18 +39,18 @@ def test_win_rate_by_hand():
 
 def test_an_interval_has_a_width_where_every_prompt_is_won_or_lost():
     """12 of 12 won: with two wins and two losses 14 of 16 = 87.5 %, deviation sqrt(0.875 * 0.125), over 16."""
-    rate, lost = win_rate([1.0] * 12), win_rate([0.0] * 12)
+    rate, lost = share([1.0] * 12), share([0.0] * 12)
     half = 100 * 1.959964 * math.sqrt(0.875 * 0.125 / 16)
     assert (rate.value, rate.low, rate.high) == (100.0, pytest.approx(87.5 - half), 100.0)
     assert (lost.value, lost.low, lost.high) == (0.0, 0.0, pytest.approx(12.5 + half))
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-def test_the_interval_of_a_win_rate_covers_the_truth_as_often_as_it_says(share):
+@pytest.mark.parametrize("truth", [0.02, 0.3, 0.9])
+def test_the_interval_of_a_win_rate_covers_the_truth_as_often_as_it_says(truth):
     """1,000 samples of 40 prompts: a bootstrap of 40 prompts won at 2 % would miss more than half the time."""
     draws = np.random.default_rng(5)
-    rates = [win_rate(draws.random(40) < share) for _ in range(1000)]
-    assert 0.93 <= sum(rate.low <= 100 * share <= rate.high for rate in rates) / 1000 <= 1.0
+    rates = [share(draws.random(40) < truth) for _ in range(1000)]
+    assert 0.93 <= sum(rate.low <= 100 * truth <= rate.high for rate in rates) / 1000 <= 1.0
 
 
 def test_a_discrete_win_rate_counts_every_preference_whole():

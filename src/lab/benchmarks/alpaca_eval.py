@@ -147,10 +147,10 @@ class AlpacaEval(Sampled):
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return win rates in per cent; the raw one is alpaca-eval's, the mean over the rows that have one."""
         from lab.benchmarks.length_control import length_controlled
-        from lab.benchmarks.statistics import discrete_win_rate, win_rate
+        from lab.benchmarks.statistics import discrete_win_rate, share
 
         won_B = self.scores(rows)
-        rate, characters = win_rate(won_B), [row["characters"] for row in rows]
+        rate, characters = share(won_B), [row["characters"] for row in rows]
         lc = length_controlled(
             [row["preference"] for row in rows],
             characters,

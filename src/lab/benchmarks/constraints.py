@@ -74,7 +74,7 @@ class Constraints(Sampled):
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the numbers; shares in per cent, each with its standard error and the ends of its 95 % interval."""
-        from lab.benchmarks.statistics import bootstrap
+        from lab.benchmarks.statistics import share
 
         shares = {
             "constraint_rate": [row["met"] for row in rows],
@@ -86,7 +86,7 @@ class Constraints(Sampled):
         }
         found = super().summarise(rows)
         for name, values in shares.items():
-            found |= bootstrap([100.0 * value for value in values], seed=self.seed).fields(name)
+            found |= share(values).fields(name)
         return {**found, "by_kind": self._by_kind(rows)}
 
     def _by_kind(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

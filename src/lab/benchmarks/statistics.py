@@ -99,15 +99,15 @@ def preferences(ours: ArrayLike, theirs: ArrayLike) -> NDArray[np.float64]:
     return (np.sign(ours_B - theirs_B) + 1) / 2
 
 
-def win_rate(preferences_B: ArrayLike) -> Interval:
-    """Return the win rate in per cent, ties counted half, with its standard error and an interval.
+def share(values: ArrayLike) -> Interval:
+    """Return the mean of values from 0 to 1 in per cent (a win rate, ties counted half), with error and interval.
 
-    The interval is Agresti and Coull's (1998), Wilson's made simple and open to shares of a win: two wins and two
-    losses join the prompts. So it has a width also where every prompt was won.
+    The interval is Agresti and Coull's (1998), Wilson's made simple and open to values between: two of 1 and two of 0
+    join them. So it has a width also where every prompt was won.
     """
-    won_B = _checked(preferences_B)
-    value, error = mean_error(won_B)
-    with_four = np.concatenate([won_B, [0, 0, 1, 1]])
+    values_B = _checked(values)
+    value, error = mean_error(values_B)
+    with_four = np.concatenate([values_B, [0, 0, 1, 1]])
     middle, half = with_four.mean(), NORMAL_95 * with_four.std() / np.sqrt(len(with_four))
     low, high = max(0.0, middle - half), min(1.0, middle + half)
     return Interval(100 * value, 100 * error, 100 * float(low), 100 * float(high))

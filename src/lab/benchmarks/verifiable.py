@@ -107,14 +107,14 @@ class Verifiable(Sampled):
 
     def _wins(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         from lab.benchmarks.length_control import LengthControlled, length_controlled
-        from lab.benchmarks.statistics import Interval, win_rate
+        from lab.benchmarks.statistics import Interval, share
 
         if any("preference" not in row for row in rows):
             return {**Interval(None, None, None, None).fields("win_rate"), **LengthControlled().fields()}
         won_B, ours_B, theirs_B = (
             [row[key] for row in rows] for key in ("preference", "characters", "baseline_characters")
         )
-        rate, lc = win_rate(won_B), length_controlled(won_B, ours_B, theirs_B)
+        rate, lc = share(won_B), length_controlled(won_B, ours_B, theirs_B)
         return {**rate.fields("win_rate"), **lc.fields()}
 
     def inputs(self) -> dict[str, Any]:
