@@ -12,8 +12,8 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
-from lab.plan.memory import GB, Row, activations, model_shape, model_states, shape_of
-from lab.plan.planner import METHODS_OF_A_TABLE, gpu_hours, plan, render, train_flops, ways_to_fit
+from lab.plan.memory import GB, Row, activations, model_shape, model_states, shape_of, whole_weights
+from lab.plan.planner import METHODS_OF_A_TABLE, Workload, gpu_hours, plan, render, train_flops, ways_to_fit
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.models.architectures import skeleton
@@ -274,6 +274,22 @@ def test_any_causal_model_can_be_planned_whatever_its_config_calls_things(kind: 
     assert shape.hidden <= shape.intermediate
     assert min(shape.layers, shape.attention, shape.key_value, shape.body) > 0
     assert activations(shape, Row(100, 50), True, True, head_budget_mb=64) > 0
+
+
+def test_a_mixture_holds_all_experts_and_multiplies_those_that_a_token_is_sent_to() -> None:
+    """Of 8 experts of 3 x 14336 x 4096 two work in each layer; bitsandbytes leaves them in 2 bytes. qwen2_moe: four of
+    1408, and one of 5632 that every token goes to."""
+    shape, expert = shape_of(AutoConfig.for_model("mixtral", num_hidden_layers=2)), 3 * 14336 * 4096
+    assert (shape.experts, shape.idle, shape.intermediate) == (2 * 8 * expert, 2 * 6 * expert, 2 * 14336)
+    config = run("precision=lean", "optimizer.batch_size=10", "trainer.activation_checkpointing=false")
+    in_4_bits = whole_weights(shape, config.precision, quantise=True)
+    assert in_4_bits == pytest.approx(2 * (shape.parameters - shape.body + shape.experts), rel=0.05)
+    work = Workload(10, 1000, 500, 1, 1.0, 1, Row(100, 50), True, "")
+    flops = 6 * 1000 * (shape.body - 12 * expert) + 8 * 500 * shape.head
+    assert train_flops(config, shape, work) == pytest.approx(flops, rel=1e-9)
+    shared = shape_of(AutoConfig.for_model("qwen2_moe", num_hidden_layers=2))
+    assert shared.intermediate == pytest.approx(4 * 1408 + 5632, rel=1e-3)
+    assert model_shape(run().model).active == model_shape(run().model).body
 
 
 def test_a_model_that_takes_no_adapter_is_planned_without_those_ways() -> None:

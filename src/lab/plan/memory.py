@@ -9,7 +9,7 @@ peaks in tests/test_planner.py. All sizes in bytes; N tokens of a packed row, L 
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sgdpo.config.precision import PRECISIONS
 from sgdpo.config.schema import EngineConfig, ModelConfig, PrecisionConfig
@@ -31,7 +31,8 @@ class ModelShape:
     heads and of all key heads together.
     parameters: all, tied ones once. head: of the lm-head's matrix. embedding: of the input embedding that is
     only looked up (0 if tied: then it is the head's matrix). largest: of the largest module, which ZeRO-3
-    gathers whole.
+    gathers whole. experts: of a mixture's experts, and idle: of those that a token is not sent to; intermediate is
+    then that of all that it is sent to together.
     """
 
     layers: int
@@ -45,11 +46,18 @@ class ModelShape:
     embedding: int
     largest: int
     tied: bool
+    experts: int = 0
+    idle: int = 0
 
     @property
     def body(self) -> int:
-        """Return the parameters that every token multiplies: all but the embedding and the lm-head."""
+        """Return the parameters between the embedding and the lm-head."""
         return self.parameters - self.head - self.embedding
+
+    @property
+    def active(self) -> int:
+        """Return the parameters of the body that a token multiplies."""
+        return self.body - self.idle
 
 
 def model_shape(model: ModelConfig) -> ModelShape:
@@ -75,10 +83,14 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
     sides = [max(p.shape) for p in model.parameters() if p.ndim == 2 and p is not head and p is not embedding]
     heads = _said(said, "num_attention_heads", 1)
     width = _said(said, "head_dim", hidden // heads)
+    layers = _said(said, "num_hidden_layers", 1)
+    intermediate = _said(said, "intermediate_size", max(sides, default=hidden))
+    experts, used, shared = _mixture(model, said)
+    together = (used + shared) // (3 * hidden * layers)  # gate, up and down
     return ModelShape(
-        layers=_said(said, "num_hidden_layers", 1),
+        layers=layers,
         hidden=hidden,
-        intermediate=_said(said, "intermediate_size", max(sides, default=hidden)),
+        intermediate=max(intermediate, together),
         attention=heads * width,
         key_value=_said(said, "num_key_value_heads", heads) * width,
         vocabulary=head.shape[0],
@@ -87,6 +99,24 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         embedding=0 if tied else embedding.numel(),
         largest=max(modules),
         tied=tied,
+        experts=experts,
+        idle=experts - used,
+    )
+
+
+def _mixture(model: PreTrainedModel, said: PreTrainedConfig) -> tuple[int, int, int]:
+    """Return the parameters of a mixture's experts, of those that one token is sent to, and of those that all are.
+
+    Of each projection all experts of a layer are one tensor. A config that does not say how many are used uses all.
+    """
+    experts = [p for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]
+    shared = [p for name, p in model.named_parameters() if p.ndim == 2 and ".shared_expert" in name]
+    most = max(map(len, experts), default=0)
+    asked = _said(said, "num_experts_per_tok", _said(said, "top_k_experts", most))
+    return (
+        sum(p.numel() for p in experts),
+        sum(p[:asked].numel() for p in experts),
+        sum(p.numel() for p in shared),
     )
 
 
@@ -132,7 +162,9 @@ NF4 = 0.516  # bytes of a weight in 4 bits, with the scales of its block
 def whole_weights(shape: ModelShape, precision: PrecisionConfig, quantise: bool) -> int:
     """Return a model's weights as a run loads them, bytes."""
     size, count = 2 if precision.lean else FLOAT, shape.parameters
-    return int(NF4 * shape.body + size * (count - shape.body)) if quantise else size * count
+    # bitsandbytes knows linear layers; a mixture's experts are none.
+    quantised = (shape.body - shape.experts) * quantise
+    return int(NF4 * quantised + size * (count - quantised))
 
 
 def model_states(

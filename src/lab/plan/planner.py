@@ -175,7 +175,7 @@ def plan(config: RunConfig) -> Plan:
     trained, size = adapted(config) or shape.parameters, 2 if config.precision.lean else FLOAT
     live, pairs = config.reference == "live", work.steps * config.optimizer.batch_size
     passes = method.reference * (pairs if live else min(pairs, work.examples)) / work.examples
-    forward = 2 * (work.tokens * shape.body + work.predicted * shape.head)
+    forward = 2 * (work.tokens * shape.active + work.predicted * shape.head)
     return Plan(
         config=config,
         shape=shape,
@@ -253,7 +253,7 @@ def train_flops(config: RunConfig, shape: ModelShape, work: Workload) -> float:
     """Return the floating-point operations of all steps: 6 a parameter and token, 8 with checkpointing, 2 less with an
     adapter, whose base has no gradients."""
     passes = _passes(config)
-    one_pass = 2 * (passes * work.tokens * shape.body + 4 * work.predicted * shape.head)
+    one_pass = 2 * (passes * work.tokens * shape.active + 4 * work.predicted * shape.head)
     return one_pass * work.steps * config.optimizer.batch_size / work.examples
 
 
@@ -296,11 +296,11 @@ def _work_lines(plan: Plan) -> list[str]:
     config, work = plan.config, plan.work
     unit = "conversations" if config.method["phase"] == "sft" else "pairs"
     tokens = f"{work.tokens / work.examples:,.0f} tokens each, {work.predicted / work.examples:,.0f} of them trained"
-    world = _world(config)
-    source = config.model.path or "random weights"
+    world, shape, source = _world(config), plan.shape, config.model.path or "random weights"
+    active = f", {(shape.parameters - shape.idle) / 1e9:,.3g} of them for a token" if shape.idle else ""
     return [
         f"Plan of {config.method['name']} on {config.data.name} with {config.model.name}; no weights were loaded.",
-        f"model         {plan.shape.parameters / 1e9:,.3g} billion parameters ({source})",
+        f"model         {shape.parameters / 1e9:,.3g} billion parameters{active} ({source})",
         f"data          {work.examples:,} {unit}, {tokens} ({work.source})",
         f"steps         {work.steps:,} of {config.optimizer.batch_size} {unit} ({work.epochs:g} epochs), "
         f"{work.rows} rows a process and step, up to {work.row.tokens:,} tokens a row",
