@@ -20,7 +20,7 @@ from lab.benchmarks.benchmark import Subject
 from lab.benchmarks.verifiable import Verifiable
 from lab.evaluation.command import show
 from lab.evaluation.evaluate import answer, evaluate, judge_samples, lengths, read_config, sample_rows
-from lab.evaluation.settings import compose_evaluation, evaluation_errors, runs_first
+from lab.evaluation.settings import compose_evaluation, evaluation_errors, is_usual, runs_first
 from lab.judging.judges import Checker
 from lab.report.cells import Repeats, read_metric
 from lab.report.entries import number_entry
@@ -227,7 +227,11 @@ GROUPS = {
     ("group", "name"), [(group, name) for group, names in GROUPS.items() for name in names]
 )
 def test_every_option_composes_under_its_own_name_and_every_key_has_a_comment(group, name):
-    assert getattr(compose_evaluation([f"{group}={name}"]), group)["name"] == name
+    config = compose_evaluation([f"{group}={name}"])
+    assert getattr(config, group)["name"] == name
+    assert is_usual(config) == (group != "generator" or name == "transformers"), (
+        "its results have plain names"
+    )
     lines = (ROOT / "conf" / group / f"{name}.yaml").read_text().splitlines()
     bare = [
         line for before, line in pairwise(lines) if ":" in line and line[0] not in "# " and before[0] != "#"

@@ -16,8 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lab.answers.generate import Generator, generate, open_generator
 from lab.answers.prompts import Prompt, Sample, Sampling
 from lab.benchmarks.benchmark import Benchmark, Judgment, Subject, prompts_hash
@@ -31,7 +29,6 @@ from lab.evaluation.settings import (
 )
 from lab.judging.judges import Judge, JudgeRequest, ask_all, open_judge
 from sgdpo.config.schema import RunConfig
-from sgdpo.places import CONF
 from sgdpo.runs.contents import why_no_model, why_not_trusted
 from sgdpo.runs.records import amend_record, view_run
 from sgdpo.runs.tracking import add_evaluation
@@ -142,7 +139,7 @@ class Evaluation:
         config = replace(self.config, benchmark={**self.config.benchmark, **changed})
         if self.generator.of_run:
             return self._once(run, config, self.generator)[0]
-        usual = OmegaConf.to_container(OmegaConf.load(CONF / "generator" / f"{usual_generator()}.yaml"))
+        usual = usual_generator()
         with open_generator(usual, self.cache) as generator:
             return self._once(run, replace(config, generator=usual), generator)[0]
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import judge_errors
-from sgdpo.config.compose import options_apart, quoted, to_run_config, to_typed
+from sgdpo.config.compose import options_apart, quoted, to_run_config, to_typed, written
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
@@ -115,18 +115,18 @@ def results_asked(runs: Sequence[RunView], config: EvaluateConfig) -> list[list[
 
 def is_usual(config: EvaluateConfig) -> bool:
     """Say whether benchmark and generator are set as their YAMLs in conf/ have them, as far as it matters."""
-    benchmark = CONF / "benchmark" / f"{config.benchmark['name']}.yaml"
-    written = OmegaConf.to_container(OmegaConf.load(CONF / "generator" / f"{usual_generator()}.yaml"))
-    if not benchmark.is_file() or written["class"] != config.generator["class"]:
+    benchmark, generator = written("benchmark", config.benchmark["name"]), usual_generator()
+    if not benchmark or generator["class"] != config.generator["class"]:
         return False
-    usual = settings_of(BENCHMARK, OmegaConf.to_container(OmegaConf.load(benchmark)))
-    ours, theirs = (build(GENERATOR, generator).how() for generator in (config.generator, written))
-    return usual == settings_of(BENCHMARK, config.benchmark) and ours == theirs
+    ours, theirs = (build(GENERATOR, given).how() for given in (config.generator, generator))
+    return settings_of(BENCHMARK, benchmark) == settings_of(BENCHMARK, config.benchmark) and ours == theirs
 
 
-def usual_generator() -> str:
+def usual_generator() -> dict[str, Any]:
+    """Return the YAML of the generator that an evaluation takes where none is named."""
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "evaluate.yaml"))["defaults"]
-    return next(row["generator"] for row in defaults if isinstance(row, dict) and "generator" in row)
+    name = next(row["generator"] for row in defaults if isinstance(row, dict) and "generator" in row)
+    return written("generator", name)
 
 
 def _run_errors(config: EvaluateConfig) -> list[str]:
@@ -174,7 +174,7 @@ def _match_errors(config: EvaluateConfig) -> list[str]:
         errors.append(f"benchmark={name} is judged by its {benchmark.decides}: leave judge={judge_name} out")
     if not benchmark.decides and not judges:
         errors.append(f"judge={judge_name} judges nothing by itself; take judge=openai or local for {name}")
-    if not benchmark.answered and generator_name != usual_generator():
+    if not benchmark.answered and generator_name != usual_generator()["name"]:
         errors.append(f"benchmark={name} scores with the model itself: leave generator={generator_name} out")
     if generator.of_run or not benchmark.answered:
         errors += [

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sgdpo.config.compose import written
 from sgdpo.places import CONF
 from sgdpo.runs.records import RunView
 
@@ -115,11 +116,4 @@ def _benchmark(evaluation: str) -> Mapping[str, Any]:
     """Read the YAML of the benchmark whose name is the longest beginning of the evaluation's."""
     parts = evaluation.split("-")
     names = ("-".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((found for name in names if (found := _whole(name))), {})
-
-
-def _whole(name: str) -> dict[str, Any]:
-    """Read a benchmark's YAML over those that it builds on."""
-    own = _read(f"benchmark/{name}")
-    before = [_whole(base) for base in own.get("defaults", []) if base != "_self_"]
-    return {key: value for part in (*before, own) for key, value in part.items()}
+    return next((found for name in names if (found := written("benchmark", name))), {})

@@ -17,7 +17,7 @@ from lab.answers.generate import GENERATOR, generator_errors
 from lab.answers.prompts import Sampling
 from lab.sampling.scorers import scorer_errors
 from sgdpo.config import compose
-from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknown_key, unknown_keys
+from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknown_key, unknown_keys, written
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
@@ -126,17 +126,10 @@ def model_of(name: str, cache: str, trusted: bool = False) -> ModelConfig:
         )
     if not yaml.is_file():
         return ModelConfig(name=folder.name, path=name, trust_remote_code=trusted)
-    node = OmegaConf.create({"cache": cache, "model": _model_yaml(name)})
+    node = OmegaConf.create({"cache": cache, "model": written("model", name)})
     model = ModelConfig(**OmegaConf.to_container(node, resolve=True)["model"])
     if model.path is None:
         raise ValueError(
             f"policy={name} has no weights before it is trained; give a run: policy=outputs/<experiment>/<run>"
         )
     return model
-
-
-def _model_yaml(name: str) -> Any:
-    """Read a model's YAML and those it builds on, without the groups that it selects for a run."""
-    given = OmegaConf.load(CONF / "model" / f"{name}.yaml")
-    before = [word for word in given.pop("defaults", []) if isinstance(word, str) and word != "_self_"]
-    return OmegaConf.merge(*map(_model_yaml, before), given)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +57,16 @@ def config_folders() -> list[Path]:
         return [CONF]
     sources = HydraConfig.get().runtime.config_sources
     return list(dict.fromkeys([CONF, *(Path(s.path) for s in sources if s.schema == "file")]))
+
+
+@cache
+def written(group: str, name: str) -> dict[str, Any]:
+    """Return an option of conf/ over those that it builds on, without the groups that it selects; {} for none."""
+    file = CONF / group / f"{name}.yaml"
+    own: Any = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+    bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    whole: Any = OmegaConf.to_container(OmegaConf.merge(*(written(group, base) for base in bases), own))
+    return whole
 
 
 def unknown_keys(config: DictConfig, schema: type = RunConfig) -> list[str]:
