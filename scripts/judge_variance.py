@@ -5,9 +5,10 @@ python scripts/judge_variance.py RUN... --benchmarks mt_bench --repeats 3 judge=
 python scripts/judge_variance.py --files alpaca_eval first/annotations.json second/annotations.json
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
-from sgdpo.console import Parser, number, run_command, set_up_process
+from sgdpo.console import Parser, expected_failures, number, run_command, set_up_process
 
 
 def main(arguments: list[str]) -> None:
@@ -24,13 +25,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="data of the figure")
     options = parser.parse_intermixed_args(arguments)
     set_up_process()
-    from lab.evaluation.variance import DEFAULT_OUTPUT, measure_all
+    from lab.evaluation.variance import DEFAULT_OUTPUT, asked, measure_all
 
-    output = options.output or DEFAULT_OUTPUT
+    output, files = options.output or DEFAULT_OUTPUT, options.files or []
     folder = [f"--config-dir={options.config_dir}"] if options.config_dir else []
-    table = measure_all(
-        [*options.words, *folder], options.benchmarks, options.repeats, options.files or [], output
-    )
+    configs = [] if files else asked([*options.words, *folder], options.benchmarks, options.repeats)
+    with expected_failures(code=1) if configs else nullcontext():
+        table = measure_all(configs, options.repeats, files, output)
     print(table.console())
     print(f"data      {output}")
 

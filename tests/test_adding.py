@@ -19,7 +19,7 @@ from lab.evaluation.command import show
 from lab.evaluation.comparison import compare_runs
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
-from lab.evaluation.variance import measure_all
+from lab.evaluation.variance import asked, measure_all
 from report_fixtures import write_run
 from sgdpo.config.compose import CONF, register_schema, to_run_config
 from sgdpo.data.sources import load_rows
@@ -196,7 +196,7 @@ def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch
         again = evaluate(compose_evaluation(command))
         at = varied.index("--benchmarks")
         words = [*compared, *varied[1:at], *varied[at + 2 :], short, *http_judge(server)]
-        table = measure_all(words, [varied[at + 1]], 2, [], tmp_path / "variance.json")
+        table = measure_all(asked(words, [varied[at + 1]], 2), 2, [], tmp_path / "variance.json")
     for folder, result in results.items():
         rows = read_jsonl(Path(folder) / result["samples"])
         assert [row["prompt"] for row in rows][:2] == ["Ask me to close the door.", "Ask me to lend a book."]

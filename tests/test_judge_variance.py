@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluation_fixtures import chat, chat_server, finished_run
-from lab.evaluation.variance import measure_all, spread
+from lab.evaluation.variance import asked, measure_all, spread
 from lab.report.entries import commit_text
 from lab.report.figures import figure1
 from sgdpo.runs.records import view_run
@@ -95,8 +95,8 @@ def test_the_same_answers_are_judged_twice_over_http_and_paid_for_once(words, tm
     output = tmp_path / "figure1" / "judge_variance.json"
     with chat_server(reply) as server:
         command = [*words, f"judge.base_url={server.base_url}", "judge.model=j", "judge.temperature=0.7"]
-        measure_all(command, ["alpaca_eval"], 2, [], output)
-        measure_all(command, ["alpaca_eval"], 2, [], output)
+        for _ in range(2):
+            measure_all(asked(command, ["alpaca_eval"], 2), 2, [], output)
         assert len(server.requests) == 20
     found = json.loads(output.read_text())["alpaca_eval-j"]
     assert [abs(value) for value in found["differences"]] == pytest.approx([0.5] * 10)
@@ -111,7 +111,7 @@ def test_the_same_answers_are_judged_twice_over_http_and_paid_for_once(words, tm
 def test_the_checker_asked_twice_agrees_with_itself(words, tmp_path):
     """The control of the figure: an exact judge has differences of zero, and a tiny run can show it."""
     output = tmp_path / "judge_variance.json"
-    measure_all([*words[:2], "judge=checker"], ["verifiable"], 2, [], output)
+    measure_all(asked([*words[:2], "judge=checker"], ["verifiable"], 2), 2, [], output)
     found = json.loads(output.read_text())["verifiable-checker"]
     assert found["differences"] == [0.0] * 6
     assert found["interval"] == 0.0
@@ -125,7 +125,7 @@ def test_files_of_judgments_are_compared_and_other_benchmarks_are_kept(tmp_path)
     output = tmp_path / "judge_variance.json"
     output.write_text(json.dumps({"alpaca_eval-j": {"differences": [0.1]}}))
     files = ["mt_bench", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
-    measure_all([], [], 2, [files], output)
+    measure_all([], 2, [files], output)
     data = json.loads(output.read_text())
     assert data["mt_bench-files"]["differences"] == [1, 1, 1, 1]
     assert data["mt_bench-files"]["correlation"] == pytest.approx(1.0)
@@ -138,7 +138,7 @@ def test_files_of_other_answers_are_refused(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = ["mt_bench", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     with pytest.raises(ValueError, match=r"b\.jsonl judges other answers"):
-        measure_all([], [], 2, [files], tmp_path / "out.json")
+        measure_all([], 2, [files], tmp_path / "out.json")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,17 @@ def test_files_of_other_answers_are_refused(tmp_path):
         (["outputs/nowhere", "judge=openai"], 2, "outputs/nowhere is not a run"),
     ],
 )
-def test_a_command_that_cannot_work_says_why(tmp_path, command, repeats, message):
+def test_a_command_that_cannot_work_says_why(command, repeats, message):
     with pytest.raises(ValueError, match=message):
-        measure_all(command, ["mt_bench"], repeats, [], tmp_path / "out.json")
+        asked(command, ["mt_bench"], repeats)
+
+
+def test_a_benchmark_that_cannot_be_judged_is_named_before_the_first_is_paid_for(words):
+    with pytest.raises(ValueError, match="judge=openai out") as said:
+        asked([words[0], "judge=openai", "judge.budget_dollars=1"], ["constraints", "verifiable"], 2)
+    for wrong in (
+        "benchmark=constraints is judged",
+        "benchmark=verifiable is judged",
+        "budget_dollars needs",
+    ):
+        assert str(said.value).count(wrong) == 1

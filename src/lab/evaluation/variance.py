@@ -15,9 +15,16 @@ import numpy as np
 from lab.benchmarks.benchmark import Benchmark, refuse_unparsable
 from lab.benchmarks.statistics import NORMAL_95
 from lab.evaluation.evaluate import judge_samples, opened
-from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, runs_first
+from lab.evaluation.settings import (
+    EvaluateConfig,
+    build_benchmark,
+    compose_evaluation,
+    evaluation_errors,
+    runs_first,
+)
 from sgdpo.drawing.table import Table, number
 from sgdpo.runs.records import view_run
+from sgdpo.source import load_dotted
 from sgdpo.store import read_json, write_json
 
 DEFAULT_OUTPUT = Path("outputs/figure1/judge_variance.json")
@@ -73,36 +80,48 @@ def spread(scores_RB: Sequence[Sequence[float | None]], middle: float | None) ->
     )
 
 
-def measure_all(
-    words: Sequence[str],
-    benchmarks: Sequence[str],
-    repeats: int,
-    files: Sequence[Sequence[str]],
-    output: Path,
-) -> Table:
-    """Measure the variance on each benchmark (or of each set of files), keep it, and return a table.
+def asked(words: Sequence[str], benchmarks: Sequence[str], repeats: int) -> list[EvaluateConfig]:
+    """Return the evaluation of each benchmark. Raise ValueError with all that is wrong, before anything is paid for.
 
-    words: run folders and overrides. Raises ValueError with advice if neither runs nor files are named, before
-    anything is paid for.
+    words: run folders and overrides.
     """
+    if not any("=" not in word for word in words):
+        raise ValueError(
+            "name a run whose answers are judged, and the judge: scripts/judge_variance.py "
+            "outputs/<experiment>/<run> judge=openai (or judge=local), or judgments that there are already: "
+            "--files BENCHMARK FILE FILE"
+        )
+    if repeats < 2:
+        raise ValueError(f"--repeats must be 2 or more, not {repeats}: one judgment has no spread")
+    configs = [compose_evaluation(runs_first([f"benchmark={name}", *words])) for name in benchmarks]
+    if errors := dict.fromkeys(error for config in configs for error in _errors(config)):
+        raise ValueError("\n".join(errors))
+    return configs
+
+
+def _errors(config: EvaluateConfig) -> list[str]:
+    if errors := evaluation_errors(config):
+        return errors
+    if load_dotted(config.judge["class"], config.extra).judgments is not None:
+        return ["a file of judgments answers the same each time; give the files with --files instead"]
+    if not build_benchmark(config).answered:
+        return [f"judge variance needs a judge, and benchmark={config.benchmark['name']} has none"]
+    return []
+
+
+def measure_all(
+    configs: Sequence[EvaluateConfig], repeats: int, files: Sequence[Sequence[str]], output: Path
+) -> Table:
+    """Measure the variance of each evaluation and of each set of files, keep it, and return a table."""
     spreads: dict[str, Spread] = {}
     for name, *paths in files:
         benchmark, key = build_benchmark(compose_evaluation([f"benchmark={name}"])), f"{name}-files"
         spreads[key] = read_spread(benchmark, paths)
         keep(output, key, spreads[key], scale=benchmark.scale, files=list(paths))
-    if not files:
-        if not any("=" not in word for word in words):
-            raise ValueError(
-                "name a run whose answers are judged, and the judge: scripts/judge_variance.py "
-                "outputs/<experiment>/<run> judge=openai (or judge=local), or judgments that there are already: "
-                "--files BENCHMARK FILE FILE"
-            )
-        if repeats < 2:
-            raise ValueError(f"--repeats must be 2 or more, not {repeats}: one judgment has no spread")
-        for config in [compose_evaluation(runs_first([f"benchmark={name}", *words])) for name in benchmarks]:
-            key, spreads_of_it, about = measure(config, repeats)
-            spreads[key] = spreads_of_it
-            keep(output, key, spreads_of_it, **about)
+    for config in configs:
+        key, spread_of_it, about = measure(config, repeats)
+        spreads[key] = spread_of_it
+        keep(output, key, spread_of_it, **about)
     return show(spreads)
 
 
@@ -114,15 +133,6 @@ def measure(config: EvaluateConfig, repeats: int) -> tuple[str, Spread, dict[str
     columns: list[list[float | None]] = [[] for _ in range(repeats)]
     with opened(config) as evaluation:
         judge = evaluation.judge
-        if judge.judgments is not None:
-            raise ValueError(
-                "a file of judgments answers the same each time; give the files with --files instead"
-            )
-        benchmark = build_benchmark(config)
-        if not benchmark.answered:
-            raise ValueError(
-                f"judge variance needs a judge, and benchmark={config.benchmark['name']} has none"
-            )
         for run in map(Path, config.runs):
             benchmark, samples = evaluation.answered(run)
             for repeat, column in enumerate(columns):
