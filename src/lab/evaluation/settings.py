@@ -7,6 +7,7 @@ benchmark, judge or generator may be set to, its class says. Importing this load
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,6 +158,12 @@ def read_config(run: Path) -> RunConfig:
     file = run / "config.yaml"
     if not file.is_file():
         raise ValueError(f"{run} holds no config.yaml, so its data and model are unknown; train it again")
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _read(file: Path, changed: int) -> RunConfig:
+    """Read a run's settings once, whoever checks or takes them; anew where the file has changed."""
     return to_run_config(OmegaConf.load(file))
 
 
