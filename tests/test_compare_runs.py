@@ -98,7 +98,12 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
         compare_runs([runs[0], tmp_path / "nowhere"], None)
     with pytest.raises(ValueError, match=r"answered different prompts: 5 of 60"):
         compare_runs([runs[0], other], None)
-    with pytest.raises(ValueError, match="holds no judgments by mt_bench-j: evaluate"):
+    whole = [run_with(tmp_path / "exp" / name, [], "lm_eval-harness") for name in ("c", "d")]
+    with pytest.raises(ValueError, match=r"judgments\.jsonl scores no prompt"):
+        compare_runs(whole, None)
+    with pytest.raises(
+        ValueError, match=r"holds no judgments by mt_bench-j: evaluate.*it has verifiable-checker"
+    ):
         compare_runs(runs, "mt_bench-j")
     with pytest.raises(ValueError, match="share these evaluations: none"):
         compare_runs([runs[0], run_with(tmp_path / "exp" / "alpaca", [1.0], "alpaca_eval-j")], None)

@@ -64,8 +64,10 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
     for view in views:
         # A run that is trained again keeps the files of its earlier evaluations, but not their results.
         if evaluation not in (view["eval"] or {}):
+            there = ", ".join(view["eval"] or {}) or "none"
             raise ValueError(
-                f"{view.folder} holds no judgments by {evaluation}: evaluate it first (scripts/evaluate.py)"
+                f"{view.folder} holds no judgments by {evaluation}: evaluate it first (scripts/evaluate.py); it has "
+                f"{there}"
             )
     scores = {str(view.folder): prompt_scores(view.folder / "eval" / evaluation) for view in views}
     for view in views[1:]:
@@ -92,7 +94,7 @@ def prompt_scores(folder: Path) -> dict[str, float]:
     """Return each prompt's score: the checker's, the preference, or the mean over the turns of a question.
 
     The checker's own score is taken before the preference over a baseline: it says more. Unparsable judgments
-    are left out. Raises ValueError if the folder holds no judgments.
+    are left out. Raises ValueError if the folder holds no judgments, or none of a prompt (lm-eval's).
     """
     file = folder / "judgments.jsonl"
     if not file.is_file():
@@ -107,6 +109,8 @@ def prompt_scores(folder: Path) -> dict[str, float]:
         if value is None or ("question_id" in row and value < 0):
             continue
         by_prompt.setdefault(str(prompt), []).append(float(value))
+    if not by_prompt:
+        raise ValueError(f"{file} scores no prompt: such an evaluation cannot be compared prompt by prompt")
     return {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
 
 
