@@ -21,6 +21,7 @@ from lab.benchmarks import alpaca_eval, mt_bench
 from lab.evaluation.evaluate import evaluate, lengths, read_config
 from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import JudgeRequest, ask_all, open_judge
+from lab.serving.local_server import main as serve
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.conversation import stop_ids
 from sgdpo.world.verifiable import held_out_prompts, world_of
@@ -185,6 +186,13 @@ def test_the_local_judge_answers_in_the_form_of_a_verdict_and_ends_with_the_bloc
     assert len({rating.text for rating in ratings}) > 1
     with pytest.raises(OSError, match=r"refused|reset"):
         urllib.request.urlopen(url, timeout=2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="`make judge` was not run")
+def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path):
+    (tmp_path / "no.gguf").write_text("no model")
+    with pytest.raises(ValueError, match=r"does not start: is .*no\.gguf a GGUF model, and port 1 free\?"):
+        serve([str(tmp_path / "no.gguf"), "--port", "1"])
 
 
 def test_lm_eval_that_is_not_installed_is_said_so(runs):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sgdpo.console import Parser
+from sgdpo.console import Parser, number
 from sgdpo.processes import die_with_parent, kill_tree, start_python
 
 READY = "listening on "
@@ -68,8 +68,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "model", type=Path, nargs="?", help="a .gguf file; default: what `make judge` installed"
     )
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--context", type=int, default=8192, help="tokens")
+    parser.add_argument("--port", type=number(int, "[0, 65535]"), default=0, help="0 takes a free one")
+    parser.add_argument("--context", type=number(int, "[256, 1048576]"), default=8192, help="tokens")
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.parent:
@@ -78,13 +78,17 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("; ".join(errors))
     import xllamacpp
 
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(given.model or default_model())
+    settings, model = xllamacpp.CommonParams(), given.model or default_model()
+    settings.model.path = str(model)
     settings.hostnames, settings.port = ["127.0.0.1"], given.port
     settings.n_ctx, settings.n_parallel = given.context, 1
     # Two threads on a busy machine fall far behind one: each waits for the other.
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(settings)
+    try:
+        server = xllamacpp.Server(settings)
+    except RuntimeError as error:
+        free = f", and port {given.port} free" if given.port else ""
+        raise ValueError(f"the server does not start: is {model} a GGUF model{free}?") from error
     print(READY + server.listening_address, flush=True)
     threading.Event().wait()
 

@@ -101,7 +101,8 @@ def what_is_wrong(status: int, text: str) -> str:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(first, dict) or not isinstance(first.get("message"), dict):
-        return "an answer without choices: this is not an OpenAI-compatible chat endpoint, or it is broken"
+        said = _words(text)[:100]
+        return f"an answer without choices ({said!r}): this is not an OpenAI-compatible chat endpoint, or it is broken"
     return ""
 
 
