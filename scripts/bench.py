@@ -18,7 +18,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="outputs/cache/models/smollm2-135m-instruct",
         help="a folder, or llama-1b or llama-3b with random weights")  # fmt: skip
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--data", help="a parquet, json or jsonl file of preference rows instead of generated ids")
     add("--precisions", nargs="+", default=["float32", "bf16"], choices=["float32", "bf16"])
     add("--peers", action="store_true", help="against TRL's DPOTrainer, in an environment of its own")
@@ -29,7 +29,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--batch", type=COUNT, default=4, help="pairs of a step")
     add("--steps", type=COUNT, default=3, help="timed steps of a measurement")
     add("--rounds", type=COUNT, default=3, help="times that every variant is measured, in turn")
-    add("--max-length", type=COUNT, default=2048, help="longest prompt plus completion, tokens")
+    add(
+        "--max-length",
+        type=number(int, "[16, 1000000]"),
+        default=2048,
+        help="longest prompt plus completion, tokens",
+    )
     add("--max-tokens", type=COUNT, default=8192, help="longest packed row, tokens")
     add("--seed", type=number(int, "[0, 4294967296)"), default=0, help="of the generated lengths and ids")
     add("--checkpointing", action="store_true", help="recompute activations")

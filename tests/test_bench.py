@@ -239,6 +239,8 @@ def test_on_a_gpu_what_is_not_given_is_chosen():
 def test_without_a_gpu_its_benchmark_is_skipped_and_said_so(capsys):
     cli.measure(parse(["--gpu"]))
     assert "skipped: torch finds no CUDA device" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="device=cuda, but 0 CUDA devices are visible"):
+        cli.measure(parse(["--device", "cuda"]))
 
 
 def test_random_weights_are_written_once_where_trl_can_load_them(tmp_path: Path):

@@ -26,6 +26,7 @@ from sgdpo.data.example import Example
 from sgdpo.data.prepare import prepare
 from sgdpo.drawing.style import COLOURS, QUIET, label_end, save, styled
 from sgdpo.drawing.table import Table
+from sgdpo.models.device import device_of
 from sgdpo.models.load import load_tokenizer
 from sgdpo.runs.provenance import git_state
 from sgdpo.store import write_json
@@ -56,6 +57,7 @@ def measure(options: argparse.Namespace) -> None:
     if options.gpu and not torch.cuda.is_available():
         print("bench-gpu is skipped: torch finds no CUDA device here")
         return
+    device_of(options.device)
     if not options.peers:
         measure_ours(options)
     if options.peers or options.gpu:
