@@ -22,8 +22,12 @@ from lab.evaluation.evaluate import evaluate, lengths, read_config
 from lab.evaluation.settings import compose_evaluation, runs_first
 from lab.judging.judges import JudgeRequest, ask_all, open_judge
 from lab.serving.local_server import main as serve
-from sgdpo.config.schema import ModelConfig
+from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.conversation import stop_ids
+from sgdpo.models.adapters import fit_adapter, write_base
+from sgdpo.models.load import load_model, load_tokenizer
+from sgdpo.runs.contents import own_model
+from sgdpo.store import hash_folder, seal
 from sgdpo.world.verifiable import held_out_prompts, world_of
 
 
@@ -225,7 +229,24 @@ def test_lm_eval_scores_a_task_of_our_own_and_the_result_is_in_the_record(runs, 
         f"benchmark.include_path='{tmp_path}'",
         "device=cpu",
     )
-    evaluate(composed(runs, "dpo", words=words))
-    result = json.loads((runs / "exp/dpo/record.json").read_text())["eval"]["lm_eval-harness"]
+    with pytest.raises(ValueError, match="no task 'two_wrds'; did you mean two_words"):
+        evaluate(composed(runs, "dpo", words=(*words, "benchmark.tasks=[two_wrds]")))
+    adapt(runs / "exp" / "dpo", runs / "exp" / "sft")
+    (result,) = evaluate(composed(runs, "dpo", words=words)).values()
+    kept = json.loads((runs / "exp/dpo/record.json").read_text())["eval"]
+    assert result in [found for key, found in kept.items() if key.startswith("lm_eval-harness-")]
     assert 0 <= result["tasks"]["two_words"]["acc,none"] <= 1
     assert result["n"] == {"two_words": 4}
+
+
+def adapt(run: Path, base: Path) -> None:
+    """Put an adapter in the place of a run's model, as a run with adapter=lora leaves it."""
+    model = fit_adapter(
+        load_model(own_model(base, read_config(base).model), seed=0), AdapterConfig("lora", 4), 0
+    )
+    for file in [*(run / "model").glob("*config.json"), *(run / "model").glob("*.safetensors")]:
+        file.unlink()
+    model.save_pretrained(run / "model")
+    load_tokenizer(own_model(base, read_config(base).model)).save_pretrained(run / "model")
+    write_base(run / "model", base / "model", None, hash_folder(base / "model", ["*.safetensors"]))
+    seal(run / "model")

@@ -29,7 +29,7 @@ from lab.evaluation.settings import (
 )
 from lab.judging.judges import Judge, JudgeRequest, ask_all, open_judge
 from sgdpo.config.schema import RunConfig
-from sgdpo.runs.contents import why_no_model, why_not_trusted
+from sgdpo.runs.contents import own_model, why_no_model, why_not_trusted
 from sgdpo.runs.records import amend_record, view_run
 from sgdpo.runs.tracking import add_evaluation
 from sgdpo.store import hash_json, held, read_json, write_json, write_jsonl
@@ -98,8 +98,8 @@ class Evaluation:
         judged_by = benchmark.decides or self.judge.label
         key = key_of(run, config, judged_by, identity)
         samples: list[Sample] = []
+        own = self._generator(run, run_config, generator)
         if benchmark.answered:
-            own = self._generator(run, run_config, generator)
             samples = answer(own, prompts, benchmark.sampling(), self.cache)
         judgments = judge_samples(benchmark, samples, self.judge)
         folder = run / "eval" / key
@@ -150,9 +150,7 @@ class Evaluation:
         wrong = why_no_model(run, self.config.cache) or why_not_trusted(run_config.model, trusted)
         if generator.of_run and wrong:
             raise ValueError(f"{run} {wrong}")
-        # The saved folder holds its own tokenizer and template; attention and trust stay as they were.
-        own = {"name": run.name, "path": str(run / "model"), "revision": None, "chat_template": None}
-        return generator.of(replace(run_config.model, **own), self.config.device)
+        return generator.of(own_model(run, run_config.model), self.config.device)
 
     def _identity(
         self, config: EvaluateConfig, benchmark: Benchmark, prompts: Sequence[Prompt], generator: Generator

@@ -4,7 +4,7 @@ Every key's comment is in its YAML. Importing this loads nothing heavy.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,8 +22,8 @@ from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
 from sgdpo.places import CONF
-from sgdpo.runs.contents import why_no_model, why_not_trusted
-from sgdpo.runs.records import MODEL, RECORD
+from sgdpo.runs.contents import own_model, why_no_model, why_not_trusted
+from sgdpo.runs.records import RECORD
 from sgdpo.runs.validate import place_errors
 from sgdpo.source import load_dotted
 from sgdpo.values import PLACE, OneOf, Range, schema_errors
@@ -121,9 +121,7 @@ def model_of(name: str, cache: str, trusted: bool = False) -> ModelConfig:
         run = to_run_config(OmegaConf.load(folder / "config.yaml"))
         if wrong := why_no_model(folder, cache) or why_not_trusted(run.model, trusted):
             raise ValueError(f"{name} {wrong}")
-        return replace(
-            run.model, name=folder.name, path=str(folder / MODEL), revision=None, chat_template=None
-        )
+        return own_model(folder, run.model)
     if not yaml.is_file():
         return ModelConfig(name=folder.name, path=name, trust_remote_code=trusted)
     node = OmegaConf.create({"cache": cache, "model": written("model", name)})

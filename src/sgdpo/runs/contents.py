@@ -6,6 +6,7 @@ and their hashes remembered by path, size and times. Nothing heavy is imported a
 
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def why_not_trusted(model: ModelConfig, trusted: bool) -> str | None:
     if not model.trust_remote_code or trusted:
         return None
     return "was trained with code that its model brings; if you trust it, say trust_remote_code=true on this command"
+
+
+def own_model(run: Path, model: ModelConfig) -> ModelConfig:
+    """Return the model that a run has made of the one it was given: the folder holds its own tokenizer and template."""
+    return replace(model, name=run.name, path=str(run / "model"), revision=None, chat_template=None)
 
 
 def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:
