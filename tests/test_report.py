@@ -152,6 +152,20 @@ def test_sft_runs_are_judged_first_as_the_others_are_compared_with_them(tmp_path
     assert order == ["sft", "bco", "dpo"]
 
 
+def test_a_judge_without_its_key_is_named_before_anything_trains(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    far = ("judge.base_url=https://judge.invalid/v1", "judge.model=m")
+    options = Options(
+        "figure1", judge="openai", benchmark="alpaca_eval", outputs=str(tmp_path), arguments=far
+    )
+    with pytest.raises(ValueError, match="needs a key: export OPENAI_API_KEY"):
+        reproduce(options, pytest.fail)
+    with pytest.raises(ValueError, match="finished run with ratios"):
+        reproduce(
+            replace(options, judge="openai", arguments=(*far, "judge.key_variable=HOME")), lambda command: 0
+        )
+
+
 def test_figure1_judges_one_run_of_table3_twice(tmp_path):
     write_run(tmp_path, "table3", "dpo")
     ran = []

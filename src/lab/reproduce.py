@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lab.evaluation.settings import compose_evaluation, evaluation_errors, results_asked
+from lab.evaluation.settings import absent, compose_evaluation, evaluation_errors, results_asked
 from lab.report.cells import choose_evaluation, evaluation_keys
 from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
 from lab.report.league import TUNING, best_values
@@ -123,7 +123,8 @@ def _ignored(exhibit: Exhibit, options: Options) -> Iterator[str]:
 def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
     words = [f"benchmark={benchmark}", f"judge={judge}", *options.judging, f"outputs={options.outputs}"]
     try:
-        return evaluation_errors(compose_evaluation(words), runs=False)
+        config = compose_evaluation(words)
+        return evaluation_errors(config, runs=False) or ([] if options.dry_run else absent(config))
     except Exception as error:  # Hydra's own errors: an unknown benchmark, judge or key
         return [f"benchmark={benchmark} judge={judge}: {str(error).splitlines()[0]}"]
 

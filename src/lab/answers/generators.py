@@ -214,6 +214,9 @@ class OpenAIGenerator(Served, EndpointSettings):
     def errors(self) -> list[str]:
         return EndpointSettings.errors(self)
 
+    def absent(self) -> list[str]:
+        return EndpointSettings.absent(self)
+
     def open(self, stack: ExitStack) -> None:
         self.endpoint = Endpoint(self, self.cache)
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
-from lab.judging.judges import judge_errors
+from lab.judging.judges import JUDGE, judge_errors
 from sgdpo.config.compose import options_apart, quoted, to_run_config, to_typed, written
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build, settings_of
@@ -68,9 +68,14 @@ def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
 def runs_first(arguments: Sequence[str]) -> list[str]:
     """Turn leading folders into `runs=[...]`: Hydra takes overrides only. Options and overrides stay."""
     options, others = options_apart(arguments)
-    runs = [word for word in others if "=" not in word]
+    runs = [word for word in others if not is_setting(word)]
     named = [f"runs=[{','.join(map(quoted, runs))}]"] if runs else []
-    return [*options, *(word for word in others if "=" in word), *named]
+    return [*options, *filter(is_setting, others), *named]
+
+
+def is_setting(word: str) -> bool:
+    """Say whether a word of the command line is KEY=VALUE; what lies on the disk may have such a name too."""
+    return "=" in word and not Path(word).exists()
 
 
 def build_benchmark(config: EvaluateConfig, subject: Subject | None = None, **changed: Any) -> Benchmark:
@@ -92,6 +97,12 @@ def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", config.device):
         errors.append(f"device must be auto, cpu or cuda, not {config.device!r}")
     return errors
+
+
+def absent(config: EvaluateConfig) -> list[str]:
+    """List what is not at hand yet for the judge and the generator of a sound evaluation: an endpoint's key."""
+    kinds = ((JUDGE, config.judge), (GENERATOR, config.generator))
+    return [error for kind, given in kinds for error in build(kind, given, config.extra).absent()]
 
 
 def results_asked(runs: Sequence[RunView], config: EvaluateConfig) -> list[list[str]]:

@@ -93,6 +93,14 @@ class EndpointSettings:
             errors.append("budget_dollars needs price_prompt and price_completion (dollars a million tokens)")
         return errors
 
+    def absent(self) -> list[str]:
+        """Say so if the key is not in the environment."""
+        try:
+            _read_key(self)
+        except EndpointError as error:
+            return [str(error)]
+        return []
+
 
 @dataclass(frozen=True)
 class _Outcome:

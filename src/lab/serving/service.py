@@ -20,6 +20,10 @@ class Service:
         """List what is wrong with the settings together, as sentences with advice."""
         return []
 
+    def absent(self) -> list[str]:
+        """List what is not at hand yet to answer, as sentences with advice; whoever works for long before asks."""
+        return []
+
     def open(self, stack: ExitStack) -> None:
         """Make ready to answer; what must be closed in the end goes onto the stack."""
 
