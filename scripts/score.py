@@ -17,10 +17,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     set_up_process()
     from lab.evaluation.command import score_files, show
+    from lab.evaluation.settings import is_setting
 
-    files = [Path(word) for word in options.words if "=" not in word]
-    words = [word for word in options.words if "=" in word]
-    print(show(*score_files(files, options.model, words)).console())
+    files = [Path(word) for word in options.words if not is_setting(word)]
+    print(show(*score_files(files, options.model, list(filter(is_setting, options.words)))).console())
 
 
 if __name__ == "__main__":

@@ -118,9 +118,9 @@ def test_a_perfect_model_wins_and_the_numbers_are_what_they_say(runs, tmp_path):
     assert (result["win_rate"], result["win_rate_high"]) == (100.0, 100.0)
     assert 60 < result["win_rate_low"] < 90, "twelve wins leave doubt"
     assert "12 prompts are lost" in result["lc_form"]
-    assert any("12 prompts are lost" in note for note in show({}, {"ideal": result}).facts), (
-        "why it has no LC rate"
-    )
+    notes = " ".join(show({}, {"ideal": result}).facts)
+    assert "12 prompts are lost" in notes, "why it has no LC rate"
+    assert f"win rates are over {tmp_path / 'empty'}, not over the SFT start" in notes
     view = RunView(run, {"eval": {"checked": result}, "seed": 1}, "finished")
     entry = number_entry(Repeats([view]), read_metric("checked:lc_win_rate"), 2, [1], "checked")
     assert "12 prompts are lost" in entry.note
@@ -245,7 +245,7 @@ def test_unknown_keys_are_errors(word):
         compose_evaluation([word])
 
 
-def test_run_folders_come_before_the_overrides_on_the_command_line():
+def test_run_folders_come_before_the_overrides_on_the_command_line(tmp_path):
     assert runs_first(["outputs/a/b,c=1", "x=1"]) == ["outputs/a/b,c=1", "x=1"], "an override stays one"
     words = ["out/a", "x=1", "--config-dir", "mine", "y=2", "--cfg", "job", "out/b"]
     assert runs_first(words) == [
@@ -257,8 +257,11 @@ def test_run_folders_come_before_the_overrides_on_the_command_line():
         "y=2",
         "runs=['out/a','out/b']",
     ]
-    config = compose_evaluation(runs_first(["out/a b", "out/it's", "benchmark=mt_bench", "judge=local"]))
-    assert config.runs == ["out/a b", "out/it's"]
+    (there := tmp_path / "lr=1e-4").mkdir()
+    config = compose_evaluation(
+        runs_first(["out/a b", "out/it's", str(there), "benchmark=mt_bench", "judge=local"])
+    )
+    assert config.runs == ["out/a b", "out/it's", str(there)]
 
 
 @pytest.mark.slow

@@ -115,7 +115,9 @@ class Verifiable(Sampled):
             [row[key] for row in rows] for key in ("preference", "characters", "baseline_characters")
         )
         rate, lc = share(won_B), length_controlled(won_B, ours_B, theirs_B)
-        return {**rate.fields("win_rate"), **lc.fields()}
+        # The numbers are called after the start; whose answers they are over is said where it is another.
+        over = {} if self.baseline == START else {"won_over": self.baseline}
+        return {**rate.fields("win_rate"), **lc.fields(), **over}
 
     def inputs(self) -> dict[str, Any]:
         from sgdpo.data.generated import sources

@@ -93,6 +93,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"length-controlled win rate in its {form} form" if known else f"no LC win rate: it is {form}"
         )
+    if baseline := result.get("won_over"):
+        notes.append(f"win rates are over {baseline}, not over the SFT start")
     if result.get("prompts_cut"):
         notes.append(f"{result['prompts_cut']} prompts were too long for the model; their beginning was cut")
     if result.get("answers_unusable"):

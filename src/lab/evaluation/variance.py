@@ -20,6 +20,7 @@ from lab.evaluation.settings import (
     build_benchmark,
     compose_evaluation,
     evaluation_errors,
+    is_setting,
     runs_first,
 )
 from sgdpo.drawing.table import Table, number
@@ -85,7 +86,7 @@ def asked(words: Sequence[str], benchmarks: Sequence[str], repeats: int) -> list
 
     words: run folders and overrides.
     """
-    if not any("=" not in word for word in words):
+    if all(map(is_setting, words)):
         raise ValueError(
             "name a run whose answers are judged, and the judge: scripts/judge_variance.py "
             "outputs/<experiment>/<run> judge=openai (or judge=local), or judgments that there are already: "
