@@ -69,9 +69,15 @@ def process_is_gone(fields: Mapping[str, Any], heartbeat: Path | None = None) ->
 
 
 def wait_until_judged(fields: Mapping[str, Any], heartbeat: Path) -> bool:
-    """Tell as `process_is_gone`, but watch another machine's sign of life instead of trusting a clock."""
-    if fields.get("machine") == _machine() or not heartbeat.exists():
-        return process_is_gone(fields, heartbeat)
+    """Tell as `process_is_gone`, but watch another machine's sign of life instead of trusting a clock.
+
+    What this process, or one that started it, left unfinished is in nobody's way.
+    """
+    if fields.get("machine") == _machine():
+        ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+        return fields["pid"] in ours or process_is_gone(fields)
+    if not heartbeat.exists():
+        return True
     patience = FEW_BEATS if age(heartbeat) > LONG_AGO else DEAD_SECONDS
     before, until = heartbeat.stat().st_mtime_ns, time.monotonic() + patience
     while time.monotonic() < until:

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
-
 from sgdpo.config.identity import Identity
 from sgdpo.runs.provenance import (
     Heartbeat,
@@ -116,9 +114,9 @@ class Record:
         fields["seconds"] = round(sum(each["seconds"] for each in fields["attempts"]), 3)
         return cls(folder, before, fields, checkpoint["metrics"]["bytes"] if checkpoint else None)
 
-    def kept_rows(self) -> list[dict[str, Any]]:
-        """Read the rows of the training that this attempt continues; none if it starts again."""
-        return read_jsonl(self.folder / METRICS) if self._begun else []
+    def kept(self, file: str) -> list[dict[str, Any]]:
+        """Read a file's rows of the training that this attempt continues; none if it starts again."""
+        return read_jsonl(self.folder / file, torn_end=True) if self._begun else []
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row {"step", "epoch", "split", metric: number, ...}; NaN and infinities become null."""
@@ -245,6 +243,11 @@ class RunView:
         """Return the experiment's name, which is the folder's above."""
         return self.folder.parent.name
 
+    @property
+    def steps_taken(self) -> int:
+        """Return after how many steps its training ended: all, or those until it stopped early."""
+        return (self["best"] or {}).get("stopped_early", self["steps"])
+
     def __getitem__(self, key: str) -> Any:
         """Return a field of record.json, None if it has none."""
         return self.record.get(key)
@@ -304,7 +307,6 @@ def find_runs(outputs: Path, experiment: str | None, names: str, key: str, value
 
 def amend_record(folder: Path, **fields: Mapping[str, Any]) -> None:
     """Add to the mapping fields of a closed record (`eval`, `shared`); several may do so at once."""
-    folder = Path(folder)
     with held(folder / ".record", "the record"):
         record = _load(folder)
         for key, value in fields.items():
@@ -343,9 +345,7 @@ def _earlier(folder: Path, identity: Identity, force: bool) -> dict[str, Any]:
             f"{folder} holds a run with other settings ({differences(before['settings'], identity.settings)}). "
             "Move that folder away, or use another experiment=..."
         )
-    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    other = before.get("status") == "running" and before["pid"] not in ours
-    if other and not wait_until_judged(before, folder / HEARTBEAT):
+    if before.get("status") == "running" and not wait_until_judged(before, folder / HEARTBEAT):
         raise ValueError(f"{folder} is being trained by process {before['pid']}. Wait for it, or end it.")
     return before
 
