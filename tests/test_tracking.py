@@ -88,7 +88,7 @@ def entries(record: Record | RunView, kind: str) -> list[dict]:
 def history(record: Record | RunView) -> dict[int, dict]:
     """Return {step: values} without W&B's own fields and the picture."""
     items = [entry["item"] for entry in entries(record, "history")]
-    own = ("_", "reward_curves")
+    own = ("_", "reward_curves", "samples.")
     return {item["_step"]: {k: v for k, v in item.items() if not k.startswith(own)} for item in items}
 
 
@@ -116,15 +116,18 @@ def test_the_offline_file_read_back_equals_the_metrics(tmp_path):
     assert run["config"]["update"]["ratio"] == {"chosen": 0.6, "rejected": 0.9}
     hint = browse_hint(view_run(record.folder))
     assert f"wandb leet {record.folder}/wandb/offline-run-" in hint
+    odd = RunView(Path("my runs"), {"tracker": {"folder": "wandb/a", "mode": "offline"}}, "finished")
+    assert "wandb leet 'my runs/wandb/a'\n" in browse_hint(odd)
     assert "wandb sync" in hint
 
 
 def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
-    """Steps 3 and 4 were logged, the checkpoint was at 2: they are written again, once, beside 1 and 2."""
+    """Steps 3 and 4 were logged, the checkpoint was at 2: they come again, once, beside 1 and 2 and the answers."""
     folder = tmp_path / "default" / "run"
     record = open_record(folder)
     tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
     log(record, tracker, rows(range(1, 3)))
+    tracker.table("samples", record.sample([{"step": 2, "number": 0, "response": "yes"}]))
     checkpoint = {"step": 2, **record.mark()}
     log(record, tracker, rows(range(3, 5)))
     first = record.fields["tracker"]["id"]
@@ -136,6 +139,7 @@ def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
     again.finish()
     assert again.fields["tracker"]["id"] == first
     assert history(again) == mirrored(rows(range(1, 7)))
+    assert [entry["item"].get("samples.nrows") for entry in entries(again, "history")][1] == 1
 
 
 def test_a_run_that_starts_again_from_nothing_replaces_its_offline_file(tmp_path):
@@ -330,7 +334,7 @@ def test_the_run_of_a_wandb_agent_has_the_agents_id(tmp_path, monkeypatch):
 
 def test_tracking_off_writes_nothing(tmp_path):
     record = open_record(tmp_path / "default" / "run")
-    tracker = open_tracker(TrackingConfig(name="off"), record, CONFIG)
+    tracker = open_tracker(TrackingConfig(enabled=False), record, CONFIG)
     assert isinstance(tracker, NoTracker)
     log(record, tracker, rows(range(1, 3)))
     tracker.image("reward_curves", tmp_path / "none.png")

@@ -210,7 +210,8 @@ class PrecisionConfig:
 
 @dataclass
 class TrackingConfig:
-    name: Annotated[str, OneOf("wandb", "off")] = "wandb"
+    name: Called = "wandb"
+    enabled: bool = True
     mode: Annotated[str, OneOf("auto", "online", "offline", "disabled")] = "auto"
     project: Called = "sgdpo"
     entity: Called | None = None

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -33,7 +34,7 @@ import psutil
 
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import kill_tree
-from sgdpo.runs.records import LOG, Record, RunView, view_run
+from sgdpo.runs.records import LOG, METRICS, SAMPLES, Record, RunView, view_run
 
 log = logging.getLogger("sgdpo")
 SERVICE_START = 40.0  # seconds, above W&B's own limit for the start of its service
@@ -174,7 +175,7 @@ def open_tracker(
     offline when there is no key or no server within `tracking.init_timeout` seconds, and to none when W&B does not
     start.
     """
-    if tracking.name == "off" or wanted_mode(tracking.mode) == "disabled":
+    if not tracking.enabled or wanted_mode(tracking.mode) == "disabled":
         return NoTracker()
     _import_wandb(record.folder / "wandb" / "tmp")
     mode = choose_mode(tracking.mode)
@@ -205,8 +206,10 @@ def open_tracker(
     elif replaces:
         with contextlib.suppress(OSError):
             tracker.note((record.folder / LOG).read_text(encoding="utf-8", errors="replace"))
-        for row in record.kept_rows():
+        for row in record.kept(METRICS):
             tracker.log(row)
+        if answers := record.kept(SAMPLES):
+            tracker.table("samples", answers)
     return tracker
 
 
@@ -253,7 +256,7 @@ def browse_hint(run: RunView) -> str:
         return f"Tracking {'did not start' if tracker else 'is off'}; the metrics are in metrics.jsonl."
     if tracker["mode"] == "online":
         return f"W&B       {tracker['url']}"
-    folder = _inside(run.folder / tracker["folder"], Path.cwd())
+    folder = shlex.quote(str(_inside(run.folder / tracker["folder"], Path.cwd())))
     return f"browse    wandb leet {folder}\nupload    wandb sync {folder}   (all runs: make sync)"
 
 

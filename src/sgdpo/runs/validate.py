@@ -83,7 +83,7 @@ def value_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> Iterat
     try:
         wanted_mode("auto")
     except ValueError as error:
-        if config.tracking.name != "off":
+        if config.tracking.enabled:
             yield str(error)
     data = config.data
     if data.max_prompt_length >= data.max_length:
