@@ -40,6 +40,14 @@ SMALL = [
     "trainer.save_steps=5", "trainer.keep_checkpoints=1", "trainer.samples=3", "trainer.sample_tokens=12",
 ]  # fmt: skip
 BEST = [f"trainer.best={METRIC}", "trainer.keep_finished=true"]
+ODD = ["method=dpo", "method.name=odd", "method.function=odd.odd"]
+ODD_METHOD = """from torch.nn.functional import logsigmoid
+from sgdpo.pairs import PairLoss, rewards
+
+def odd(pair, *, beta: float):
+    margin_B = beta * (pair.chosen.ratio_B - pair.rejected.ratio_B)
+    return PairLoss(-logsigmoid(margin_B), *rewards(pair, beta), metrics={"odd": margin_B * float("nan")})
+"""
 
 
 def config(folder: Path, *more: str, tracking: str = "off"):
@@ -169,11 +177,21 @@ def test_a_killed_run_ends_with_the_same_answers_and_the_same_best(alone: Path, 
 
 
 def test_patience_stops_the_run_and_the_record_says_where(alone: Path, tmp_path: Path) -> None:
-    done = execute(config(tmp_path, *BEST, "trainer.patience=2"))
-    best = view_run(done)["best"]
+    """And a run that was killed after it had stopped, with a checkpoint of that step, takes no step more."""
+    patient = config(tmp_path, *BEST, "trainer.patience=2", "trainer.save_steps=2")
+    done = execute(patient)
+    best, text, made = view_run(done)["best"], (done / "metrics.jsonl").read_text(), weights(done / "model")
     assert best["stopped_early"] == best["step"] + 4 < 16
     assert metrics(done) == [row for row in metrics(alone) if row["step"] <= best["stopped_early"]]
     assert view_run(done).status == "finished"
+    assert f"seen      {4 * best['stopped_early']} of 64 examples" in (done / "log.txt").read_text()
+    assert f", {best['stopped_early']} steps, " in (done / "model" / "README.md").read_text("utf-8")
+    record = (done / "record.json").read_text()
+    (done / "record.json").write_text(record.replace('"status": "finished"', '"status": "failed"', 1))
+    assert execute(patient) == done
+    assert len(view_run(done)["attempts"]) == 2
+    assert (view_run(done)["best"], weights(done / "model")) == (best, made)
+    assert (done / "metrics.jsonl").read_text() == text
 
 
 def test_lost_best_weights_are_an_error_and_not_the_last_ones(alone: Path, tmp_path: Path) -> None:
@@ -220,11 +238,17 @@ def test_a_metric_that_is_never_logged_is_refused_before_anything_loads(
     assert words in error
 
 
-def test_a_metric_that_only_the_run_can_tell_is_refused_at_the_first_evaluation(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"trainer.best=eval/odd is no metric of this run; there are: eval/displaced"
-    ):
-        execute(config(tmp_path, "trainer.best=eval/odd"))
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [([], "is no metric of this run; there are: eval/displaced"), (ODD, "is nan at the first evaluation")],
+)
+def test_a_metric_that_only_the_run_can_tell_is_refused_at_the_first_evaluation(
+    tmp_path: Path, method: list[str], said: str
+) -> None:
+    """The run would end with its last weights and say nothing of the best."""
+    (tmp_path / "odd.py").write_text(ODD_METHOD)
+    with pytest.raises(ValueError, match=f"trainer.best=eval/odd {said}"):
+        execute(config(tmp_path, "trainer.best=eval/odd", f"extra=[{tmp_path}/odd.py]", *method))
 
 
 def test_repetition_is_the_share_of_runs_of_four_tokens_that_stood_there_before() -> None:

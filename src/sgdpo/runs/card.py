@@ -43,7 +43,7 @@ def model_card(run: RunView, licence: str | None = None) -> str:
         "The tokenizer holds the chat template that it was trained with.\n",
         "## Training\n",
         f"{counts.get('kept', '?')} of {counts.get('read', '?')} rows of {counts.get('source', data['name'])}, "
-        f"{run['steps']} steps, {run['seconds']:.0f} s.\n",
+        f"{run.steps_taken} steps, {run['seconds']:.0f} s.\n",
         _table("setting", _settings(settings)),
         "## Results\n",
         _table("metric", {key: value for key, value in measured.items() if _is_number(value)}),

@@ -47,8 +47,8 @@ def _unseen(run: RunView) -> list[str]:
     if not (run["data"] and run["steps"]):
         return []
     kept, batch = run["data"]["counts"]["train"]["kept"], run["settings"]["optimizer"]["batch_size"]
-    if run["steps"] < kept // batch:
-        return [f"seen      {run['steps'] * batch} of {kept} examples, less than an epoch"]
+    if run.steps_taken < kept // batch:
+        return [f"seen      {run.steps_taken * batch} of {kept} examples, less than an epoch"]
     if left_out := kept % batch:
         return [
             f"left out  {left_out} of {kept} examples in each epoch, others each time: a step takes exactly {batch}"

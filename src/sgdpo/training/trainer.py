@@ -132,9 +132,9 @@ class PairTrainer(Trainer):
         """Run the rest of an epoch.
 
         After a resume accelerate's wrappers do not pass the epoch on to the sampler (over several ranks), and
-        the base class trains one step more than max_steps if the checkpoint was the last: both end here.
+        the base class trains on if the checkpoint was the last one, of all steps or of patience: both end here.
         """
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self._out_of_patience():
             self.control.should_training_stop = True
             return
         self._train_rows.set_epoch(epoch)
@@ -318,7 +318,12 @@ class PairTrainer(Trainer):
             raise ValueError(
                 f"trainer.best={self._best} is no metric of this run; there are: {', '.join(sorted(self._latest))}"
             )
-        return {f"eval_{self.args.metric_for_best_model}": self._latest[self._best]}
+        value = self._latest[self._best]
+        if self.state.best_metric is None and not math.isfinite(value):
+            raise ValueError(
+                f"trainer.best={self._best} is {value} at the first evaluation: no weights would be better"
+            )
+        return {f"eval_{self.args.metric_for_best_model}": value}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Note an evaluation that is the best so far and save its weights, or stop when patience is at its end.
@@ -326,12 +331,13 @@ class PairTrainer(Trainer):
         What is noted is part of the base class's state, which a checkpoint holds.
         """
         better = super()._determine_best_metric(metrics, trial)
-        since = self.state.global_step - (self.state.best_global_step or 0)
-        if better:
-            self.control.should_save = True
-        elif self._patience and since >= self._patience * self.args.eval_steps:
-            self.control.should_training_stop = True
+        self.control.should_save |= better
+        self.control.should_training_stop |= self._out_of_patience()
         return better
+
+    def _out_of_patience(self) -> bool:
+        since = self.state.global_step - (self.state.best_global_step or 0)
+        return self._patience is not None and since >= self._patience * self.args.eval_steps
 
     def restore_best(self) -> dict[str, Any] | None:
         """Put the best weights in place of the last ones; return what the record says of them, None if not asked."""
