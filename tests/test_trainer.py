@@ -9,8 +9,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from transformers import TrainerState
 
 from sgdpo.places import CONF
+from sgdpo.training.progress import Progress
 from sgdpo.training.trainer import NonFiniteError
 from tiny_training import random_examples, reference_of, taught_model, tiny_config, tiny_trainer, weights
 
@@ -166,6 +168,18 @@ def test_every_step_is_in_a_row_whatever_the_interval(tmp_path: Path, every: int
     trainer = tiny_trainer(config, tmp_path, steps=6)
     trainer.train()
     assert [row["step"] for row in trainer.rows_written] == sorted({1, *range(every, 7, every), 6})
+
+
+def test_a_log_has_ten_lines_of_progress_whatever_the_interval() -> None:
+    """Lines came at steps that both ten and the interval divide: one in a thousand steps."""
+    for every, steps in ((1, 16), (7, 1000), (10, 250), (1, 4)):
+        lines: list[str] = []
+        progress, state = Progress("run", lines.append, lines.append), TrainerState(max_steps=steps)
+        progress.on_train_begin(None, state, None)
+        for state.global_step in (step for step in range(1, steps + 1) if step % every == 0 or step == steps):
+            progress.on_log(None, state, None)
+        assert len(lines) == min(10, steps)
+        assert f"step {steps}/{steps}" in lines[-1]
 
 
 def test_the_speed_is_of_training_alone(tmp_path: Path) -> None:

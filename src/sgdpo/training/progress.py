@@ -20,10 +20,11 @@ class Progress(TrainerCallback):
         self._title, self._say, self._note = title, say, note
         self._bar: tqdm | None = None
         self._latest = ""
-        self._first, self._started = 0, 0.0
+        self._first, self._started, self._tenths = 0, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._first, self._started = state.global_step, time.monotonic()
+        self._tenths = self._tenths_of(state)
         if state.is_world_process_zero and sys.stderr.isatty():
             self._bar = tqdm(
                 total=state.max_steps,
@@ -49,8 +50,12 @@ class Progress(TrainerCallback):
             self._bar.close()
 
     def _line_is_due(self, state: Any) -> bool:
-        every = max(state.max_steps // LINES_A_RUN, 1)
-        return state.global_step % every == 0 or state.global_step == state.max_steps
+        """Say whether another tenth of the run is done; at which steps rows come is trainer.log_steps' business."""
+        before, self._tenths = self._tenths, self._tenths_of(state)
+        return self._tenths > before
+
+    def _tenths_of(self, state: Any) -> int:
+        return LINES_A_RUN * state.global_step // state.max_steps
 
     def _line(self, state: Any) -> str:
         done = state.global_step - self._first
