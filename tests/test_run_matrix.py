@@ -43,6 +43,7 @@ from killed_run import (
 )
 from marks import proofs_but
 from sgdpo.runs import provenance
+from sgdpo.runs.contents import hash_code
 from sgdpo.runs.records import Record, view_run
 from sgdpo.runs.run import Run, _take_over, execute
 from sgdpo.runs.train import find_checkpoint
@@ -220,16 +221,21 @@ def test_anyway_goes_on_and_the_record_holds_both_attempts(place: Path) -> None:
 @pytest.mark.parametrize(("old", "new", "asks"), [
     ("self.method_state.advance(", "self.method_state.advance(  # a comment", False),
     pytest.param(
-        "self._step.clear()\n        beat()", "beat()\n        self._step.clear()", True, marks=pytest.mark.proof
+        "self.skipped_steps += 1", "self.skipped_steps += 2", True, marks=pytest.mark.proof
     ),
 ])  # fmt: skip
 def test_changed_code_asks_and_a_comment_does_not(
     place: Path, tmp_path: Path, old: str, new: str, asks: bool
 ) -> None:
+    """Nor what an editor leaves among the modules, and no half-written one is in the way of a run without it."""
     root = tmp_path / "checkout"
     for name in ("src", "conf"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    edit(root / "src" / "sgdpo" / "training" / "trainer.py", old, new)
+    room = root / "src" / "sgdpo" / "training"
+    edit(room / "trainer.py", old, new)
+    (room / ".#trainer.py").symlink_to("user@host.1:2")
+    (room / "trainer-checkpoint.py").write_text("def half(")
+    assert hash_code([room / "trainer-checkpoint.py"])
     process = start(place, root=root)
     said = process.communicate()[0]
     assert (process.returncode == 1) == asks, said

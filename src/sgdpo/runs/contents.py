@@ -82,7 +82,9 @@ def changes(there: dict[str, str], here: dict[str, str]) -> list[str]:
 @cache
 def code_hash() -> str:
     """Return the hash of this package's code, without comments and docstrings."""
-    return hash_code(sorted((ROOT / "src" / "sgdpo").rglob("*.py")))
+    # What else an editor leaves among them (.#a.py, a-checkpoint.py) nobody can import.
+    files = (ROOT / "src" / "sgdpo").rglob("*.py")
+    return hash_code(sorted(file for file in files if file.stem.isidentifier()))
 
 
 def hash_code(files: Iterable[Path]) -> str:
@@ -91,7 +93,10 @@ def hash_code(files: Iterable[Path]) -> str:
 
 
 def _bare(text: str) -> str:
-    tree = ast.parse(text)
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # half written, and no business of a run that does not import it
+        return text
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
