@@ -6,15 +6,13 @@ python scripts/evaluate.py RUN... benchmark=mt_bench judge=local
 python scripts/evaluate.py RUN... n_jobs=2                   # so many runs at a time
 """
 
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
 from sgdpo.console import expected_failures, fail, hydra_command, run_command, set_up_process
 
 
-@hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
 @expected_failures()
-def main(config: DictConfig) -> None:
+def main(config: Any) -> None:
     set_up_process()
     from lab.evaluation.settings import evaluation_errors, to_evaluate_config
 

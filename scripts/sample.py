@@ -5,15 +5,13 @@ python scripts/sample.py policy=RUN data=local data.train=prompts.jsonl scorer=j
 python scripts/sample.py generator=openai generator.base_url=... generator.model=... scorer=reward_model scorer.path=...
 """
 
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
 from sgdpo.console import expected_failures, fail, hydra_command, run_command, set_up_process
 
 
-@hydra.main(config_path="../conf", config_name="sample", version_base="1.3")
 @expected_failures()
-def main(config: DictConfig) -> None:
+def main(config: Any) -> None:
     """Do one composed sampling."""
     set_up_process()
     from lab.sampling.sample import folder_word, prompt_errors, sample, show

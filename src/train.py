@@ -7,20 +7,16 @@ python src/train.py --cfg job --resolve                         print the resolv
 python src/train.py dry_run=true                                print the plan, load nothing
 """
 
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
-from sgdpo.config.compose import register_schema, to_run_config
 from sgdpo.console import expected_failures, fail, greet, hydra_command, run_command, set_up_process
 
-register_schema()
 
-
-@hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 @expected_failures()
-def main(config: DictConfig) -> None:
+def main(config: Any) -> None:
     """Do one composed run."""
     set_up_process()
+    from sgdpo.config.compose import to_run_config
     from sgdpo.runs.validate import config_errors
 
     if errors := config_errors(config, greet):

@@ -93,6 +93,15 @@ def test_a_wrong_value_is_said_and_a_run_is_announced_before_anything_heavy_load
     assert said.startswith("sgdpo ratio=0.6,0.9 on verifiable with tiny_llama, seed 3")
 
 
+def test_nothing_that_takes_long_is_imported_before_ctrl_c_is_answered() -> None:
+    slow = HEAVY | {"hydra", "omegaconf"}
+    program = f"import runpy, sys; [*map(runpy.run_path, sys.argv[1:])]; print({slow} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *SCRIPTS], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 @EVERY
 def test_a_reader_who_leaves_and_a_full_disk_are_expected(script: Path, tmp_path: Path) -> None:
     """`| head -1` ends quietly; `> /dev/full` says so."""

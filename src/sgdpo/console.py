@@ -165,25 +165,30 @@ def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> N
 
 
 def hydra_command(
-    name: str, page: str, main: Callable[[], Any], prepare: Callable[[list[str]], list[str]] = list
+    name: str, page: str, main: Callable[[Any], None], prepare: Callable[[list[str]], list[str]] = list
 ) -> Callable[[list[str]], None]:
-    """Return the command around a Hydra main: it answers --help, names bad words, then lets Hydra compose conf/<name>.
+    """Return the command around `main`: it answers --help, names bad words, then lets Hydra compose conf/<name> for it.
 
-    page: the script's docstring. prepare: makes the command line what Hydra reads.
+    page: the script's docstring. prepare: makes the command line what Hydra reads. Hydra is imported in here: it takes
+    long, and Ctrl-C is answered by then.
     """
 
     def command(arguments: list[str]) -> None:
-        from sgdpo.config.compose import list_errors, options_apart
+        import hydra
+
+        from sgdpo.config.compose import list_errors, options_apart, register_schema
         from sgdpo.config.help import help_asked, help_page
+        from sgdpo.places import CONF
 
         if help_asked(arguments):
             print(help_page(name, page, arguments))
             return
+        register_schema()
         options, overrides = options_apart(prepare(arguments))
         sys.argv[1:] = [*options, *overrides]
         if errors := list_errors(sys.argv[1:]):
             fail(errors)
-        main()
+        hydra.main(str(CONF), name, version_base="1.3")(main)()
 
     return command
 
