@@ -1,8 +1,8 @@
 """A stand-in for src/train.py: same conf, same records, but a cell takes milliseconds and does as it is told.
 
 The environment variable STANDIN maps a seed to what its cell does: "fail", "exit", "die", "hang", "bad" (measure
-something bad and go on for long), "late" (the same, with a finished record) or "lazy" (return without a record). Every
-other cell writes a finished record.
+something bad and go on for long), "late" (the same, with a finished record), "start" (fail at its SFT start) or "lazy"
+(return without a record). Every other cell writes a finished record.
 """
 
 import json
@@ -36,6 +36,9 @@ def main(config: DictConfig) -> None:
     print(f"cell {identity.name} in process {os.getpid()} with {os.environ.get('OMP_NUM_THREADS')} threads")
     if todo == "lazy":
         return
+    if todo == "start":
+        Record.open(whole.start.folder, whole.start.identity, phase="sft").fail("ValueError: too few rows")
+        raise ValueError("too few rows")
     record = Record.open(whole.folder, identity, phase="preference")
     record.note(steps=4, shared={"start": "found" if run.seed else "trained"})
     record.log({"step": 1, "epoch": 0.25, "split": "train", "loss": 0.5, "pairs_per_second": 32.0})

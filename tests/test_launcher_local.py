@@ -1,23 +1,27 @@
 """What a sweep promises whatever happens to its cells; stand-in cells in real processes."""
 
+import json
 import re
 import shutil
 import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
 from rich.console import Console
 
 from lab.sweeps.cells import SweepError
-from lab.sweeps.pool import gpu_slots, slots
+from lab.sweeps.pool import Pool, Task, gpu_slots, slots
 from lab.sweeps.screen import Screen
-from lab.sweeps.status import experiment_status, read_roster
+from lab.sweeps.status import Roster, experiment_status, read_roster
+from lab.sweeps.sweep import launch
 from sgdpo.processes import how_it_ended
+from sgdpo.runs.records import read_runs
 from sgdpo.store import read_jsonl
-from sweep_fixtures import PLAIN, run_app, runs_by_seed, start_app
+from sweep_fixtures import APP, PLAIN, cells_of, composer_for, run_app, runs_by_seed, start_app
 
 FAILURES = {1: "fail", 2: "die", 3: "exit", 4: "lazy"}
 
@@ -74,6 +78,17 @@ class TestFailures:
         assert (runs_by_seed(tmp_path)[0]["started"], runs_by_seed(tmp_path)[0]["pid"]) == before
         code, screen = run_app(tmp_path, *PLAIN, "seed=0,1,2,3,4,5")
         assert (code, "start" in screen) == (0, False)
+
+    def test_a_start_that_fails_is_tried_once_for_all_its_cells(self, tmp_path):
+        """Each trained it again, to the same end; those of another start run."""
+        words = ("method=dpo,ipo", "seed=1,2", "experiment=x", "tracking=off", f"outputs={tmp_path}")
+        slot = {"STANDIN": json.dumps({"1": "start"})}
+        outcomes = Pool(Task(APP, "main"), {}, Mock(), Mock(), [slot]).run(cells_of(*words))
+        (start,) = (run for run in read_runs(tmp_path) if run["phase"] == "sft")
+        assert len(start["attempts"]) == 1
+        told = {outcome.cell.name: outcome.error for outcome in outcomes}
+        assert sum(error is None for error in told.values()) == 2
+        assert f"its SFT start {start.name} failed: ValueError: too few rows" in told.values()
 
 
 class TestProcesses:
@@ -161,6 +176,17 @@ class TestCommand:
         assert "2 cells, 2 would run: time not known yet; nothing was started" in screen
         assert not list(tmp_path.rglob("record.json"))
         assert read_roster(tmp_path / "outputs" / "seeds") is None
+
+    def test_another_sweeper_is_refused_by_our_launchers(self, tmp_path):
+        """Without a roster of this sweep: there is none, or an earlier sweep left its own."""
+        composer = composer_for(*PLAIN[1:], f"outputs={tmp_path}")
+        hydra = SimpleNamespace(config_loader=composer.loader)
+        launcher = SimpleNamespace(hydra_context=hydra, config=composer.master)
+        for _ in range(2):
+            with pytest.raises(SweepError, match="leave hydra/sweeper="):
+                launch(launcher, [["seed=1"]], 1, Pool)
+            (tmp_path / "x").mkdir(exist_ok=True)
+            Roster(tmp_path / "x", "", {}, pid=None).write()
 
     def test_hydras_own_launcher_runs_a_sweep_too(self, tmp_path):
         """Cells in this process, one after the other: n_jobs is no setting of it and does not collide."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +20,12 @@ from sgdpo.config.compose import method_of
 from sgdpo.config.schema import RunConfig
 from sgdpo.models.adapters import WithoutAdapter
 from sgdpo.models.load import load_tokenizer
+from sgdpo.runs import run as run_module
 from sgdpo.runs import train
 from sgdpo.runs.attempt import SilentAttempt
+from sgdpo.runs.records import Record, view_run
+from sgdpo.runs.run import Run
+from sgdpo.store import held
 from tiny_training import tiny_config
 
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
@@ -104,6 +111,21 @@ def test_two_experiments_that_start_together_train_their_start_once(tmp_path: Pa
     assert sorted(r["shared"]["start"] for r in records if r["phase"] != "sft") in (
         ["trained", "waited"], ["found", "trained"],
     )  # fmt: skip
+
+
+def test_who_waits_for_a_start_that_fails_does_not_try_it_again(tmp_path: Path, caplog) -> None:
+    """It would come to the same end; the next command tries again."""
+    caplog.set_level(logging.INFO, "sgdpo")
+    start = Run.of(tiny_config(f"outputs={tmp_path}")).start
+    with ThreadPoolExecutor() as pool:
+        with held(run_module._lock(start), "the start"):
+            waiting = pool.submit(run_module._train_once, start, as_start=True)
+            while "waiting for it" not in caplog.text:
+                time.sleep(0.01)
+            Record.open(start.folder, start.identity, phase="sft").fail("ValueError: too few rows")
+        with pytest.raises(ValueError, match="another process tried, failed: ValueError: too few rows"):
+            waiting.result()
+    assert len(view_run(start.folder)["attempts"]) == 1
 
 
 def parts_of(config: RunConfig, folder: Path) -> SimpleNamespace:

@@ -19,6 +19,7 @@ from lab.sweeps.cells import Cell, SweepError
 from sgdpo.console import ENVIRONMENT
 from sgdpo.processes import how_it_ended, kill_tree, start_python
 from sgdpo.runs.records import view_run
+from sgdpo.runs.run import attempts, failed_since
 
 OUTPUT = "output.log"
 TICK_SECONDS = 0.25
@@ -77,16 +78,18 @@ class Runner:
 
 @dataclass
 class Worker:
-    """Hold one worker process and the cell it does."""
+    """Hold one worker process and the cell it does. before: the attempts at the cell's SFT start until then."""
 
     process: subprocess.Popen
     cell: Cell | None = None
     since: float = 0.0
+    before: Any = None
     unread: bytes = b""
 
     def give(self, cell: Cell) -> None:
         """Start a cell; a worker that died in the meantime shows at the next read."""
         self.cell, self.since = cell, time.monotonic()
+        self.before = cell.run.start and attempts(cell.run.start.folder)
         job = {"config": asdict(cell.config), "output": str((cell.folder / OUTPUT).absolute())}
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -120,10 +123,14 @@ class Worker:
 
 @dataclass
 class Pool(Runner):
-    """Run cells with one worker a slot, which is an environment, for example with GPUs of its own."""
+    """Run cells with one worker a slot, which is an environment, for example with GPUs of its own.
+
+    no_start: {an SFT start that failed: why}; no other cell tries it again.
+    """
 
     slots: Sequence[Mapping[str, str]] = ()
     workers: dict[int, Worker] = field(default_factory=dict)
+    no_start: dict[str, str] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell]) -> list[Outcome]:
         pending, outcomes = list(cells), []
@@ -131,10 +138,13 @@ class Pool(Runner):
         try:
             while True:
                 for slot in set(range(len(self.slots))) - set(self._busy()):
-                    if not pending and (further := self.further()):
-                        pending.append(further)
-                    if pending:
-                        self._start(slot, pending.pop(self._choose(pending)))
+                    while cell := self._next(pending):
+                        if (why := self.no_start.get(start_of(cell))) is None:
+                            self._start(slot, cell)
+                            break
+                        self.started(cell)
+                        outcomes.append(Outcome(cell, 0.0, why))
+                        self.ended(outcomes[-1])
                 if not self._busy():
                     return outcomes
                 outcomes += self._wait()
@@ -155,11 +165,13 @@ class Pool(Runner):
                 error = why if stopped else None
                 self._end(slot, Outcome(cell, time.monotonic() - worker.since, error, stopped))
 
-    def _choose(self, pending: Sequence[Cell]) -> int:
+    def _next(self, pending: list[Cell]) -> Cell | None:
         """Take the first cell whose SFT start nobody is training now: otherwise it would only wait for it."""
-        taken = {w.cell.run.start.identity.result_hash for w in self._busy().values() if w.cell.run.start}
-        starts = [cell.run.start and cell.run.start.identity.result_hash for cell in pending]
-        return next((i for i, start in enumerate(starts) if start is None or start not in taken), 0)
+        if not pending and (further := self.further()):
+            pending.append(further)
+        taken = {start_of(worker.cell) for worker in self._busy().values()} - {None}
+        free = (i for i, cell in enumerate(pending) if start_of(cell) not in taken)
+        return pending.pop(next(free, 0)) if pending else None
 
     def _busy(self) -> dict[int, Worker]:
         return {slot: worker for slot, worker in self.workers.items() if worker.cell is not None}
@@ -185,11 +197,19 @@ class Pool(Runner):
     def _end(self, slot: int, outcome: Outcome) -> None:
         worker = self.workers[slot]
         worker.cell = None
+        start = outcome.cell.run.start
+        if start and (why := failed_since(worker.before, start.folder)):
+            self.no_start[start.identity.result_hash] = f"its SFT start {start.folder.name} failed: {why}"
         if outcome.error is not None:
             # It may have died, and what a failure left in it is nobody's to inherit.
             worker.end()
             del self.workers[slot]
         self.ended(outcome)
+
+
+def start_of(cell: Cell | None) -> str | None:
+    """Return what the SFT start of a cell is known by, None if it has none."""
+    return cell.run.start.identity.result_hash if cell and cell.run.start else None
 
 
 def _spawn(task: Task, slot: Mapping[str, str]) -> subprocess.Popen:

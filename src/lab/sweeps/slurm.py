@@ -17,7 +17,7 @@ from lab.sweeps.pool import OUTPUT, Outcome, Runner
 from lab.sweeps.worker import Job
 from sgdpo.processes import ask
 from sgdpo.runs.records import view_run
-from sgdpo.runs.run import Run
+from sgdpo.runs.run import Run, attempts, failed_since
 
 # What says how we wait for the jobs, not what they are.
 OURS = ("submitit_folder", "max_num_timeout", "poll_seconds")
@@ -36,7 +36,7 @@ class SlurmQueue(Runner):
         poll = float(self.settings["poll_seconds"])
         submitit.SlurmJob.watcher = submitit.slurm.slurm.SlurmInfoWatcher(delay_s=poll)
         name, starts = str(self.settings["name"]), missing_starts(cells)
-        before = {cell.name: view_run(cell.folder)["attempts"] for cell in cells}
+        before = {cell.name: attempts(cell.folder) for cell in cells}
         try:
             first = self._submit(f"{name}-start", starts, None) if starts else []
             jobs = self._submit(name, [cell.run for cell in cells], first[0].job_id if first else None)
@@ -122,10 +122,9 @@ def why_it_failed(job: submitit.Job, folder: Path, before: Any) -> str | None:
 
     before: the run's attempts when the job was submitted; the error of one of them is not the job's.
     """
-    run = view_run(folder)
-    if run.status == "finished":
+    if view_run(folder).status == "finished":
         return None
-    if run.status == "failed" and run.error and run["attempts"] != before:
-        return run.error
+    if error := failed_since(before, folder):
+        return error
     raised = job.exception() if job.paths.result_pickle.exists() else None
     return str(raised) if raised else f"its job {job.job_id} ended as {job.state} before the run was finished"

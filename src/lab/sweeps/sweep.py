@@ -1,5 +1,6 @@
 """One sweep in order: expand, check every cell, leave out the finished, launch, say how it went and what came out."""
 
+import os
 import shlex
 import statistics
 import sys
@@ -92,7 +93,10 @@ def launch(
     composer = Composer(launcher.hydra_context.config_loader, launcher.config)
     cells = [composer.cell(overrides) for overrides in batch]
     roster = read_roster(cells[0].folder.parent)
-    assert roster is not None, "a launcher of this repository runs under its sweeper"
+    if roster is None or roster.pid != os.getpid():
+        raise SweepError(
+            "the launchers of conf/launcher run under this repository's sweeper; leave hydra/sweeper=... out"
+        )
     labels = {name: entry["label"] for name, entry in roster.cells.items()}
     screen = Screen(Console(highlight=False, soft_wrap=True), labels, len(labels) - len(cells), n_jobs)
     with termination_as_exit(), screen:
@@ -215,7 +219,7 @@ def _guess(run: RunConfig, finished: Sequence[RunView], work: dict[str, int]) ->
 
 def _seconds_beside_training(view: RunView) -> float:
     batch = view["settings"]["optimizer"]["batch_size"]
-    return max(0.0, view["seconds"] - view["steps"] * batch / view["final"]["train"]["pairs_per_second"])
+    return max(0.0, view["seconds"] - view.steps_taken * batch / view["final"]["train"]["pairs_per_second"])
 
 
 def _tokens(run: RunConfig, work: dict[str, int]) -> int:

@@ -113,9 +113,12 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
         log.info("%s is finished already and is not trained again (force=true does)", done.folder)
         _tidy(done.folder)
         return done.folder, False
+    before = attempts(run.folder)
     with held(_lock(run), f"the run {run.identity.name}"):
         if not run.config.force and (done := find()) is not None:
             return done.folder, False
+        if as_start and (why := failed_since(before, run.folder)):
+            raise ValueError(f"the SFT start {run.folder.name}, which another process tried, failed: {why}")
         start = _ensure_start(run)
         _take_over(run)
         if is_distributed(run.config):
@@ -127,6 +130,17 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
         if this_node(run.config.engine).rank == 0:
             amend_record(run.folder, shared={"start": start})
     return run.folder, True
+
+
+def attempts(folder: Path) -> Any:
+    """Return a run's attempts so far, None if there was none."""
+    return view_run(folder)["attempts"]
+
+
+def failed_since(before: Any, folder: Path) -> str | None:
+    """Return why a run failed, None if it did not since it had these attempts."""
+    run = view_run(folder)
+    return run.error if run.status == "failed" and run["attempts"] != before else None
 
 
 def _tidy(folder: Path) -> None:
