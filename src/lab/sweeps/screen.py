@@ -71,7 +71,8 @@ class Screen:
         else:
             self._print(f"FAILED  {self.labels[cell.name]}  ({clock(outcome.seconds)})", style="bold red")
             self.console.print(Text(outcome.error.rstrip()))
-            self.console.print(Text(f"        all its output: {cell.folder / OUTPUT}"))
+            if (cell.folder / OUTPUT).exists():  # a cell whose start failed has none
+                self.console.print(Text(f"        all its output: {cell.folder / OUTPUT}"))
 
     def tick(self) -> None:
         if self.live is not None and time.monotonic() - self.drawn > REFRESH_SECONDS:

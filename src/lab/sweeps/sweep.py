@@ -147,7 +147,8 @@ def summarise(
     lines += ["failed:"] if failed else []
     for cell in (cell for cell in todo if cell.name in failed):
         own = [o for o in cell.overrides if not o.startswith(("n_jobs=", "launcher="))]
-        lines += [f"  {cell.name}: {last_line(failed[cell.name])}", f"    output  {cell.folder / OUTPUT}"]
+        lines.append(f"  {cell.name}: {last_line(failed[cell.name])}")
+        lines += [f"    output  {cell.folder / OUTPUT}"] if (cell.folder / OUTPUT).exists() else []
         lines += [f"    alone   {shlex.join(['python', 'src/train.py', *own, 'hydra.mode=RUN'])}"]
     lines += [f"run them again ({what_again(command)}): {command}"] if failed else []
     return "\n".join(lines)

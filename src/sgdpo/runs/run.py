@@ -106,7 +106,8 @@ def execute(config: RunConfig) -> Path:
 def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
     """Return the folder of the finished run, and whether it was trained here and now.
 
-    as_start: weights of any experiment serve.
+    as_start: weights of any experiment serve. Raise ValueError for one that another process tried meanwhile, and that
+    failed: it would fail again.
     """
     find = run.result if as_start else run.finished
     if not run.config.force and (done := find()) is not None:

@@ -5,8 +5,8 @@ One W&B run a run, its id kept in the record, its files inside the run's folder.
 
 A resumed run continues the same W&B run. Online, the id is resumed on the server, which ignores the few
 steps it already has (the resumed steps are the same numbers). Offline, a killed process may have lost its
-last rows: so the offline file is written again from metrics.jsonl under the same id and the old one is
-removed. Only if the old one was synced before does the new file hold the new steps alone; `wandb sync` then
+last rows: so the offline file is written again from metrics.jsonl and samples.jsonl under the same id and the old
+one is removed. Only if the old one was synced before does the new file hold the new steps alone; `wandb sync` then
 appends them.
 
 A run that starts again by the user's word (force=true, resume=never) replaces what is offline, once it has a row. What
