@@ -26,6 +26,9 @@ from sgdpo.runs.run import Run, execute
 from sgdpo.runs.validate import run_errors
 from sgdpo.store import read_jsonl
 from sgdpo.training.samples import REPEATED, sample_means
+from sgdpo.world.checker import check
+from sgdpo.world.tasks import task_of
+from sgdpo.world.verifiable import held_out_prompts, world_of
 from sweep_fixtures import cells_of, composer_for
 from test_tracking import entries
 from tiny_training import tiny_config
@@ -97,6 +100,26 @@ def test_an_answer_is_what_the_saved_weights_say_to_one_prompt_alone(alone: Path
             with torch.no_grad():
                 new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
         assert row["response"] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_a_benchmarks_score_chooses_the_weights(tmp_path: Path) -> None:
+    """Its prompts are answered, its checker's score is logged, and the best one's step is what the run ends with."""
+    words = (
+        "trainer.benchmark=verifiable",
+        "trainer.samples=6",
+        "trainer.best=samples/score",
+        "init=pretrained",
+    )
+    run = config(tmp_path, *words)
+    folder = execute(run)
+    rows, world = read_jsonl(folder / "samples.jsonl"), world_of(run.data.settings["world"])
+    assert {row["prompt"] for row in rows} == {task.prompt for task in held_out_prompts(world)[:6]}
+    assert [row["score"] for row in rows] == [
+        check(task_of(row["prompt"]), row["response"]).total for row in rows
+    ]
+    means = {row["step"]: row["score"] for row in metrics(folder) if row["split"] == "samples"}
+    best = view_run(folder)["best"]
+    assert (best["value"], best["step"]) == (max(means.values()), max(means, key=means.__getitem__))
 
 
 def test_the_answers_cost_training_no_bit(alone: Path, tmp_path: Path) -> None:
@@ -228,6 +251,12 @@ def test_what_does_not_change_the_result_is_no_part_of_a_runs_identity() -> None
         (["trainer.best=samples/length", "trainer.samples=0"], "trainer.best=samples/length is no metric"),
         (["trainer.best=eval/loss", "data.world.test_pairs=0"], "data 'verifiable' has no held-out rows"),
         (["trainer.patience=3"], "say by which metric with trainer.best"),
+        (["trainer.best=samples/score"], "trainer.best=samples/score is no metric"),
+        (["trainer.benchmark=mt_bench"], "trainer.benchmark=mt_bench has no checker of answers"),
+        (["trainer.benchmark=nothing"], "there is no conf/benchmark/nothing.yaml"),
+        (["trainer.benchmark=verifiable", "trainer.samples=0"], "asks trainer.samples prompts, and that is 0"),
+        (["trainer.benchmark=verifiable", "data.world.test_pairs=0"], "data 'verifiable' has no held-out rows"),
+        (["trainer.benchmark=verifiable", "trainer.asked_by=os.system"], "trainer.asked_by: cannot import 'os.system'"),
         (["trainer.better=more"], "trainer.better must be one of auto, higher, lower"),
     ],
 )  # fmt: skip

@@ -24,6 +24,8 @@ NOT_IN_GROUP = {
         "step0_check",
         "samples",
         "sample_tokens",
+        "benchmark",
+        "asked_by",
         "best",
         "better",
         "patience",
@@ -43,7 +45,7 @@ LAYOUT = (
 NOT_WEIGHTS = ("engine", "trainer", "reference")
 NOT_WEIGHTS_CONTENT = "data.test"
 # What decides which weights a run ends with, if it does not end with the last ones; answers, if they are asked.
-CHOICE, ANSWERS = ("best", "better", "patience", "eval_steps"), ("samples", "sample_tokens")
+CHOICE, ANSWERS = ("best", "better", "patience", "eval_steps"), ("samples", "sample_tokens", "benchmark")
 
 
 @dataclass(frozen=True)

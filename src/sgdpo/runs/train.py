@@ -47,6 +47,7 @@ from sgdpo.runs.contents import changes, reference_folder
 from sgdpo.runs.provenance import made_by
 from sgdpo.runs.records import CHECKPOINTS, MODEL, why_foreign
 from sgdpo.runs.run import Run, stale
+from sgdpo.runs.validate import asker
 from sgdpo.training.arguments import compensated_adamw, on_gpu, phase_key, total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named, read_manifest
 from sgdpo.training.progress import Progress
@@ -314,6 +315,17 @@ def planned(parts: Parts, schedule: Schedule, reference: Reference) -> dict[str,
     }
 
 
+def answered(parts: Parts) -> Samples | None:
+    """Return the prompts that the policy answers at every evaluation: a benchmark's, or held-out ones."""
+    trainer, test = parts.config.trainer, parts.prepared.test
+    if test is None or trainer.samples == 0:
+        return None
+    if trainer.benchmark is None:
+        return Samples.of(test, parts.tokenizer, trainer.samples, trainer.sample_tokens)
+    asked = asker(parts.config)
+    return Samples(asked.prompts(parts.tokenizer), parts.tokenizer, trainer.sample_tokens, asked.scores)
+
+
 def build_trainer(
     parts: Parts, reference: Reference, schedule: Schedule, attempt: SilentAttempt
 ) -> PairTrainer:
@@ -321,7 +333,6 @@ def build_trainer(
     config, train, test = parts.config, parts.prepared.train, parts.prepared.test
     trainer, batch, folder = config.trainer, config.optimizer.batch_size, parts.run.folder
     collator = OverlapCollator if parts.method.data_features else RowCollator
-    answered = test is not None and trainer.samples > 0
     arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
     model, live = policy(config, parts.start, parts.method.head_features), reference.live
     if config.reference == "live" and parts.method.reference and live is None:
@@ -343,9 +354,7 @@ def build_trainer(
         ),
         live_reference=live,
         log_row=attempt.log,
-        samples=Samples.of(test, parts.tokenizer, trainer.samples, trainer.sample_tokens)
-        if answered
-        else None,
+        samples=answered(parts),
         log_samples=attempt.sample,
         best=trainer.best,
         patience=trainer.patience,

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from sgdpo.config.compose import config_folders, method_of, to_run_config, unknown_key, unknown_keys
 from sgdpo.config.identity import needs_start, start_errors
 from sgdpo.config.schema import AdapterConfig, OptimizerConfig, RunConfig
+from sgdpo.contract import Kind, build
 from sgdpo.method import method_errors
 from sgdpo.mixtures import needs_of
 from sgdpo.places import CONF
@@ -20,6 +21,7 @@ from sgdpo.runs.tracking import wanted_mode
 from sgdpo.values import schema_errors
 
 MIN_FREE_MB = 64
+ASKED = Kind("trainer", key="asked_by", given=("run",), parts=("errors", "prompts", "scores"))
 
 
 def config_errors(config: DictConfig, sound: Callable[[RunConfig], object] = id) -> list[str]:
@@ -62,7 +64,7 @@ def run_errors(
         *engine_errors(config),
         *place_errors(config),
     ]
-    return errors or list(_choice_errors(config, phase))
+    return errors or [*_answer_errors(config, phase), *_choice_errors(config, phase)]
 
 
 def value_errors(config: RunConfig, folders: Sequence[Path] = (CONF,)) -> Iterator[str]:
@@ -154,7 +156,36 @@ def logged_metrics(config: RunConfig, phase: str | None = None) -> list[str]:
     if load_rows(config.data, phase or method.phase, "test", config.extra) is None:
         return [f"train/{name}" for name in names]
     answers = [f"samples/{name}" for name in MEANS] if config.trainer.samples else []
+    answers += ["samples/score"] if config.trainer.samples and config.trainer.benchmark else []
     return [*(f"{split}/{name}" for split in ("eval", "train") for name in names), *answers]
+
+
+def asker(config: RunConfig) -> Any:
+    """Return what asks the benchmark of a run while it trains. Raise ValueError if it cannot be asked."""
+    asked = {"name": "default", "asked_by": config.trainer.asked_by}
+    made = build(ASKED, asked, config.extra, run=config)
+    if errors := made.errors():
+        raise ValueError("\n".join(errors))
+    return made
+
+
+def _answer_errors(config: RunConfig, phase: str) -> Iterator[str]:
+    from sgdpo.data.sources import load_rows
+
+    if config.trainer.benchmark is None:
+        return
+    if config.trainer.samples == 0:
+        yield f"trainer.benchmark={config.trainer.benchmark} asks trainer.samples prompts, and that is 0 here"
+    elif load_rows(config.data, phase, "test", config.extra) is None:
+        yield (
+            f"trainer.benchmark={config.trainer.benchmark} is asked at evaluations, and data {config.data.name!r} has "
+            "no held-out rows"
+        )
+    else:
+        try:
+            asker(config)
+        except ValueError as error:
+            yield from str(error).split("\n")
 
 
 def _choice_errors(config: RunConfig, phase: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ Greedily: an answer changes because the policy did, and nothing is drawn, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,15 @@ MEANS = {"length": "tokens", "end_rate": "ended", "repetition_rate": "repetition
 
 @dataclass(frozen=True)
 class Samples:
-    """Hold the prompts, ids as training has them, and the length at which an answer is cut, tokens."""
+    """Hold the prompts, ids as training has them, and the length at which an answer is cut, tokens.
+
+    scores: scores the answers to all prompts, texts in their order; None: nobody does.
+    """
 
     prompts: Sequence[tuple[int, ...]]
     tokenizer: PreTrainedTokenizerBase
     longest: int
+    scores: Callable[[Sequence[str]], Sequence[float]] | None = None
 
     @classmethod
     def of(
@@ -59,7 +63,9 @@ class Samples:
         new = continue_rows(model, prompts, max(longest, 1), stops, synced_gpus=synced)
         rows = [self._row(index, *until_stop(ids, stops)) for index, ids in zip(share, new, strict=True)]
         by_number = {row["number"]: row for row in gather_object(rows)}
-        return [by_number[number] for number in range(len(self.prompts))]
+        rows = [by_number[number] for number in range(len(self.prompts))]
+        scores = self.scores([row["response"] for row in rows]) if self.scores else []
+        return [{**row, "score": score} for row, score in zip(rows, scores, strict=True)] if scores else rows
 
     def _row(self, number: int, ids: list[int], ended: bool) -> dict[str, Any]:
         prompt, response = (
@@ -70,5 +76,6 @@ class Samples:
 
 
 def sample_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the metrics of a set of answers: mean tokens, share that ended, mean share of repetition."""
-    return {name: sum(row[key] for row in rows) / len(rows) for name, key in MEANS.items()}
+    """Return the metrics of a set of answers: mean tokens, share that ended, mean share of repetition, mean score."""
+    means = {**MEANS, "score": "score"}
+    return {name: sum(row[key] for row in rows) / len(rows) for name, key in means.items() if key in rows[0]}

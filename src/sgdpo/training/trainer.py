@@ -320,7 +320,7 @@ class PairTrainer(Trainer):
             )
         value = self._latest[self._best]
         if self.state.best_metric is None and not math.isfinite(value):
-            raise ValueError(f"trainer.best={self._best} is {value} at first: nothing would be better")
+            raise ValueError(f"trainer.best={self._best} is {value} at the first evaluation: choose another")
         return {f"eval_{self.args.metric_for_best_model}": value}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
