@@ -33,6 +33,7 @@ TAKE_A_VALUE = (
 NOISE = ("full_key:", "object_type=", "reference_type=")
 
 
+@cache
 def register_schema(name: str = "run_schema", schema: type = RunConfig) -> None:
     """Make a typed form known to Hydra; conf/config.yaml, or another command's, names it first in its defaults."""
     node = OmegaConf.structured(schema)
