@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from lab.sampling.scorers import Answered, Scorer, score, scorer_errors
+from lab.sampling.scorers import Answered, Scorer, WorldScorer, score, scorer_errors
 from sgdpo.console import is_advice
 from sgdpo.source import load_dotted
+from sgdpo.world.verifiable import WorldConfig, make_pairs
 
 RATE = """
 from lab.sampling.scorers import Scorer
@@ -61,3 +62,14 @@ def test_a_class_that_derives_from_no_scorer_is_refused(tmp_path) -> None:
     judge = {"name": "checker", "class": "lab.judging.judges.Checker", "label": "checker"}
     (said,) = scorer_errors({"name": "own", "class": "own.Rate"}, judge, [str(file)])
     assert said == "scorer.class: own.Rate must derive from Scorer, as every scorer does"
+
+
+@pytest.mark.parametrize("answers", ["short", "long"])
+def test_the_worlds_scorer_gives_an_answer_of_either_genre_what_its_pair_has(answers) -> None:
+    rows = list(make_pairs(WorldConfig(answers=answers, pairs=40, test_pairs=10), held_out=True))
+    pairs = [(row, side) for row in rows for side in ("chosen", "rejected")]
+    asked = [Answered(row, ({"role": "user", "content": row["prompt"]},), row[side]) for row, side in pairs]
+    assert list(WorldScorer().scores(asked)) == [row[f"score_{side}"] for row, side in pairs]
+    for prompt in ("What is it?", "Add: apples", "Add step by step: apples"):
+        with pytest.raises(ValueError, match="is no task of the generated world"):
+            WorldScorer().fits(Answered({}, ({"role": "user", "content": prompt},), ""))

@@ -7,7 +7,7 @@ None where it can say none; nothing else knows how good an answer is.
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,27 +106,35 @@ class WorldScorer(Scorer):
     """Check answers to the tasks of the generated world, 0 to 10."""
 
     def fits(self, prompt: Answered) -> None:
-        from sgdpo.world.tasks import task_of
-
         asked = prompt.messages[-1]["content"]
         try:
-            task_of(asked)
+            _world_task(asked)
         except ValueError:  # also of what begins like a task: "Add: apples"
             raise ValueError(
                 f"{asked[:60]!r} is no task of the generated world, whose checker scores no other"
             ) from None
 
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
-        from sgdpo.world.checker import check
-        from sgdpo.world.tasks import task_of
-
         for answer in answers:
-            yield check(task_of(answer.messages[-1]["content"]), answer.text).total
+            check, task = _world_task(answer.messages[-1]["content"])
+            yield check(task, answer.text).total
 
     def identity(self) -> dict[str, Any]:
         from sgdpo.data.generated import sources
 
         return {"scorer": "verifiable", "code": hash_json(sources())}
+
+
+def _world_task(prompt: str) -> tuple[Callable[..., Any], Any]:
+    """Return the checker of a prompt's genre and its task. Raise ValueError if it is none of the generated worlds'."""
+    from sgdpo.world import checker, long
+    from sgdpo.world.tasks import Task, task_of
+
+    for name, (ask, solve, _) in long.FAMILIES.items():
+        if prompt.startswith(before := ask.format("")):
+            content = prompt.removeprefix(before)
+            return long.check, Task(name, content, prompt, solve(content))
+    return checker.check, task_of(prompt)
 
 
 @dataclass(kw_only=True)
