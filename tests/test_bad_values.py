@@ -35,7 +35,7 @@ from sgdpo.contract import Kind, binding_errors
 from sgdpo.data.sources import DATA
 from sgdpo.method import METHOD, PILOT
 from sgdpo.runs.run import Run
-from sgdpo.runs.validate import config_errors
+from sgdpo.runs.validate import ASKED, config_errors
 from sgdpo.source import find
 from sgdpo.values import Name, OneOf, Place, Range, marks_of
 from sgdpo.values import words as spelt
@@ -226,7 +226,7 @@ def test_an_extra_file_that_is_none_is_refused(tmp_path: Path) -> None:
 # ---- what a contract holds: methods, judges, generators ------------------------------------------------------
 
 
-KINDS = (METHOD, PILOT, DATA, GENERATOR, JUDGE, BENCHMARK, SCORER)
+KINDS = (METHOD, PILOT, DATA, GENERATOR, JUDGE, BENCHMARK, SCORER, ASKED)
 
 
 def bindings() -> Iterator[tuple[Kind, Path, dict[str, Any], dict[str, Any]]]:
@@ -241,8 +241,9 @@ def bindings() -> Iterator[tuple[Kind, Path, dict[str, Any], dict[str, Any]]]:
                 for key, (hint, _) in find(config[kind.key]).parameters.items()
                 if key not in kind.given
             }
-            if kind is DATA:  # whose YAMLs hold what is true of every data set too
-                config = {key: value for key, value in config.items() if key in (*hints, "name", kind.key)}
+            if kind in (DATA, ASKED):  # whose YAMLs hold what is true of every data set, or training, too
+                own = {key: value for key, value in config.items() if key in (*hints, "name", kind.key)}
+                config = {"name": path.stem, **own}
             yield kind, path, config, hints
 
 

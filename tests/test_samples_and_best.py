@@ -22,9 +22,9 @@ from sgdpo.data.conversation import stop_ids
 from sgdpo.overlap import repetition
 from sgdpo.runs.card import model_card
 from sgdpo.runs.records import view_run
-from sgdpo.runs.run import Run, execute
+from sgdpo.runs.run import Run, _take_over, execute
 from sgdpo.runs.validate import run_errors
-from sgdpo.store import read_jsonl
+from sgdpo.store import read_json, read_jsonl, write_json
 from sgdpo.training.samples import REPEATED, sample_means
 from sgdpo.world.checker import check
 from sgdpo.world.tasks import task_of
@@ -120,6 +120,19 @@ def test_a_benchmarks_score_chooses_the_weights(tmp_path: Path) -> None:
     means = {row["step"]: row["score"] for row in metrics(folder) if row["split"] == "samples"}
     best = view_run(folder)["best"]
     assert (best["value"], best["step"]) == (max(means.values()), max(means, key=means.__getitem__))
+
+
+def test_a_run_that_was_cut_short_in_another_layout_is_told_and_left_alone(
+    alone: Path, tmp_path: Path, caplog
+) -> None:
+    shutil.copytree(alone, left := tmp_path / alone.parent.name / alone.name)
+    write_json(left / "record.json", {**read_json(left / "record.json"), "status": "failed"})
+    for more in ("trainer.max_tokens_per_row=4096", "engine=ddp"):
+        caplog.clear()
+        _take_over(Run.of(config(tmp_path, *BEST, more)))
+        (said,) = caplog.messages
+        assert f"{left} was cut short; with other settings this is another run and begins anew: " in said
+        assert "is 8192 there, 4096 here" in said or "engine.name is single there, ddp here" in said
 
 
 def test_the_answers_cost_training_no_bit(alone: Path, tmp_path: Path) -> None:

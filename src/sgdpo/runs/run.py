@@ -19,7 +19,16 @@ from sgdpo.engine.launch import is_distributed, launch
 from sgdpo.engine.nodes import this_node
 from sgdpo.processes import without_environment
 from sgdpo.runs.contents import changes, read_contents
-from sgdpo.runs.records import CHECKPOINTS, MODEL, RECORD, RunView, amend_record, find_runs, view_run
+from sgdpo.runs.records import (
+    CHECKPOINTS,
+    MODEL,
+    RECORD,
+    RunView,
+    amend_record,
+    differences,
+    find_runs,
+    view_run,
+)
 from sgdpo.store import DamagedError, held, read_json, what_is_wrong, write_json
 
 log = logging.getLogger("sgdpo")
@@ -197,7 +206,7 @@ def _take_over(run: Run) -> None:
     if config.force or config.resume == "never" or (run.folder / CHECKPOINTS).is_dir():
         return
     for other in run.relatives() if first or config.resume == "auto" else ():
-        if other.status not in ("interrupted", "failed") or not any(other.folder.glob(f"{CHECKPOINTS}/*")):
+        if not _could_go_on(other):
             continue
         changed = changes(other["contents"] or {}, run.identity.contents)
         if config.resume == "auto":
@@ -208,6 +217,24 @@ def _take_over(run: Run) -> None:
         other.folder.rename(run.folder)
         _rename_record(run, other)
         return
+    for other in _run_otherwise(run):
+        apart = differences(other["settings"], run.identity.settings)
+        log.warning(
+            "%s was cut short; with other settings this is another run and begins anew: %s",
+            other.folder,
+            apart,
+        )
+
+
+def _run_otherwise(run: Run) -> list[RunView]:
+    """Return the experiment's runs that were to end with these weights by another engine or layout, and could go on."""
+    place, wanted = Path(run.config.outputs), run.identity.result_hash
+    found = find_runs(place, run.config.experiment, "*", "result_hash", wanted)
+    return [other for other in found if other["run_hash"] != run.identity.run_hash and _could_go_on(other)]
+
+
+def _could_go_on(other: RunView) -> bool:
+    return other.status in ("interrupted", "failed") and any(other.folder.glob(f"{CHECKPOINTS}/*"))
 
 
 def _rename_record(run: Run, taken: RunView) -> None:
