@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from sgdpo import hub
 from sgdpo.places import ROOT
@@ -57,6 +58,8 @@ def endpoint(
     Thread(target=server.serve_forever, daemon=True).start()
     where = f"http://127.0.0.1:{server.server_port}" if status else CLOSED
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", where)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # what is out of reach sets it
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     hub._reachable.cache_clear()
     hub.hub_commit.cache_clear()
@@ -71,6 +74,13 @@ def endpoint(
 )
 def test_the_commit_is_the_hubs_word_and_no_failure_of_it_ends_a_run(endpoint: None, commit: str) -> None:
     assert hub.hub_commit("org/name", None, "dataset") == commit
+
+
+@pytest.mark.parametrize("endpoint", ["closed"], indirect=True)
+def test_out_of_reach_each_way_of_loading_is_one_line(endpoint: None) -> None:
+    for load in (lambda: hf_hub_download("org/name", "config.json"), lambda: snapshot_download("org/name")):
+        with pytest.raises(ValueError, match=r"^it cannot be loaded: the hub cannot be reached"):
+            hub.from_hub(load, "it")
 
 
 def test_without_network_a_run_by_a_hubs_id_is_one_line(tmp_path: Path) -> None:

@@ -332,9 +332,8 @@ def reproduce(options: Options, call: Callable[[Command], int] | None = None) ->
     best = tune(exhibit, options, call) if exhibit.tuned else None
     if exhibit.tuned and best is None:
         return 1
-    train = (
-        None if best == {} else train_command(exhibit, options, best=best)
-    )  # a dry run knows no best values
+    # A dry run knows no best values.
+    train = None if best == {} else train_command(exhibit, options, best=best)
     failed = _begun(train, call) != 0 if train else False
     for command in _after_training(exhibit, options):
         if options.dry_run:

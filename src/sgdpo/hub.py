@@ -33,9 +33,8 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
 
     wanted = revision or "main"
     if not os.environ.get("HF_HUB_OFFLINE") and _reachable():
-        with suppress(
-            Exception
-        ):  # no access, no such name, whatever the transport raises: loading says it better
+        # No access, no such name, whatever the transport raises: loading says it better.
+        with suppress(Exception):
             return str(HfApi().repo_info(name, repo_type=kind, revision=wanted, timeout=SECONDS).sha)
     ref = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / wanted
     return ref.read_text().strip() if ref.is_file() else wanted

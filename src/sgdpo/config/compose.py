@@ -116,8 +116,9 @@ def composition_words(error: Exception) -> str:
         known = [f"{found[1].rpartition('.')[0]}.{key}".lstrip(".") for key in parent]
         return unknown_key(found[1], known, _keys(OmegaConf.to_container(parent)) if parent else ())
     if found := re.match(r"Ambiguous value for argument '(.+?)=(.*)'", str(error)):
-        quoted = f"\"{found[1]}='{found[2]}'\""
-        return f"{found[1]}={found[2]}: several values are a sweep (src/train.py -m); a text with a comma is {quoted}"
+        key, value = found.groups()
+        text = _text(key, value)
+        return f"{key}={value}: several values are a sweep (src/train.py -m); a text with a comma is {text}"
     text = "\n".join(dict.fromkeys(str(e).strip() for e in causes)).split("Config search path:")[0]
     lines = [
         line.rstrip() for line in text.splitlines() if line.strip() and not line.strip().startswith(NOISE)
@@ -129,9 +130,13 @@ def composition_words(error: Exception) -> str:
     return f"{sentence}: {options}" if options else sentence
 
 
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 def _meant(group: str, option: str) -> str:
     """Say what may be meant by an option that a group has not: one of nearly its name, or a path or hub id."""
-    options = {path.stem.lower(): path.stem for path in (CONF / group).glob("*.yaml")}
+    options = {name.lower(): name for name in _options(group)}
     if close := get_close_matches(option.lower(), options, 1):
         return f" (did you mean {options[close[0]]}?)"
     if "/" not in option or "local" not in options:
@@ -156,7 +161,12 @@ def _misread(error: OverrideParseException) -> str:
     if not (key.strip() and equals) or key != key.strip():
         return f"{error.override!r} is no setting: KEY=VALUE in one word (--help lists them)"
     reason = str(error.__context__ or error).splitlines()[0]
-    return f"{error.override}: {reason}; a plain text goes into quotes of its own: \"{key}='{value}'\""
+    return f"{error.override}: {reason}; a plain text goes into quotes of its own: {_text(key, value)}"
+
+
+def _text(key: str, value: str) -> str:
+    """Return a setting as one types it into a shell whose value is a text."""
+    return f'"{key}={quoted(value)}"'
 
 
 def quoted(text: str) -> str:
@@ -205,7 +215,7 @@ def list_errors(arguments: Sequence[str]) -> list[str]:
 
 
 def _no_option(group: str, value: str) -> Iterator[str]:
-    options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    options = ", ".join(_options(group))
     if value == "null" and group != "sweep":
         yield f"{group}=null leaves nothing to take its place; choose one of {options}"
     elif re.fullmatch(r"[-+.\d][-+.\de]*(,[-+.\d][-+.\de]*)*", value):
@@ -218,11 +228,11 @@ def _no_option(group: str, value: str) -> Iterator[str]:
 
 def _borrowed(word: str, arguments: Sequence[str]) -> Iterator[str]:
     """Refuse that a name alone is another option's: records and tables would show what did not run."""
-    key, _, names = word.partition("=")
-    group, _, name = key.partition(".")
-    for option in names.split(",") if name == "name" else ():
-        if (CONF / group / f"{option}.yaml").is_file() and f"{group}={option}" not in arguments:
-            yield f"{word} would call this {group} as another is called; take that one with {group}={option}"
+    if found := re.fullmatch(r"(\w+)\.name=(.*)", word):
+        group, names = found.groups()
+        for option in sorted({*names.split(",")} & {*_options(group)}):
+            if f"{group}={option}" not in arguments:
+                yield f"{word} would call this {group} as another is called; take that one with {group}={option}"
 
 
 def inside_nothing(overrides: Sequence[str], composed: Callable[[], DictConfig]) -> Iterator[str]:

@@ -217,12 +217,13 @@ def _take_over(run: Run) -> None:
         other.folder.rename(run.folder)
         _rename_record(run, other)
         return
-    for other in _run_otherwise(run):
-        apart = differences(other["settings"], run.identity.settings)
+    for other in _run_otherwise(run) if first else ():
+        anew = "with other settings this is another run and begins anew"
         log.warning(
-            "%s was cut short; with other settings this is another run and begins anew: %s",
+            "%s was cut short; %s: %s",
             other.folder,
-            apart,
+            anew,
+            differences(other["settings"], run.identity.settings),
         )
 
 

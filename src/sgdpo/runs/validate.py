@@ -147,17 +147,22 @@ def logged_metrics(config: RunConfig, phase: str | None = None) -> list[str]:
 
     phase: what of the data says whether there are held-out rows, if not the method's.
     """
-    from sgdpo.data.sources import load_rows
     from sgdpo.training.metrics import metric_names
-    from sgdpo.training.samples import MEANS
+    from sgdpo.training.samples import MEANS, SCORED
 
     method = method_of(config)
     names = metric_names(method)
-    if load_rows(config.data, phase or method.phase, "test", config.extra) is None:
+    if not _holds_out(config, phase or method.phase):
         return [f"train/{name}" for name in names]
-    answers = [f"samples/{name}" for name in MEANS] if config.trainer.samples else []
-    answers += ["samples/score"] if config.trainer.samples and config.trainer.benchmark else []
+    asked = (SCORED if config.trainer.benchmark else MEANS) if config.trainer.samples else ()
+    answers = [f"samples/{name}" for name in asked]
     return [*(f"{split}/{name}" for split in ("eval", "train") for name in names), *answers]
+
+
+def _holds_out(config: RunConfig, phase: str) -> bool:
+    from sgdpo.data.sources import load_rows
+
+    return load_rows(config.data, phase, "test", config.extra) is not None
 
 
 def asker(config: RunConfig) -> Any:
@@ -170,13 +175,11 @@ def asker(config: RunConfig) -> Any:
 
 
 def _answer_errors(config: RunConfig, phase: str) -> Iterator[str]:
-    from sgdpo.data.sources import load_rows
-
     if config.trainer.benchmark is None:
         return
     if config.trainer.samples == 0:
         yield f"trainer.benchmark={config.trainer.benchmark} asks trainer.samples prompts, and that is 0 here"
-    elif load_rows(config.data, phase, "test", config.extra) is None:
+    elif not _holds_out(config, phase):
         yield (
             f"trainer.benchmark={config.trainer.benchmark} is asked at evaluations, and data {config.data.name!r} has "
             "no held-out rows"

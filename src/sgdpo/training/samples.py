@@ -21,6 +21,7 @@ from sgdpo.overlap import repetition
 
 REPEATED = 4  # tokens that count as a repetition when they come again in their order
 MEANS = {"length": "tokens", "end_rate": "ended", "repetition_rate": "repetition"}
+SCORED = {**MEANS, "score": "score"}  # where a benchmark is asked
 
 
 @dataclass(frozen=True)
@@ -77,5 +78,4 @@ class Samples:
 
 def sample_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the metrics of a set of answers: mean tokens, share that ended, mean share of repetition, mean score."""
-    means = {**MEANS, "score": "score"}
-    return {name: sum(row[key] for row in rows) / len(rows) for name, key in means.items() if key in rows[0]}
+    return {name: sum(row[key] for row in rows) / len(rows) for name, key in SCORED.items() if key in rows[0]}
