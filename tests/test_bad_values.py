@@ -353,7 +353,6 @@ def test_every_number_of_a_contract_refuses_what_is_none(
 
 
 # ---- through the real command line -------------------------------------------------------------------------
-
 SAMPLE = [
     ["optimizer.lr=nan"],
     ["seed=1e400"],
@@ -370,6 +369,7 @@ SAMPLE = [
     ["engine.port=[1]"],
     ["--typo"],
     ["data.limit=-3"],
+    ["+hydra.sweeper.params.seed='1,2'"],  # as a sweep's YAML without `hydra: {mode: MULTIRUN}`
 ]
 
 

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from lab.answers.generate import GENERATOR
+from lab.judging.judges import JUDGE as A_JUDGE
+from lab.sampling.scorers import SCORER
 from sgdpo.contract import Kind, binding_errors, build, load, settings_of
 from sgdpo.source import find
 from sgdpo.values import Range, marks_of, value_error
@@ -110,6 +113,25 @@ def test_each_mistake_is_one_sentence(extra: list[str], changes: dict, error: st
     errors = judged(extra, **changes)
     assert len(errors) == 1, errors
     assert error in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "part"),
+    [
+        (A_JUDGE, "lab.judging.judges.Judge", "ask"),
+        (GENERATOR, "lab.answers.generate.Generator", "answers"),
+        (SCORER, "lab.sampling.scorers.Scorer", "scores"),
+    ],
+)
+def test_a_part_that_the_base_leaves_open_and_the_class_misspells_is_lacking(
+    kind: Kind, base: str, part: str, tmp_path: Path
+) -> None:
+    module, _, name = base.rpartition(".")
+    source = f"from {module} import {name}\n\nclass Mine({name}):\n    def {part}_them(self): ...\n"
+    (file := tmp_path / "misspelt.py").write_text(source)
+    config = {"name": "mine", "class": "misspelt.Mine", "label": "mine"}
+    (error,) = binding_errors(kind, config, [str(file)])
+    assert f"misspelt.Mine lacks ['{part}']" in error
 
 
 def test_keyword_parameters_of_init_serve_as_settings(tmp_path: Path) -> None:

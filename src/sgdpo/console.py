@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dis
+import functools
 import logging
 import os
 import re
@@ -188,9 +189,27 @@ def hydra_command(
         sys.argv[1:] = [*options, *overrides]
         if errors := list_errors(sys.argv[1:]):
             fail(errors)
-        hydra.main(str(CONF), name, version_base="1.3")(main)()
+        hydra.main(str(CONF), name, version_base="1.3")(_one_run(main))()
 
     return command
+
+
+def _one_run(main: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return `main` that refuses a YAML's grid in a single run: Hydra drops it there without a word."""
+
+    @functools.wraps(main)
+    def checked(config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        sweeper = hydra.sweeper
+        if hydra.mode != RunMode.MULTIRUN and any(sweeper.get(key) for key in ("params", "also", "search")):
+            advice = "add -m, or `hydra: {mode: MULTIRUN}` to the YAML"
+            fail([f"hydra.sweeper: there is a grid, but this is a single run: {advice}"])
+        main(config)
+
+    return checked
 
 
 def _let_streams_take_all() -> None:

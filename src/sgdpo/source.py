@@ -98,10 +98,10 @@ class Definition:
 
     @property
     def attributes(self) -> set[str]:
-        """Return the names that a class and those it derives from define."""
+        """Return the names that a class and those it derives from define; what is abstract is left to define."""
         found = set(self.parameters)
         for node in (node for cls in self._classes() for node in cls.node.body):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not _is_abstract(node):
                 found.add(node.name)
             elif isinstance(node, ast.Assign):
                 found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
@@ -134,6 +134,10 @@ class Definition:
             found = self.module.follow(base.id) if isinstance(base, ast.Name) else None
             if found is not None and isinstance(found[1], ast.ClassDef):
                 yield from Definition(base.id, found[1], found[0])._classes()
+
+
+def _is_abstract(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    return any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for mark in node.decorator_list)
 
 
 def find(path: Any, extra: Sequence[str] = ()) -> Definition:

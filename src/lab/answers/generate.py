@@ -8,6 +8,7 @@ template, settings), the sampling and the prompt, so any change of these is a mi
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -49,9 +50,9 @@ class Generator(Service):
     def identity(self) -> dict[str, Any]:
         return self.how()
 
+    @abstractmethod
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield samples in batches, in any order."""
-        raise AssertionError(f"{type(self).__name__} answers no prompt")
 
 
 generator_errors = partial(service_errors, GENERATOR)

@@ -4,6 +4,7 @@ A judge is a class and a YAML in conf/judge that names it. It answers a JudgeReq
 preference or a score out of the reply is the benchmark's business.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -67,9 +68,9 @@ class Judge(Service):
     unusable = "count"
     label = ""
 
+    @abstractmethod
     def ask(self, request: JudgeRequest) -> Reply:
         """Answer one request; called from several threads if `concurrency` says so."""
-        raise AssertionError(f"{type(self).__name__} answers no request")
 
 
 class Checker(Judge):
@@ -77,14 +78,16 @@ class Checker(Judge):
 
     asks = False
 
+    def ask(self, request: JudgeRequest) -> Reply:
+        raise AssertionError("it is asked nothing")
+
 
 @dataclass(kw_only=True)
-class CachedJudge(Judge):
+class CachedJudge(Checker):
     """Stand for judgments that were made elsewhere; the benchmark reads its own format."""
 
     file: str | None = None
     model: str | None = None
-    asks = False
 
     def errors(self) -> list[str]:
         there = self.file and Path(self.file).is_file()

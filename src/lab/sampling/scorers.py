@@ -7,6 +7,7 @@ None where it can say none; nothing else knows how good an answer is.
 import math
 import re
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -63,9 +64,9 @@ class Scorer(Service):
     def fits(self, prompt: Answered) -> None:
         """Raise ValueError if answers to this prompt cannot be scored; asked before anything is answered."""
 
+    @abstractmethod
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         """Yield a score for each answer, in order; None or NaN where there is none."""
-        raise AssertionError(f"{type(self).__name__} scores no answer")
 
     def identity(self) -> dict[str, Any]:
         """Return the class, its settings and its module's text: changed code scores anew."""
