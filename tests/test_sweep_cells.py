@@ -84,6 +84,12 @@ class TestGrids:
         mixed = [["method=mix", f"method.parts=[{{method:dpo,weight:{w}}}]", "a=${b}"] for w in (1, 2)]
         assert label_cells(mixed) == [parts for _, parts, _ in mixed]
         assert label_runs(mixed) == ["parts_method_dpo_weight_1", "parts_method_dpo_weight_2"]
+        follows = [
+            ["noise=0.2", "flips=${noise}"],
+            ["noise=0.4", "flips=${noise}"],
+            ["noise=0.4", "flips=0.1"],
+        ]
+        assert label_runs(follows) == ["noise0.2", "noise0.4", "noise0.4-flips0.1"]
 
 
 class TestComposer:

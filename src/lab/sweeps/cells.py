@@ -128,7 +128,9 @@ def label_runs(batch: Sequence[Sequence[str]]) -> list[str]:
     labels = []
     for _, differing in _own_overrides(batch):
         pairs = [override.lstrip("+").split("=", 1) for override in differing]
-        words = [f"{k.rsplit('.', 1)[-1]}{Path(v).name}" for k, v in pairs if k not in IN_EVERY_NAME]
+        # An interpolation follows from another key.
+        told = [(k, v) for k, v in pairs if k not in IN_EVERY_NAME and not v.startswith("$")]
+        words = [f"{k.rsplit('.', 1)[-1]}{Path(v).name}" for k, v in told]
         labels.append(re.sub(r"[^\w.+-]+", "_", "-".join(words), flags=re.ASCII)[:LONGEST_LABEL].strip(".-_"))
     return labels
 
