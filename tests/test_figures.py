@@ -103,6 +103,9 @@ def test_balance_and_learning_rate_are_drawn_with_their_references(tmp_path):
     )
     assert {"SGDPO", "DPO"} <= set(words(svg).split())
     assert "SFT start" in words(svg)
+    # A benchmark that gives no such number: its headline.
+    (picture,) = learning_rates(read_runs(tmp_path, "lr"), methods=("dpo",), field="no_such_number")
+    assert picture.figure.axes[0].get_ylabel() == "win rate over the SFT start, %"
     _, svg = written(balance(read_runs(tmp_path, "table1")), tmp_path)
     assert "DPO (f = 1)" in words(svg)
     with pytest.raises(ValueError, match="pilot/log_balance"):

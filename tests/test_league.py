@@ -180,6 +180,29 @@ def test_one_seed_says_nothing_of_methods(tmp_path: Path) -> None:
     final_runs(tmp_path, seeds=1)
     table, _ = league(read_runs(tmp_path, "league"), **SETTINGS)
     assert all(row[list(table.header).index("p of none")].value in (None, 1.0) for row in table.rows)
+    verdicts = [row[list(table.header).index("verdict")].text for row in table.rows]
+    assert sorted(verdicts) == ["baseline", *["cannot be said"] * 3]
+    below = "\n".join(table.facts)
+    assert "± is one standard error over prompts (one seed)." in below
+    assert "One seed speaks of two models" in below
+
+
+def test_what_cannot_be_read_is_named_and_nothing_else_stands_for_a_baseline_that_is_lost(
+    tmp_path: Path,
+) -> None:
+    """Unreadable records of the tuning and of the league, and DPO failed on every seed."""
+    tuning_runs(tmp_path)
+    final_runs(tmp_path, seeds=2)
+    for experiment in (f"{TUNING}league", "league"):
+        next((tmp_path / experiment).glob("nca-*")).joinpath("record.json").write_text("{")
+    for path in tmp_path.glob("league/dpo-*/record.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "eval": {}}))
+    table, picture = league(read_runs(tmp_path, "league"), **SETTINGS)
+    verdicts = {row[1].text: row[list(table.header).index("verdict")] for row in table.rows}
+    assert {entry.text for entry in verdicts.values()} == {"–"}
+    assert verdicts["BCO"].note == "no judged seed in common with the baseline"
+    assert "Left out, unreadable record: league/nca-" in "\n".join(table.facts)
+    assert "1 broken, 2 failed" in picture.figure.get_supxlabel()
 
 
 def test_equivalence_by_hand() -> None:

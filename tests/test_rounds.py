@@ -68,6 +68,16 @@ def test_a_method_of_which_no_round_is_judged_yet_has_no_curve(tmp_path: Path) -
     assert [text.get_text() for text in picture.figure.axes[0].texts] == ["DPO"]
 
 
+def test_rounds_of_sft_are_no_starts_and_a_broken_record_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path, "rounds", "sft")
+    folder = write_run(tmp_path, "rounds", "sft", lr=1e-3, quality=60.0)
+    write_json(folder / "record.json", read_json(folder / "record.json") | {"round": {"number": 1}})
+    (write_run(tmp_path, "rounds", "dpo") / "record.json").write_text("{")
+    table, _ = rounds(read_runs(tmp_path, "rounds"), **find_exhibit("rounds").settings)
+    assert [(row[1].text, row[2].value) for row in table.rows] == [("start", 5.0), ("1", 6.0)]
+    assert "Left out, unreadable record: rounds/dpo-" in "\n".join(table.facts)
+
+
 def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_was(start, tmp_path) -> None:
     """The second start of the chain, after one round, trains one run more; the third none."""
     chain = Chain.of(words(start, tmp_path / "o", "refer_to=first"))

@@ -131,8 +131,10 @@ def test_contrasts_are_paired_corrected_and_told(runs) -> None:
     [
         ({"contrasts": {"a": {"low": 1, "hgih": -1}}}, "contrasts names 'hgih', which is none of its arms: low, high"),
         ({"matched": {"m": {"row": ["lwo"], "arms": ["low"], "by": ["size"]}}}, "matched names 'lwo'"),
-        ({"matched": {"m": {"row": ["low"], "arms": ["low"], "by": ["size"]}}}, "matched names 'size'"),
+        ({"matched": {"m": {"row": ["low"], "arms": ["high"], "by": ["size"]}}}, "matched names 'size'"),
         ({"matched": {"m": {"row": ["low"], "by": []}}}, "matched.m lacks arms"),
+        ({"matched": {"m": {"row": ["low", "high"], "arms": ["low"], "by": ["score"]}}},
+         "matched.m holds low against a row that it stands in"),
         ({"matched": {"m": {"row": "low", "arms": [], "by": []}}}, "matched.m.row='low' does not fit"),
         ({"tested": ("scor",)}, "tested names 'scor', which is none of its measures: score"),
         ({"bounds": {"scor": 1}}, "bounds names 'scor'"),
@@ -151,6 +153,79 @@ def test_the_end_of_training_and_sums_of_magnitudes_are_measures(runs) -> None:
     assert reader("|end/rewards/chosen| + |end/rewards/rejected|")(run)[0] == pytest.approx(4)
     assert reader("mean/rewards/chosen")(run)[0] == pytest.approx(2)
     assert reader("eval/loss + eval/loss")(run) == (None, None)
+    assert reader("end/never/logged")(run) == (None, None)
+
+
+def amend(outputs: Path, ratio: float, **fields) -> None:
+    """Change the records of an arm's runs."""
+    for path in outputs.glob(f"study/*-r{ratio}-*/record.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+SAID = {"question": "Which?", "expected": "High.", "arms": ARMS, "tested": ("score",),
+        "contrasts": {"low less high": {"low": 1, "high": -1}}, "measures": {"score": SCORES}}  # fmt: skip
+OTHER = {"method": {"name": "sgdpo"}, "data": {"name": "verifiable", "limit": 9}, "ratio": {"chosen": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"versions": {"torch": "1"}}, "different package versions"),
+        ({"settings": OTHER}, "different data settings"),
+        ({"data": {"fingerprint": "x"}}, "different data in one table"),
+        ({"eval": {"verifiable-checker": {"score_mean": 6.0, "n": 7}}}, "different settings of verifiable-checker"),
+    ],
+)  # fmt: skip
+def test_arms_that_differ_in_more_than_their_settings_are_not_held_against_each_other(
+    tmp_path: Path, fields: dict, said: str
+) -> None:
+    """Packages, data and judging; what an arm asks of its data is meant, and a start has read no data."""
+    for ratio in (0.2, 1.0):
+        write_run(tmp_path, 1, ratio, [5.0, 6.0])
+    amend(tmp_path, 1.0, **fields)
+    runs = read_runs(tmp_path, "study")
+    with pytest.raises(ValueError, match=said):
+        study(runs, **SAID)
+    if "settings" in fields:
+        meant = {"low": ARMS["low"], "high": ARMS["high"] | {"data.limit": 9}}
+        assert len(study(runs, **{**SAID, "arms": meant})[0].rows) == 1
+        amend(tmp_path, 1.0, steps=0)
+        assert len(study(read_runs(tmp_path, "study"), **SAID)[0].rows) == 1
+
+
+def test_what_an_arm_has_not_is_a_dash_and_no_difference(runs, tmp_path: Path) -> None:
+    """Results of an earlier training, prompts that the others have not, a metric that no run logs."""
+    measures = {"score": SCORES, "x": "end/never/logged"}
+    amend(tmp_path, 1.0, eval={})
+    findings, arms = study(
+        read_runs(tmp_path, "study"), **{**SAID, "measures": measures, "tested": ("score", "x")}
+    )
+    assert findings.rows == []
+    texts = [[entry.text for entry in row[1:]] for row in arms.rows[:2]]
+    assert texts == [["low", "9.000 ± 0.577", "–"], ["high", "–", "–"]]
+    amend(tmp_path, 1.0, eval={"verifiable-checker": {"score_mean": 6.0}})
+    for path in tmp_path.glob("study/*-r1.0-*/eval/*/judgments.jsonl"):
+        path.write_text(path.read_text().replace('"prompt_id": "', '"prompt_id": "other'))
+    assert study(read_runs(tmp_path, "study"), **SAID)[0].rows == []
+
+
+def test_one_seed_is_said_to_speak_of_two_models_and_its_error_to_be_over_prompts(tmp_path: Path) -> None:
+    for ratio in (0.2, 1.0):
+        write_run(tmp_path, 1, ratio, [5 + ratio, 6 + ratio])
+    findings, arms = study(read_runs(tmp_path, "study"), **SAID)
+    assert "One seed speaks of two models, not of the methods that trained them." in findings.facts
+    assert any(fact.endswith("; 1 seed).") for fact in findings.facts)
+    assert "± is one standard error over prompts (one seed)." in arms.facts
+
+
+def test_what_is_the_same_for_all_arms_has_no_rank_correlation(tmp_path: Path) -> None:
+    arms = {f"r{n}": {"ratio.chosen": n / 10} for n in range(4)}
+    for n in range(4):
+        write_run(tmp_path, 1, n / 10, [5.0, 5.0])
+    measures = {"score": SCORES, "end": "end/rewards/chosen"}
+    said = SAID | {"arms": arms, "contrasts": {}, "measures": measures}
+    (row,) = explained(read_runs(tmp_path, "study"), **said, predictors=("end",))[0].rows
+    assert [entry.text for entry in row[2:]] == ["–", "–", "–", "4"]
 
 
 def test_a_study_makes_two_tables_and_a_picture_and_says_what_is_missing(runs, tmp_path: Path) -> None:

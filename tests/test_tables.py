@@ -22,10 +22,12 @@ from lab.report.exhibit import find_exhibit
 from lab.report.figures import learning_rates, ratio_grid
 from lab.report.league import best_values
 from lab.report.names import load_paper
+from lab.report.samples import samples
 from lab.report.tables import mtbench, overhead, step_seconds, table1, table2, table3, table4
 from report_fixtures import QUALITY, grid_runs, table3_runs, write_run
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import read_runs
+from sgdpo.store import write_jsonl
 
 GOLDEN = Path(__file__).parent / "fixtures" / "records"
 PAPER = load_paper()
@@ -169,6 +171,15 @@ def test_two_runs_for_one_cell_are_refused_with_the_setting_that_differs(outputs
         table3(read_runs(outputs, "table3"))
 
 
+def test_answers_that_a_judge_preferred_are_shown_with_the_preference(outputs):
+    folder = write_run(outputs, "mine", "dpo")
+    set_eval(folder, {"alpaca_eval-judge": {"win_rate": 50.0}})
+    row = {"prompt_id": "1", "prompt": "Say hi.", "response": "Hi.", "truncated": False, "preference": 0.75}
+    write_jsonl(folder / "eval" / "alpaca_eval-judge" / "samples.jsonl", [row])
+    table = samples(read_runs(outputs, "mine"), benchmarks=("alpaca_eval",))
+    assert [entry.text for entry in table.rows[0]] == ["Say hi.", "DPO", "0.75", "Hi."]
+
+
 def test_runs_without_evaluation_name_the_command(tmp_path):
     write_run(tmp_path, "table3", "dpo", evaluated=False)
     with pytest.raises(ValueError, match=r"python scripts/evaluate\.py .*benchmark=alpaca_eval"):
@@ -216,6 +227,27 @@ def test_the_overhead_is_paired_by_step(tmp_path):
     found = overhead(cells["dpo"], cells["sgdpo"])
     assert found.percent == pytest.approx(100 * (100 / 99 - 1))
     assert found.steps == 18, "the first two steps warm up"
+
+
+def test_the_papers_overhead_is_that_of_the_methods_shown(tmp_path):
+    """22942 s of DPO and 23047 s of SGDPO; of other methods the paper says nothing."""
+    for method in ("dpo", "nca", "sgdpo"):
+        write_run(tmp_path, "table4", method, ratio=(0.6, 0.9) if method == "sgdpo" else None)
+    runs = read_runs(tmp_path, "table4")
+    shown = [
+        table4(runs, methods=pair).rows[-1][3].text
+        for pair in (("dpo", "nca"), ("sgdpo", "dpo"), ("dpo", "sgdpo"))
+    ]
+    assert shown == ["–", "−0.46", "+0.46"]
+
+
+def test_a_number_that_the_judging_did_not_give_is_said_so(outputs):
+    """Without a baseline nobody has a win rate, and DPO is not what the others are compared with."""
+    for path in (outputs / "table3").glob("*/record.json"):
+        found = json.loads(path.read_text())
+        set_eval(path.parent, {key: result | {"win_rate": None} for key, result in found["eval"].items()})
+    found = entry(table3(read_runs(outputs, "table3")), "tiny Llama", "DPO", column="win rate, %")
+    assert (found.text, found.note) == ("–", "no such number: verifiable-checker did not give it")
 
 
 def test_the_paper_numbers_are_those_of_the_paper():

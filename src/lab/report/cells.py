@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -93,17 +94,20 @@ def group(runs: Iterable[RunView], key: Callable[[RunView], Any]) -> dict[Any, R
     return {name: Repeats(tuple(runs[seed] for seed in sorted(runs))) for name, runs in groups.items()}
 
 
-def refuse_mixtures(runs: Sequence[RunView]) -> None:
+def refuse_mixtures(*groups: Sequence[RunView]) -> None:
     """Refuse to put runs of different data or package versions into one table, naming the difference.
 
-    The data's fingerprint depends on the tokenizer, so it is compared within a model and phase.
+    groups: the runs of one are of the same data. Its fingerprint depends on the tokenizer, so it is compared within a
+    model and phase; a run that trains nothing has read none.
     """
-    finished = [run for run in runs if run.status == "finished"]
-    _same(finished, "package versions", lambda run: dict(run["versions"] or {}))
-    _same(finished, "data settings", lambda run: (run["settings"] or {}).get("data") or {})
-    for kind in {(run["model"], run["phase"]) for run in finished}:
-        members = [run for run in finished if (run["model"], run["phase"]) == kind]
-        _same(members, "data", lambda run: {"fingerprint": (run["data"] or {}).get("fingerprint")})
+    finished = [[run for run in runs if run.status == "finished"] for runs in groups]
+    _same([*chain(*finished)], "package versions", lambda run: dict(run["versions"] or {}))
+    for runs in finished:
+        trained = [run for run in runs if run["steps"] != 0]
+        _same(trained, "data settings", lambda run: (run["settings"] or {}).get("data") or {})
+        for kind in {(run["model"], run["phase"]) for run in trained}:
+            members = [run for run in trained if (run["model"], run["phase"]) == kind]
+            _same(members, "data", lambda run: {"fingerprint": (run["data"] or {}).get("fingerprint")})
 
 
 def refuse_unlike_judgments(runs: Sequence[RunView], key: str) -> None:
@@ -131,7 +135,7 @@ def last_metric(run: RunView, name: str) -> float | None:
     place, separator = ("eval", ":") if ":" in name else ("final", "/")
     key, _, metric = name.partition(separator)
     value = ((run[place] or {}).get(key) or {}).get(metric)
-    return value if value is not None and math.isfinite(value) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def read_metric(name: str) -> Read:
@@ -143,13 +147,15 @@ def read_metric(name: str) -> Read:
 def default_metric(runs: Sequence[RunView], field: str | None = None) -> str:
     """Name what to show where nothing is asked for: a number of the evaluation that most runs have.
 
-    field: which number of it; None: the benchmark's headline. Runs without evaluation: their held-out accuracy.
+    field: which number of it; None, or one that it does not have: the benchmark's headline. Runs without evaluation:
+    their held-out accuracy.
     """
     counts = Counter(key for run in runs for key in (run["eval"] or {}))
     if not counts:
         return "eval/rewards/accuracies"
     key = min(counts, key=lambda key: (-counts[key], key))
-    return f"{key}:{field or headline(key)}"
+    asked = f"{key}:{field}"
+    return asked if any(last_metric(run, asked) is not None for run in runs) else f"{key}:{headline(key)}"
 
 
 def evaluation_keys(runs: Iterable[RunView]) -> list[str]:
@@ -178,9 +184,10 @@ def choose_evaluation(runs: Sequence[RunView], benchmarks: Sequence[str]) -> str
             refuse_unlike_judgments(runs, key)
             return key
     names = " ".join(str(run.folder) for run in runs[:2])
+    others = ", ".join(evaluation_keys(runs))
     raise ValueError(
-        f"these runs are not evaluated yet. Make it: python scripts/evaluate.py {names} ... "
-        f"benchmark={benchmarks[0]}"
+        f"these runs are not evaluated yet{f' but by {others}' if others else ''}. Make it: "
+        f"python scripts/evaluate.py {names} ... benchmark={benchmarks[0]}"
     )
 
 
@@ -202,9 +209,12 @@ def _the_only(runs: Sequence[RunView], name: str) -> str | None:
 
 
 def by_prompt(run: RunView, key: str, field: str) -> dict[str, float]:
-    """Give a field of each prompt's judgment of a run: `score`, or `preference` (1 won, 0 lost over the baseline)."""
+    """Give a field of each prompt's judgment of a run: `score`, or `preference` (1 won, 0 lost over the baseline).
+
+    A run that was trained again keeps the files of its earlier results, but not the results: it has none.
+    """
     path = run.folder / "eval" / key / JUDGMENTS
-    rows = read_jsonl(path) if path.is_file() else []
+    rows = read_jsonl(path) if key in (run["eval"] or {}) and path.is_file() else []
     return {str(row["prompt_id"]): float(row[field]) for row in rows if row.get(field) is not None}
 
 

@@ -1,5 +1,6 @@
 """Check the paper's claim about figure 3, smaller ratios end with larger rewards: a number, an interval."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,9 +71,11 @@ def _check(model: str, runs: Sequence[RunView]) -> Claim:
 
 
 def late_mean(run: RunView, key: str, share: float = LAST_SHARE) -> float:
-    """Average a training metric over the last logged steps, this share of them."""
+    """Average a training metric over the last logged steps, this share of them; NaN if none of these has it."""
     _, values = series(run.metrics(), "train", key)
-    return float(np.nanmean(values[-max(1, round(share * len(values))) :]))
+    late = values[-max(1, round(share * len(values))) :]
+    known = late[np.isfinite(late)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _slopes(

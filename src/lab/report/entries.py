@@ -1,7 +1,7 @@
 """Turn repeats into entries (a number with its error, a dash with the reason, "failed"), and say whose they are."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -20,7 +20,8 @@ def number_entry(repeats: Repeats | None, read: Read, digits: int, seeds: Sequen
         return _without_number(repeats, what)
     having = {run["seed"] for run in repeats.finished if read(run)[0] is not None}
     lacking = [seed for seed in seeds if seed not in having]
-    note = _incomplete(repeats, lacking, len(seeds), what) if lacking else None
+    over = " (± over prompts)" if estimate.seeds == 1 and estimate.error is not None else ""
+    note = _incomplete(repeats, lacking, len(seeds), what, over) if lacking else None
     status = "partial" if lacking else "finished"
     return number(estimate.value, digits, estimate.error, note=note, seeds=estimate.seeds, status=status)
 
@@ -29,18 +30,21 @@ def _without_number(repeats: Repeats, what: str) -> Entry:
     failed = [run for run in repeats.runs if run.status == "failed"]
     if failed and not repeats.finished:
         return Entry("failed", note="; ".join(map(_reason, failed)), status="failed")
-    results = [(run["eval"] or {}).get(what) or {} for run in repeats.finished]
+    key = what.partition(":")[0]
+    results = [(run["eval"] or {}).get(key) or {} for run in repeats.finished]
     if forms := [form for result in results if (form := result.get("lc_form") or "").startswith("not ")]:
         return Entry(note=forms[0], status="missing")
     if any(results):
-        return Entry(note="no such number: this is what the others are compared with", status="missing")
+        starts = all(run["phase"] == "sft" or run["steps"] == 0 for run in repeats.finished)
+        why = "this is what the others are compared with" if starts else f"{key} did not give it"
+        return Entry(note=f"no such number: {why}", status="missing")
     if repeats.finished:
-        why = f"these runs log no {what}" if "/" in what else f"no {what}: these runs are not evaluated"
+        why = f"these runs log no {what}" if "/" in what else f"no {key}: these runs are not evaluated"
         return Entry(note=why, status="missing")
     return Entry(note="; ".join(map(_reason, repeats.runs)), status=repeats.runs[0].status)
 
 
-def _incomplete(repeats: Repeats, lacking: Sequence[int], total: int, what: str) -> str:
+def _incomplete(repeats: Repeats, lacking: Sequence[int], total: int, what: str, over: str) -> str:
     runs, reasons = {run["seed"]: run for run in repeats.runs}, []
     for seed in lacking:
         run = runs.get(seed)
@@ -48,7 +52,7 @@ def _incomplete(repeats: Repeats, lacking: Sequence[int], total: int, what: str)
             reasons.append(f"seed {seed} did not run")
         else:
             reasons.append(f"seed {seed} has no {what}" if run.status == "finished" else _reason(run))
-    return f"{total - len(lacking)} of {total} seeds: " + ", ".join(reasons)
+    return f"{total - len(lacking)} of {total} seeds{over}: " + ", ".join(reasons)
 
 
 def _reason(run: RunView) -> str:
@@ -59,8 +63,8 @@ def _reason(run: RunView) -> str:
     return f"seed {run['seed']} is {run.status}"
 
 
-def paper_entry(value: float | None, digits: int) -> Entry:
-    return number(value, digits, status="unknown" if value is None else "paper")
+def paper_entry(value: float | None, digits: int, sign: str = "") -> Entry:
+    return number(value, digits, sign=sign, status="unknown" if value is None else "paper")
 
 
 def ratio_text(ratio: Sequence[float] | None) -> str:
@@ -138,6 +142,11 @@ def error_fact(runs: Sequence[RunView]) -> str:
     seeds = len({run["seed"] for run in runs if run.status == "finished"})
     over = f"over {seeds} seeds" if seeds > 1 else "over prompts (one seed)"
     return f"± is one standard error {over}."
+
+
+def one_seed(counts: Iterable[int]) -> list[str]:
+    """Say what a comparison over one seed is worth, if any of these is."""
+    return ["One seed speaks of two models, not of the methods that trained them."] if 1 in counts else []
 
 
 def _values(runs: Sequence[RunView], key: str) -> list[str]:

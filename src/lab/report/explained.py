@@ -10,10 +10,11 @@ from scipy.stats import spearmanr
 from lab.report.cells import Repeats, measures_of, seeds_of
 from lab.report.measures import Cells, reader
 from lab.report.studies import conditions, refuse_unnamed, study, title
-from sgdpo.drawing.table import Table, number
+from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.runs.records import RunView
 
 RESAMPLES = 2000
+UNRANKED = Entry(note="no ranks: one of the two is the same for all arms", status="missing")
 
 
 def explained(
@@ -45,18 +46,19 @@ def _correlations(
     rows = []
     for condition, own in cells.items():
         for predictor in predictors:
-            pairs = [
-                found
-                for repeats in own.values()
-                if (found := _means(repeats, measures[predictor], measures[score]))
-            ]
+            means = [_means(repeats, measures[predictor], measures[score]) for repeats in own.values()]
+            pairs = np.array([pair for pair in means if pair])
             if len(pairs) > 3:
-                value, low, high = _spearman(np.array(pairs))
-                numbers = [number(each, 2, sign="+") for each in (value, low, high)]
+                numbers = [UNRANKED, Entry(), Entry()]
+                if np.ptp(pairs, axis=0).all():
+                    numbers = [number(each, 2, sign="+") for each in _spearman(pairs)]
                 rows.append([title(condition), predictor, *numbers, str(len(pairs))])
-    found = "; ".join(f"{row[0]}, {row[1]} {row[2].text} [{row[3].text}, {row[4].text}]" for row in rows)
-    facts = [f"Found: rank correlation of the {score} with {found or 'nothing yet'}.",
-             f"Spearman's, over arms, each the mean of {seeds} seeds; 95 % interval: bootstrap over arms."]  # fmt: skip
+    told = [row for row in rows if row[2].value is not None]
+    found = "; ".join(f"{row[0]}, {row[1]} {row[2].text} [{row[3].text}, {row[4].text}]" for row in told)
+    facts = [
+        f"Found: rank correlation of the {score} with {found or 'nothing yet'}.",
+        f"Spearman's, over arms, each the mean of up to {seeds} seeds; 95 % interval: bootstrap over arms.",
+    ]
     header = ["Condition", "explained by", "rank correlation", "from", "to", "arms"]
     return Table("-correlations", f"What the {score} goes with", header, rows, 2, facts)
 
@@ -67,6 +69,7 @@ def _means(repeats: Repeats, *metrics: str) -> tuple[float, ...] | None:
 
 
 def _spearman(pair_A2: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the correlation and its interval's ends; neither column is the same for all arms."""
     draws, found = np.random.default_rng(0), []
     while len(found) < RESAMPLES:
         drawn_A2 = pair_A2[draws.integers(0, len(pair_A2), len(pair_A2))]

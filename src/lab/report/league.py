@@ -34,13 +34,14 @@ from lab.report.cells import (
     refuse_unlike_judgments,
     seeds_of,
 )
-from lab.report.entries import facts, figure_facts, number_entry
+from lab.report.entries import error_fact, facts, figure_facts, number_entry, one_seed
 from lab.report.names import (
     load_paper,
     lower_is_better,
     method_colour,
     method_title,
     methods_in_order,
+    score_title,
 )
 from lab.report.panels import band, draw_band, say
 from sgdpo.drawing.style import (
@@ -81,7 +82,7 @@ def league(
 
     bound: a difference that is surely smaller is none, in points of the score.
     """
-    own = [run for run in runs if run["phase"] != "sft" and run.status != "broken"]
+    own, broken = _trained(runs), [run for run in runs if run.status == "broken"]
     refuse_mixtures(own)
     keys = evaluation_keys(own)
     if len(keys) != 1:
@@ -89,23 +90,29 @@ def league(
     refuse_unlike_judgments(own, keys[0])
     cells = group(own, lambda run: run["method"])
     compared = _compared(cells, keys[0], baseline, bound)
-    tuning = read_runs(own[0].folder.parent.parent, TUNING + own[0].experiment)
+    tuning = _trained(read_runs(own[0].folder.parent.parent, TUNING + own[0].experiment))
     header = [
         f"Question: {question}",
         f"Expected, before the runs: {expected}",
         _found(compared, runs, baseline),
     ]
     table = Table(
-        "league", f"The league: {keys[0]}", HEADER, list(_rows(cells, compared, runs, keys[0])), 2,
-        [*header, *_how(baseline, bound), *_edges(own, tuning), _cost(own, tuning), *facts(own, keys[0])],
+        "league", f"The league: {keys[0]}", [*LABELS, score_title(keys[0]), *NUMBERS],
+        list(_rows(cells, compared, runs, keys[0], baseline)), 2,
+        [*header, *_how(method_title(baseline, runs), bound), error_fact(own),
+         *one_seed(against.comparison.seeds for against in compared.values()), *_edges(own, tuning),
+         _cost(own, tuning), *facts([*own, *broken], keys[0])],
     )  # fmt: skip
-    return [table, _picture(cells, own, keys[0], header)]
+    return [table, _picture(cells, [*own, *broken], keys[0], header)]
 
 
-HEADER = (
-    "", "Method", "learning rate", "score, 0–10", "tokens", "difference", "from", "to", "p", "p of none", "verdict",
-    "log(dw/dl)", "displaced, %",
-)  # fmt: skip
+def _trained(runs: Sequence[RunView]) -> list[RunView]:
+    """Return the runs that are ranked or were candidates: no starts, and none of which nothing can be read."""
+    return [run for run in runs if run["phase"] != "sft" and run.status != "broken"]
+
+
+LABELS = ("", "Method", "learning rate")
+NUMBERS = ("tokens", "difference", "from", "to", "p", "p of none", "verdict", "log(dw/dl)", "displaced, %")
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ class Against:
     @property
     def verdict(self) -> str:
         difference = self.comparison.difference.value
+        if self.comparison.seeds < 2:  # whatever the prompts say, they say it of two models
+            return "cannot be said"
         return verdict(difference, self.p_value, self.p_equal < LEVEL, "better", "worse")
 
 
@@ -138,7 +147,11 @@ def _compared(cells: Mapping[str, Repeats], key: str, baseline: str, bound: floa
 
 
 def _rows(
-    cells: Mapping[str, Repeats], compared: Mapping[str, Against], runs: Sequence[RunView], key: str
+    cells: Mapping[str, Repeats],
+    compared: Mapping[str, Against],
+    runs: Sequence[RunView],
+    key: str,
+    baseline: str,
 ) -> list[list[Entry | str]]:
     seeds, rows = seeds_of([run for run in runs if run["phase"] != "sft"]), []
     means = {method: repeats.estimate(read_metric(f"{key}:score_mean")) for method, repeats in cells.items()}
@@ -148,7 +161,10 @@ def _rows(
         entry = partial(_entry, cells[method], seeds)
         rates = sorted({flatten(run["settings"])["optimizer.lr"] for run in cells[method].runs})
         against = compared.get(method)
-        numbers: list[Entry | str] = [Entry()] * 5 + ["baseline" if means[method] else "–"]
+        alone = Entry(note="no judged seed in common with the baseline") if means[method] else Entry()
+        numbers: list[Entry | str] = [Entry()] * 5 + [
+            "baseline" if method == baseline and means[method] else alone
+        ]
         if against:
             difference = against.comparison.difference
             numbers = [number(v, 3, sign="+") for v in (difference.value, difference.low, difference.high)]
@@ -179,9 +195,9 @@ def _found(compared: Mapping[str, Against], runs: Sequence[RunView], baseline: s
 
 def _how(baseline: str, bound: float) -> list[str]:
     return [
-        f"Differences from {method_title(baseline)}, points, with 95 % intervals, paired over training seeds (t) and "
+        f"Differences from {baseline}, points, with 95 % intervals, paired over training seeds (t) and "
         "over prompts (bootstrap): the wider counts. p: the larger of both tests; p of none: two one-sided t tests "
-        f"within ±{bound:g}; each Holm-corrected over all methods. ± is one standard error over seeds.",
+        f"within ±{bound:g}; each Holm-corrected over all methods.",
         "log(dw/dl): the loss's pull on the chosen answer over its push on the rejected one, mean over held-out pairs "
         "where both have one sign; displaced: pairs whose chosen answer is less likely than at the start.",
     ]
@@ -189,7 +205,7 @@ def _how(baseline: str, bound: float) -> list[str]:
 
 def _edges(runs: Sequence[RunView], tuning: Sequence[RunView]) -> list[str]:
     """Name the methods whose best rate is an end of what was tried: a better one may lie beyond."""
-    tried = {flatten(run["settings"])["optimizer.lr"] for run in tuning if run["phase"] != "sft"}
+    tried = {flatten(run["settings"])["optimizer.lr"] for run in tuning}
     ends: dict[float, list[str]] = {}
     for run in runs:
         rate, title = flatten(run["settings"])["optimizer.lr"], method_title(run["method"], runs)
@@ -201,8 +217,7 @@ def _edges(runs: Sequence[RunView], tuning: Sequence[RunView]) -> list[str]:
     )
 
 
-def _cost(runs: Sequence[RunView], tuning: Sequence[RunView]) -> str:
-    trials = [run for run in tuning if run["phase"] != "sft" and run.status != "broken"]
+def _cost(runs: Sequence[RunView], trials: Sequence[RunView]) -> str:
     lost = sum(run.status == "failed" for run in trials)
     hours = sum(run["seconds"] or 0 for run in (*runs, *trials)) / 3600
     failed = f", {lost} of them failed and were no candidates" if lost else ""
@@ -261,7 +276,7 @@ PANELS = (
 
 def incentives(runs: Sequence[RunView]) -> Picture:
     """Draw what each method's loss does to the two answers of a pair over training, a line a method."""
-    own = [run for run in runs if run["phase"] != "sft" and run.status != "broken"]
+    own = _trained(runs)
     refuse_mixtures(own)
     cells = group(own, lambda run: run["method"])
     shown = [
@@ -285,6 +300,6 @@ def incentives(runs: Sequence[RunView]) -> Picture:
         captioned(
             figure,
             "What each objective does to the two answers",
-            f"over optimizer steps; {figure_facts(own)}",
+            f"over optimizer steps; {figure_facts(runs)}",
         )
     return Picture(figure, "incentives", "What each objective does to the two answers of a pair")

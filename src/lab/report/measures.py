@@ -1,5 +1,6 @@
 """Read what a study measures of a run: judged scores, last values, means over training, and sums of these."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ def reader(metric: str) -> Read:
         place, _, name = metric.partition("/")
         if place not in SHARES:
             return read_metric(metric)
-        return lambda run: (late_mean(run, name, SHARES[place]), None)
+        return lambda run: (None if math.isnan(late := late_mean(run, name, SHARES[place])) else late, None)
     reads = [(reader(term), absolute) for term, absolute in terms]
 
     def total(run: RunView) -> tuple[float | None, None]:

@@ -89,6 +89,11 @@ def metrics_in_order() -> list[str]:
     return list(_read("metrics"))
 
 
+def score_title(evaluation: str) -> str:
+    """Name the mean score of an evaluation with its scale: "score, 0–10"."""
+    return metric_title(f"{evaluation}:score_mean").removeprefix("checker ")
+
+
 def lower_is_better(metric: str) -> bool:
     return _metric(metric).get("better", "lower" if metric.endswith("loss") else "higher") == "lower"
 

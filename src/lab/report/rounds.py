@@ -23,8 +23,9 @@ def rounds(
     metrics: {column: field of the evaluation}.
     """
     key = choose_evaluation(runs, benchmarks)
-    starts = [run for run in runs if run["steps"] == 0 or run["phase"] == "sft"]
     trained = [run for run in runs if run["round"]]
+    starts = [run for run in runs if not run["round"] and (run["steps"] == 0 or run["phase"] == "sft")]
+    broken = [run for run in runs if run.status == "broken"]
     if not trained:
         raise ValueError("none of these runs is a round; make them: python scripts/rounds.py rounds=3 ...")
     cells = group(trained, lambda run: (run["method"], run["round"]["number"]))
@@ -39,7 +40,7 @@ def rounds(
                 number_entry(repeats, read_metric(f"{key}:{m}"), 2, seeds, key) for m in metrics.values()
             ]
             rows.append([method_title(method, trained), str(number) if number else "start", *values])
-    below = [error_fact(trained), *facts([*starts, *trained], key)]
+    below = [error_fact(trained), *facts([*starts, *trained, *broken], key)]
     lines = {m: [row[2] for row in rows if row[0] == method_title(m, trained)] for m in methods}
     picture = _picture(lines, next(iter(metrics)), trained, below)
     return [Table("", "", ["method", "round", *metrics], rows, 2, below), picture]

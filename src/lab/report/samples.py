@@ -33,7 +33,7 @@ def samples(
         [
             first[key]["prompt"] if who == next(iter(answers)) else "",
             who,
-            number(own[key]["score"], 2),
+            number(own[key].get("score", own[key].get("preference")), 2),
             _text(own[key]),
         ]
         for key in ids[:: max(1, len(ids) // prompts)][:prompts]

@@ -10,13 +10,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
 from lab.benchmarks.statistics import Interval, compare_over_seeds, holm, t_test, verdict
-from lab.report.cells import Repeats, by_prompt, group, measures_of, refuse_mixtures, seeds_of
-from lab.report.entries import facts, number_entry
+from lab.report.cells import (
+    Repeats,
+    by_prompt,
+    group,
+    measures_of,
+    refuse_mixtures,
+    refuse_unlike_judgments,
+    seeds_of,
+)
+from lab.report.entries import error_fact, facts, number_entry, one_seed
 from lab.report.intervals import Row, interval_chart
 from lab.report.matched import HEADER, Match, matches
 from lab.report.measures import Cells, Condition, reader
@@ -70,22 +79,22 @@ def study(
     bounds: {measure: what a difference that counts as none stays below}. matched: further contrasts, in the form that
     `lab.report.matched.matches` takes. figure: none, "contrasts" or "conditions" (what has a row; the other has the
     panels), or "walk": each arm less the last, in order; along: what the arms are steps of.
-    Raises ValueError for names of arms and measures that there are not.
+    Raises ValueError for names of arms and measures that there are not, for an arm that is matched with itself, and for
+    results of a condition that were not sampled and judged alike.
     """
-    for called, rule in (matched or {}).items():
-        if problem := RULE.problem(rule):
-            raise ValueError(f"matched.{called}{problem}")
-    rules = (matched or {}).values()
+    bounds, matched = bounds or {}, matched or {}
+    _refuse_matches(matched)
     refuse_unnamed("arms", arms, {
         "contrasts": [arm for weights in contrasts.values() for arm in weights],
-        "matched": [arm for rule in rules for arm in (*rule["row"], *rule["arms"])],
+        "matched": [arm for rule in matched.values() for arm in (*rule["row"], *rule["arms"])],
     })  # fmt: skip
     refuse_unnamed("measures", measures, {
-        "tested": tested, "bounds": bounds or (), "matched": [by for rule in rules for by in rule["by"]],
+        "tested": tested, "bounds": bounds, "matched": [by for rule in matched.values() for by in rule["by"]],
     })  # fmt: skip
-    measures = measures_of(runs, measures)
-    cells, bounds = conditions(runs, arms, each), bounds or {}
-    pairs = {condition: list(matches(own, measures, matched or {})) for condition, own in cells.items()}
+    measures, cells = measures_of(runs, measures), conditions(runs, arms, each)
+    for own, metric in product(cells.values(), measures.values()):
+        refuse_unlike_judgments([run for repeats in own.values() for run in repeats.runs], metric)
+    pairs = {condition: list(matches(own, measures, matched)) for condition, own in cells.items()}
     findings = findings_of(cells, contrasts, {name: measures[name] for name in tested}, pairs)
     below = [
         f"Question: {question}",
@@ -93,12 +102,12 @@ def study(
         f"Found: {sentence(findings, bounds)}",
     ]
     works: list[Table | Picture] = [
-        findings_table(findings, bounds, [*below, *_how(bounds, seeds_of(runs)), *facts(runs)]),
+        findings_table(findings, bounds, [*below, *_how(bounds, findings), *facts(runs)]),
         *([_matched_table(pairs)] if matched else []),
-        _arms_table(cells, arms, measures, seeds_of(runs), facts(runs)),
+        _arms_table(cells, arms, measures, seeds_of(runs), [error_fact(runs), *facts(runs)]),
     ]
     if figure and (rows := _drawn(cells, findings, arms, measures, tested, bounds, figure)):
-        axis = ", ".join(tested) + (f", less that of {list(arms)[-1]}" if figure == "walk" else "")
+        axis = f"{tested[0]}, less that of {list(arms)[-1]}" if figure == "walk" else ", ".join(tested)
         works.append(
             replace(
                 interval_chart(rows, axis, figure == "walk", along),
@@ -107,6 +116,14 @@ def study(
             )
         )
     return works
+
+
+def _refuse_matches(matched: Mapping[str, Any]) -> None:
+    for called, rule in matched.items():
+        if problem := RULE.problem(rule):
+            raise ValueError(f"matched.{called}{problem}")
+        if both := [arm for arm in rule["arms"] if arm in rule["row"]]:
+            raise ValueError(f"matched.{called} holds {', '.join(both)} against a row that it stands in")
 
 
 def refuse_unnamed(kind: str, there: Mapping[str, Any], used: Mapping[str, Iterable[str]]) -> None:
@@ -144,7 +161,10 @@ def _drawn(
 
 
 def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[str]) -> Cells:
-    """Group the runs by condition and arm. Raise ValueError for a run of two arms, or cells of unlike runs."""
+    """Group the runs by condition and arm.
+
+    Raise ValueError for a run of two arms, and for runs of a condition whose data differ though no arm asks for it.
+    """
     found: dict[tuple[Condition, str], list[RunView]] = {}
     for run in runs:
         if run.status == "broken":
@@ -159,9 +179,12 @@ def conditions(runs: Sequence[RunView], arms: Mapping[str, Any], each: Sequence[
         for arm in mine:
             found.setdefault((tuple(settings.get(key) for key in each), arm), []).append(run)
     cells: dict[Condition, dict[str, Repeats]] = {}
+    alike: dict[tuple[Condition, str], list[RunView]] = {}
     for (condition, arm), own in found.items():
-        refuse_mixtures(own)
+        data = sorted((key, value) for key, value in arms[arm].items() if key.startswith("data."))
+        alike.setdefault((condition, str(data)), []).extend(own)
         cells.setdefault(condition, {}).update(group(own, partial(lambda name, _: name, arm)))
+    refuse_mixtures(*alike.values())
     return dict(sorted(cells.items(), key=lambda cell: str(cell[0])))
 
 
@@ -208,9 +231,10 @@ def _contrast(
     seeds = sorted(
         seed for seed in set.intersection(*map(set, values)) if all(value[seed] for value in values)
     )
-    if not seeds:
+    scored = [set(value[seed]) for value in values for seed in seeds]
+    prompts = sorted(set.intersection(*scored)) if scored else []
+    if not prompts:
         return None
-    prompts = sorted(set.intersection(*(set(value[seed]) for value in values for seed in seeds)))
     total_SP = sum(
         weight * np.array([[value[seed][prompt] for prompt in prompts] for seed in seeds])
         for weight, value in zip(weights.values(), values, strict=True)
@@ -242,7 +266,8 @@ def sentence(findings: Iterable[Finding], bounds: Mapping[str, float]) -> str:
     findings = list(findings)
     told = [f for f in findings if f.contrast == findings[0].contrast]
     parts = [
-        f"{title(f.condition)} {f.measure} {_signed(f.difference)} ({f.verdict(bounds)}; {f.seeds} seeds)"
+        f"{title(f.condition)} {f.measure} {_signed(f.difference)} ({f.verdict(bounds)}; "
+        f"{f.seeds} {'seed' if f.seeds == 1 else 'seeds'})"
         for f in told
     ]
     if not told:
@@ -283,8 +308,7 @@ def _arms_table(
         for condition, own in cells.items()
         for arm in arms
     ]  # fmt: skip
-    notes = ["± is one standard error over seeds.", *below]
-    return Table("-arms", "The arms", ["Condition", "arm", *measures], rows, 2, notes)
+    return Table("-arms", "The arms", ["Condition", "arm", *measures], rows, 2, below)
 
 
 def _matched_table(pairs: Mapping[Condition, Sequence[Match]]) -> Table:
@@ -295,7 +319,7 @@ def _matched_table(pairs: Mapping[Condition, Sequence[Match]]) -> Table:
     return Table("-matched", "What is held against what", ["Condition", *HEADER], rows, 3, [note])
 
 
-def _how(bounds: Mapping[str, float], seeds: Sequence[int]) -> list[str]:
+def _how(bounds: Mapping[str, float], findings: Sequence[Finding]) -> list[str]:
     said = [
         "Differences with 95 % intervals, paired over training seeds (t) and, for scores, over prompts (bootstrap): "
         "the wider counts. p: the larger of both tests, Holm-corrected over all rows."
@@ -303,5 +327,4 @@ def _how(bounds: Mapping[str, float], seeds: Sequence[int]) -> list[str]:
     if bounds:
         within = ", ".join(f"±{bound:g} ({measure})" for measure, bound in bounds.items())
         said.append(f"No difference: the interval lies within {within}.")
-    one = "One seed speaks of two models, not of the methods that trained them."
-    return said if len(seeds) > 1 else [*said, one]
+    return [*said, *one_seed(finding.seeds for finding in findings)]

@@ -29,7 +29,14 @@ from lab.report.cells import (
     select_ratio,
 )
 from lab.report.entries import error_fact, facts, number_entry, paper_entry, ratio_text
-from lab.report.names import about, load_paper, lower_is_better, method_title, methods_in_order
+from lab.report.names import (
+    about,
+    load_paper,
+    lower_is_better,
+    method_title,
+    methods_in_order,
+    score_title,
+)
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.drawing.table import DASH, Entry, Table, number
@@ -47,6 +54,8 @@ def table1(runs: Sequence[RunView], *, baseline: str = "dpo", metric: str | None
     metric: "eval/rewards/accuracies" or "verifiable-checker:win_rate"; None: what says most of the runs.
     """
     refuse_mixtures(runs)
+    if metric and all(last_metric(run, metric) is None for run in runs):
+        raise ValueError(f"no finished run has the metric {metric!r}")
     paper, metric = load_paper(), metric or default_metric(runs)
     refuse_unlike_judgments(runs, metric)
     grid = group([run for run in runs if ratio_of(run)], lambda run: (run["model"], ratio_of(run)))
@@ -161,7 +170,7 @@ def table3(
         rows.append(
             [*row, *(paper_entry(value, digits) for value, digits in zip(known, (2, 2, 0), strict=True))]
         )
-    header = ["Model", "Method", "LC win rate, %", "win rate, %", "tokens", *["score, 0–10"] * scored]
+    header = ["Model", "Method", "LC win rate, %", "win rate, %", "tokens", *[score_title(key)] * scored]
     header += ["paper: LC, %", "paper: raw, %", "paper: tokens"]
     below = [*facts(runs, key), *_table3_notes(runs, key, method_title(baseline, runs), sorted(tests))]
     return Table("table3", f"Table 3: {key}", header, rows, 2, below)
@@ -289,8 +298,8 @@ def table4(runs: Sequence[RunView], *, methods: tuple[str, str] = ("dpo", "sgdpo
         times = [number_entry(repeats, training_seconds, 1, seeds, "pairs_per_second") for repeats in both]
         rows.append([paper.title(model), *times, *_overhead_entries(overhead(*both))])
     known = [paper.table4.get(method) for method in methods]
-    gain = number(paper.table4["overhead"], 2, sign="+", status="paper")
-    rows.append(["paper (8B, 4 x A800)", *map(_clock, known), gain, Entry()])
+    gain = 100 * (known[1] / known[0] - 1) if known[0] and known[1] else None
+    rows.append(["paper (8B, 4 x A800)", *map(_clock, known), paper_entry(gain, 2, "+"), Entry()])
     base, ours = (method_title(method, runs) for method in methods)
     spread = f"{error_fact(timed)} " if len(seeds) > 1 else ""
     notes = [

@@ -161,10 +161,7 @@ def metrics_of(runs: Sequence[RunView]) -> list[str]:
 
 
 def _has(run: RunView, name: str) -> bool:
-    try:
-        return last_metric(run, name) is not None
-    except TypeError:  # text, such as the judge's name
-        return False
+    return last_metric(run, name) is not None
 
 
 def refuse_unknown(runs: Sequence[RunView], metric: str) -> None:
