@@ -17,7 +17,7 @@ REJECTED = [
     {"token": "b", "reward": -0.2, "pilot": True},
     {"token": "<|end|>", "reward": -0.3, "pilot": False},
 ]
-PAIR = {"prompt": "<|user|>List: a<|end|><|assistant|>", "chosen": CHOSEN, "rejected": REJECTED}
+PAIR = {"prompt": "<|user|>List: a, $x_{ or $y<|end|><|assistant|>", "chosen": CHOSEN, "rejected": REJECTED}
 
 
 def sigma(x: float) -> float:
@@ -35,10 +35,14 @@ def test_the_picture_shows_every_token_and_needs_a_run_with_pairs(tmp_path: Path
     run.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"run has no pairs\.json with pilots; train one"):
         make(find_exhibit("pilot", [f"run={run}"]), tmp_path)
+    none = {side: [token | {"pilot": False} for token in PAIR[side]] for side in ("chosen", "rejected")}
+    (run / "pairs.json").write_text(json.dumps({"pairs": [PAIR | none]}))  # DPO's
+    with pytest.raises(ValueError, match=r"run has no pairs\.json with pilots; train one"):
+        make(find_exhibit("pilot", [f"run={run}", "pair=0"]), tmp_path)
     (run / "pairs.json").write_text(json.dumps({"pairs": [PAIR]}))
     with pytest.raises(ValueError, match="shows 1 pairs; pair must be one of 0 to 0"):
         make(find_exhibit("pilot", [f"run={run}", "pair=3"]), tmp_path)
     paths, _ = make(find_exhibit("pilot", [f"run={run}", "pair=0"]), tmp_path)
     svg = next(path for path in paths if path.suffix == ".svg").read_text()
-    for shown in ("Asked: List: a", "⏎", "■", "0.378", "SGDPO", "0.310", "DPO"):
+    for shown in ("Asked: List: a, $x_{ or $y", "⏎", "■", "0.378", "SGDPO", "0.310", "DPO"):
         assert shown in svg

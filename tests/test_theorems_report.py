@@ -42,6 +42,7 @@ def write_run(
     rows.append({"step": 2, "split": "eval", "rewards/chosen": 9.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = {"format": 1, "status": status, "started": started, "final": {"train": rows[1]}}
+    record["git"] = {"commit": started.replace("-", "")}
     (folder / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -78,6 +79,7 @@ def test_the_newest_finished_run_with_pilots_is_taken(tmp_path: Path) -> None:
     assert newest_run(read_runs(tmp_path)) == newest
     tables, _ = made(tmp_path, "count=10")
     assert tables["theorems-run"].title == "Values of the run new (mean rewards of 2 training steps)"
+    assert tables["theorems-run"].origin["commits"] == ["20260201"], "the run's"
 
 
 def test_the_tables_state_errors_monotonicity_and_the_three_cases(tmp_path: Path) -> None:

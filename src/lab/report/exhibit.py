@@ -7,6 +7,7 @@ Nothing lists exhibits a second time: `make`, the page and the published results
 gathered into one tracked folder by `publish`, with the command and the commit that made it.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -183,7 +184,8 @@ def standing(outputs: Path) -> tuple[list[Work], list[str]]:
             continue
         try:
             found = read_json(path, advice="make it again")
-            if "picture" in found or "header" in found:  # other JSON may stand there too
+            # Other JSON may stand there too.
+            if isinstance(found, dict) and found.keys() & {"picture", "header"}:
                 works.append((path, found if "picture" in found else Table.read(path)))
         except ValueError as error:
             damaged.append(str(error))
@@ -248,7 +250,8 @@ def refresh(page: Path, published: Path) -> None:
         table, picture = published / f"{block[1]}.md", published / f"{block[1]}.json"
         text = table.read_text("utf-8") if table.is_file() else block[2]
         if not table.is_file() and picture.is_file():
-            text = f"![{read_json(picture)['title']}]({picture.with_suffix('.png').name})\n"
+            place = Path(os.path.relpath(picture.with_suffix(".png"), page.parent)).as_posix()
+            text = f"![{read_json(picture)['title']}]({place})\n"
         return f"<!-- {block[1]}:begin -->\n{text}<!-- {block[1]}:end -->"
 
     write_whole(page, BLOCK.sub(fresh, page.read_text("utf-8")))

@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from lab.report.entries import origin
 from lab.report.names import method_title
 from lab.report.theorems import newest_run
 from sgdpo.drawing.style import CHOSEN, GRID, INK, QUIET, REJECTED, Picture, styled
-from sgdpo.runs.records import RunView
+from sgdpo.runs.records import RunView, view_run
 from sgdpo.store import read_json
 
 PAIRS = "pairs.json"
@@ -45,19 +46,26 @@ def pilot_picture(
     method, baseline: whose pilots are parts, and whose are whole.
     """
     folder = Path(run) if run else newest_run(runs)
-    if folder is None or not (folder / PAIRS).is_file():
+    pairs = _pairs(folder) if folder else []
+    if folder is None or not any(
+        token["pilot"] for each in pairs for side, _ in SIDES for token in each[side]
+    ):
         where = folder or "any run"
         raise ValueError(
             f"{where} has no {PAIRS} with pilots; train one: python src/train.py data=verifiable_long"
         )
-    pairs = read_json(folder / PAIRS, advice="train the run again")["pairs"]
     if not 0 <= pair < len(pairs):
         raise ValueError(
             f"{folder / PAIRS} shows {len(pairs)} pairs; pair must be one of 0 to {len(pairs) - 1}"
         )
     with styled():
         figure = _draw(pairs[pair], method_title(method), method_title(baseline))
-    return Picture(figure, "pilot", "What a pilot is", [f"A held-out pair of the run {folder.name}."])
+    facts = [f"A held-out pair of the run {folder.name}."]
+    return Picture(figure, "pilot", "What a pilot is", facts, origin([view_run(folder)]))
+
+
+def _pairs(folder: Path) -> list[dict[str, Any]]:
+    return read_json(folder / PAIRS, default={"pairs": []}, advice="train the run again")["pairs"]
 
 
 def _draw(pair: Mapping[str, Any], ours: str, theirs: str) -> Figure:
@@ -65,7 +73,7 @@ def _draw(pair: Mapping[str, Any], ours: str, theirs: str) -> Figure:
     figure.set_layout_engine("none")  # every part has a place of its own
     tokens, bars = figure.add_axes((0.02, 0.4, 0.96, 0.5)), figure.add_axes((0.44, 0.11, 0.5, 0.25))
     prompt = pair["prompt"].replace("<|user|>", "").partition("<|end|>")[0]
-    figure.text(0.02, 0.94, f"Asked: {prompt}", fontsize=12.5, fontweight="bold")
+    figure.text(0.02, 0.94, f"Asked: {prompt}", fontsize=12.5, fontweight="bold", parse_math=False)
     tokens.set(xlim=(0, WIDTH), ylim=(6.6, 0))
     tokens.set_axis_off()
     for row, (side, colour) in enumerate(SIDES):
@@ -95,7 +103,7 @@ def _draw_side(axes: Axes, tokens: Sequence[Mapping[str, Any]], side: str, colou
         ink = "white" if token["pilot"] else INK
         text = SHOWN.get(token["token"], token["token"])
         axes.text((at + 0.5) * step, top + 1.83, text, ha="center", va="center", color=ink, fontsize=11,
-                  family="DejaVu Sans Mono")  # fmt: skip
+                  family="DejaVu Sans Mono", parse_math=False)  # fmt: skip
 
 
 def _draw_weights(axes: Axes, by_method: Mapping[str, Weights]) -> None:

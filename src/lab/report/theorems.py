@@ -4,14 +4,15 @@ A run's rewards are beta log X, so in their unit beta is 1: X1 = exp(reward), Y1
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lab.report.entries import origin
 from sgdpo import theory
 from sgdpo.drawing.style import CHOSEN, INK, MARGIN, QUIET, REJECTED, Picture, styled
 from sgdpo.drawing.table import Table
@@ -30,9 +31,10 @@ KEYS = ("rewards/chosen", "rewards/rejected", "pilot/chosen", "pilot/rejected", 
 
 @dataclass(frozen=True)
 class RunValues:
-    """Hold a run's training rows that carry pilots: steps, points (beta is 1) and the logged log f."""
+    """Hold a run's training rows that carry pilots: steps, points (beta is 1) and the logged log f; and its origin."""
 
     name: str
+    origin: dict[str, Any]
     steps: list[int]
     point: theory.Point
     log_balance: torch.Tensor
@@ -59,20 +61,22 @@ def theorems(
     if values:
         title = f"Values of the run {values.name} (mean rewards of {len(values.steps)} training steps)"
         closed = _small(theory.autograd_errors(values.point, 1.0))
-        tables.append(_table("run", title, {**_balance(values), **closed}, "value"))
+        shown = _table("run", title, {**_balance(values), **closed}, "value")
+        tables.append(replace(shown, origin=values.origin))
     return [*tables, draw(values)]
 
 
 def run_values(folder: Path) -> RunValues:
     """Read a run's logged pilots. Raise ValueError if the folder holds none."""
-    rows = [row for row in view_run(folder).metrics() if row.get("split") == "train"]
+    run = view_run(folder)
+    rows = [row for row in run.metrics() if row.get("split") == "train"]
     rows = [row for row in rows if all(row.get(key) is not None for key in KEYS)]
     if not rows:
         raise ValueError(f"{folder} has no metrics.jsonl with pilots; give a run of method=sgdpo")
     columns = {key: torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in KEYS}
     point = theory.Point(*(columns[key].exp() for key in KEYS[:4]))
     steps = [row["step"] for row in rows]
-    return RunValues(folder.resolve().name, steps, point, columns["pilot/log_balance"])
+    return RunValues(folder.resolve().name, origin([run]), steps, point, columns["pilot/log_balance"])
 
 
 def newest_run(runs: Sequence[RunView]) -> Path | None:
@@ -137,7 +141,7 @@ def draw(values: RunValues | None) -> Picture:
             axes[1].plot(values.steps, values.log_balance, color=MARGIN, linewidth=2)
             step = f"optimizer step\n{values.name}"
             axes[1].set(title="log f of a run", xlabel=step, ylabel="mean log f, 0 is DPO's balance")
-    return Picture(figure, "theorems", "Theorem 3: the balance f")
+    return Picture(figure, "theorems", "Theorem 3: the balance f", origin=values.origin if values else {})
 
 
 def _draw_cases(axes: Axes) -> None:
