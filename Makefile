@@ -107,7 +107,7 @@ status: setup ## How the cells stand, all experiments or EXPERIMENT=ratio_grid; 
 	@$(PY) scripts/status.py $(EXPERIMENT)
 
 results: setup ## What came out of EXPERIMENT=ratio_grid, best first (METRIC=eval/loss sorts by another)
-	@$(PY) scripts/results.py $(or $(EXPERIMENT),ratio_grid) $(if $(filter command line,$(origin METRIC)),--metric $(METRIC))
+	@$(PY) scripts/results.py $(or $(EXPERIMENT),ratio_grid) $(if $(filter-out file,$(origin METRIC)),--metric $(METRIC))
 
 search: setup ## Search by Optuna: make search SPACE="optimizer.lr=tag(log,interval(1e-5,1e-3))" JOBS=2 TRIALS=20
 	$(PY) src/train.py sweep=search $(foreach key,$(SPACE),"$(key)") n_jobs=$(or $(JOBS),$(N_JOBS)) hydra.sweeper.search.trials=$(or $(TRIALS),20) $(ARGS)

@@ -15,8 +15,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="whose blocks take the tables")
     parser.add_outputs()
     options = parser.parse_args(arguments)
+    from lab.asked import load_scales
     from lab.report.exhibit import PUBLISHED, publish, refresh
 
+    if options.scale not in load_scales():
+        parser.error(f"--scale {options.scale}: it is one of {', '.join(load_scales())}")
+    if not options.readme.is_file():
+        parser.error(f"--readme {options.readme}: there is no such file")
     suffix = "" if options.scale == "tiny" else f"-{options.scale}"
     print("\n".join(map(str, publish(options.outputs, suffix, mixed=options.mixed))))
     published = options.outputs / PUBLISHED

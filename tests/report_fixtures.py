@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lab.report.exhibit import find_exhibit, make
+
 QUALITY = {"sft": 50.0, "dpo": 52.0, "nca": 51.0, "bco": 51.5, "ipo": 50.5, "sampo": 52.5, "sgdpo": 58.0}
 PROMPTS = 200
 STEPS = 20
@@ -169,3 +171,8 @@ def grid_runs(
             for rejected in values:
                 quality = 56.0 - 10 * abs(chosen - 0.6) - 5 * abs(rejected - 0.8)
                 write_run(outputs, "table1", "sgdpo", seed=seed, ratio=(chosen, rejected), quality=quality)
+
+
+def build(name: str, outputs: Path, experiment: str | None = None, *settings: str) -> tuple[list[Path], str]:
+    """Make an exhibit; return its files and what is printed."""
+    return make(find_exhibit(name, settings), outputs, experiment)

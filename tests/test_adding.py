@@ -259,6 +259,7 @@ def test_a_table_and_a_figure_are_made_from_records_alone(tmp_path):
     for seed in (42, 43):
         for method in ("sft", "dpo", "ipo"):
             write_run(house / "outputs", "methods", method, seed=seed)
+    (write_run(house / "outputs", "methods", "nca") / "record.json").write_text("{")
     assert "Methods by a metric of your choice." in make(house, "exhibits")
     targets = [words[0] for kind in ("table", "figure") for words in recipes.commands(kind, "make")]
     planned = re.sub(" +", " ", make(house, *targets, "SEEDS=2", "-n"))

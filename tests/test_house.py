@@ -20,7 +20,7 @@ ROOMS = (
     "sgdpo.drawing", "sgdpo.engine", "sgdpo.runs",
     "lab.plan", "lab.serving", "lab.answers", "lab.judging", "lab.benchmarks", "lab.evaluation", "lab.sampling",
     "lab.report", "lab.sweeps", "lab.bench", "lab.pair", "lab.chat", "lab.push", "lab.soak", "lab.demo",
-    "lab.reproduce",
+    "lab.asked", "lab.reproduce",
 )  # fmt: skip
 
 

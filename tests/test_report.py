@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.evaluation.settings import build_benchmark, compose_evaluation
-from lab.report.exhibit import exhibit_names, find_exhibit, make, publish, refresh
+from lab.report.exhibit import exhibit_names, find_exhibit, make
 from lab.reproduce import (
     Options,
     judge_command,
@@ -23,15 +24,11 @@ from lab.reproduce import (
     runs_to_judge,
     train_command,
 )
-from report_fixtures import grid_runs, table3_runs, write_run
+from report_fixtures import build, grid_runs, table3_runs, write_run
 from sgdpo.runs.records import amend_record, read_runs
 
 ROOT = Path(__file__).parents[1]
 EXHIBITS = exhibit_names()
-
-
-def build(name: str, outputs: Path, experiment: str | None = None, *settings: str) -> tuple[list[Path], str]:
-    return make(find_exhibit(name, settings), outputs, experiment)
 
 
 def make_targets() -> list[str]:
@@ -62,6 +59,8 @@ def test_make_hands_its_variables_on():
     )
     for part in ("--scale smollm2", "--seeds 3", "--dry-run", "--judge local", "table3 optimizer.lr=1e-6"):
         assert part in planned
+    assert "--metric eval/loss" in make_dry("results", "METRIC=eval/loss")
+    assert "--metric" not in make_dry("results")
     searched = make_dry("search", "SPACE=seed=range(0,9) optimizer.lr=interval(1e-5,1e-4)", "N_JOBS=2")
     assert '"seed=range(0,9)" "optimizer.lr=interval(1e-5,1e-4)" n_jobs=2 ' in searched
 
@@ -120,6 +119,12 @@ def test_an_exhibit_shows_the_results_that_were_asked_for_where_there_are_others
     assert keys == ["evaluation=verifiable-checker", "evaluation=verifiable-checker-7"]
     for key in keys:
         assert make(find_exhibit(name, [key]), tmp_path, "table3")[0]
+    # One result of the benchmark beside one of another: it is the asked one that is shown.
+    for run in read_runs(tmp_path):
+        both = {key.replace("-7", "-8").replace("verifiable-checker-8", "alpaca_eval-judge"): result
+                for key, result in (run["eval"] or {}).items()}  # fmt: skip
+        (run.folder / "record.json").write_text(json.dumps({**run.record, "eval": both}))
+    assert make_commands(exhibit, options)[0][-1] == "evaluation=verifiable-checker"
 
 
 def test_a_failed_cell_does_not_keep_the_table_from_being_made(tmp_path):
@@ -234,6 +239,18 @@ def test_wrong_options_are_named_together():
         ),
         ("league", {"benchmark": "verifiable"}, "BENCHMARK=verifiable: league is judged by"),
         ("study1", {"models": ("tiny_qwen2",)}, "MODELS=tiny_qwen2: study1 has models of its own"),
+        ("study1", {"seeds": 2}, "SEEDS=2: study1 takes 5 or more"),
+        ("constraints", {"scale": "smollm2"}, "SCALE=smollm2: constraints has models and data of its own"),
+        (
+            "table3",
+            {"benchmark": "constraints"},
+            "BENCHMARK=constraints: table3 shows alpaca_eval or verifiable",
+        ),
+        (
+            "league",
+            {"scale": "smollm2"},
+            "needs the world of data=verifiable; the run's data is 'ultrafeedback'",
+        ),
         ("table3", {"benchmark": "nope"}, "benchmark=nope"),
         ("figure1", {"judge": "nope"}, "judge=nope"),
         ("table3", {"evaluation": "nope"}, "EVALUATION is 'nope'"),
@@ -283,93 +300,6 @@ def test_every_table_and_figure_is_made_by_name(name, tmp_path):
     assert said
 
 
-def test_publishing_gathers_what_stands_with_its_command(tmp_path):
-    grid_runs(tmp_path)
-    build("table1", tmp_path)
-    build("ratio_grid", tmp_path)
-    build("figure3", tmp_path)
-    names = {path.name for path in publish(tmp_path)}
-    pictures = {f"{name}{form}" for name in ("ratio_grid", "figure3") for form in (".json", ".png", ".pdf")}
-    tables = {f"{name}{form}" for name in ("table1", "figure3-claim") for form in (".md", ".csv", ".json")}
-    assert names == {*pictures, *tables, "RESULTS.md"}
-    text = (tmp_path / "published" / "RESULTS.md").read_text()
-    for part in (
-        "`make table1 SEEDS=2`",
-        "### Table 1",
-        "](ratio_grid.png)",
-        "tiny Llama: held.",
-        "CPU cores",
-        "All runs are of one commit",
-    ):
-        assert part in text
-    assert text.index("make table1") < text.index("make ratio_grid") < text.index("make figure3")
-
-
-def test_results_of_several_commits_are_refused_or_said(tmp_path):
-    grid_runs(tmp_path)
-    build("table1", tmp_path)
-    for path in tmp_path.glob("table1/*/record.json"):
-        path.write_text(path.read_text().replace("0123456789abcdef", "fedcba9876543210"))
-    build("ratio_grid", tmp_path)
-    mixture = r"012345678 \(table1\); fedcba987 \(ratio_grid\)"
-    with pytest.raises(ValueError, match=f"rest on several commits: {mixture}"):
-        publish(tmp_path)
-    assert not (tmp_path / "published").exists()
-    publish(tmp_path, mixed=True)
-    assert re.search(f"of several commits: {mixture}", (tmp_path / "published" / "RESULTS.md").read_text())
-
-
-def test_what_was_published_before_stays_as_it_was_and_is_named(tmp_path):
-    grid_runs(tmp_path)
-    build("table1", tmp_path)
-    build("ratio_grid", tmp_path)
-    publish(tmp_path)
-    results = tmp_path / "published" / "RESULTS.md"
-    first = results.read_text()
-    (tmp_path / "table1" / "table1.json").unlink()
-    build("figure3", tmp_path)
-    publish(tmp_path)
-    text = results.read_text()
-    assert "Published before, with their commits below them: table1." in text
-    headings = re.findall(r"^## (.*)", text, re.M)
-    assert headings == ["table1", "ratio_grid", "figure3"]
-    kept, between = (each[each.index("## table1") : each.index("## ratio_grid")] for each in (first, text))
-    assert kept == between
-    assert text.count("### Table 1") == 1
-    publish(tmp_path)
-    assert results.read_text() == text
-    results.write_text("## table1\n\n![an end that an editor trimmed](a.png)\n")
-    publish(tmp_path)
-    assert "(a.png)\n\n## ratio_grid\n" in results.read_text()
-
-
-def test_a_published_table_goes_between_its_marks_in_the_readme(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        "a\n<!-- table3:begin -->\nold\n<!-- table3:end -->\n<!-- demo:begin -->\nkept\n<!-- demo:end -->\nb\n"
-    )
-    (tmp_path / "table3.md").write_text("new\n")
-    refresh(readme, tmp_path)
-    assert readme.read_text() == (
-        "a\n<!-- table3:begin -->\nnew\n<!-- table3:end -->\n<!-- demo:begin -->\nkept\n<!-- demo:end -->\nb\n"
-    )
-
-
-def test_a_published_picture_goes_between_its_marks_too(tmp_path):
-    page = tmp_path / "PAGE.md"
-    page.write_text("<!-- walk:begin -->\n–\n<!-- walk:end -->\n")
-    (tmp_path / "walk.json").write_text('{"picture": "walk.svg", "title": "A walk"}')
-    refresh(page, tmp_path)
-    assert page.read_text() == "<!-- walk:begin -->\n![A walk](walk.png)\n<!-- walk:end -->\n"
-
-
-def test_publishing_nothing_names_the_command(tmp_path):
-    with pytest.raises(ValueError, match="make paper"):
-        publish(tmp_path)
-    with pytest.raises(ValueError, match="make paper SCALE=smollm2"):
-        publish(tmp_path, "-smollm2")
-
-
 def script(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "scripts" / arguments[0]), *arguments[1:]]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -392,8 +322,10 @@ def test_an_experiment_that_does_not_exist_lists_those_that_do(tmp_path):
 
 def test_a_metric_that_no_run_has_is_an_error_and_one_that_some_lack_is_a_dash(tmp_path):
     grid_runs(tmp_path, seeds=(42,))
-    with pytest.raises(ValueError, match="eval/rewards/typo"):
-        build("ratio_grid", tmp_path, None, "metric=eval/rewards/typo")
+    for name in ("ratio_grid", "table1"):
+        for metric in ("eval/rewards/typo", "verifiable-checker:samples"):
+            with pytest.raises(ValueError, match=metric):
+                build(name, tmp_path, None, f"metric={metric}")
     write_run(tmp_path, "table1", "sgdpo", "tiny_qwen2", ratio=(0.6, 0.9), evaluated=False)
     _, said = build("table1", tmp_path)
     assert "no ratio has verifiable-checker:win_rate on every seed" in said

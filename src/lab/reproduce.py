@@ -8,125 +8,30 @@ only what is missing, because training and judging skip what is finished.
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lab.evaluation.settings import absent, compose_evaluation, evaluation_errors, results_asked
+from lab.asked import (
+    EVERYTHING,
+    SAMPLING,
+    Options,
+    data_words,
+    judged_by,
+    option_errors,
+    twice_judged,
+)
+from lab.evaluation.settings import compose_evaluation, results_asked
 from lab.report.cells import choose_evaluation, evaluation_keys
-from lab.report.exhibit import FOLDER, Exhibit, exhibit_names, find_exhibit
+from lab.report.exhibit import Exhibit, exhibit_names, find_exhibit
 from lab.report.league import TUNING, best_values
-from sgdpo.places import CONF, ROOT
+from sgdpo.places import ROOT
 from sgdpo.processes import run
 from sgdpo.runs.records import RunView, read_runs
 
 Command = list[str]
 FIRST_SEED = 42
-EVERYTHING = "paper"
 REFUSED = 2  # exit code of a command that did not begin (sgdpo.console)
-# Settings of the sampling and of the judging, among the arguments; the others are of the training.
-SAMPLING = "sample."
-JUDGING = ("judge.", "benchmark.", "generator.", "generator=")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Hold what is asked for; an empty value takes the scale's own.
-
-    target: a table or figure (conf/report), or "paper" for all. seeds: how many, from 42 on. arguments: further
-    overrides of the training ("optimizer.max_steps=50") and of the judging ("judge.budget_dollars=20").
-    evaluation: which judge's results a table shows, if the runs have several.
-    """
-
-    target: str
-    scale: str = "tiny"
-    seeds: int = 1
-    n_jobs: int = 1
-    dry_run: bool = False
-    models: tuple[str, ...] = ()
-    benchmark: str = ""
-    judge: str = ""
-    evaluation: str = ""
-    train_rows: str = ""
-    test_rows: str = ""
-    outputs: str = "outputs"
-    arguments: tuple[str, ...] = ()
-
-    @property
-    def suffix(self) -> str:
-        """Give what keeps the experiments of other scales apart."""
-        return "" if self.scale == "tiny" else f"-{self.scale}"
-
-    @property
-    def of_scale(self) -> dict[str, Any]:
-        return load_scales()[self.scale]
-
-    @property
-    def judging(self) -> list[str]:
-        return [argument for argument in self.arguments if argument.startswith(JUDGING)]
-
-    @property
-    def places(self) -> list[str]:
-        return [f"outputs={self.outputs}", f"cache={self.outputs}/cache"]
-
-    def experiment(self, exhibit: Exhibit) -> str:
-        return f"{exhibit.experiment}{self.suffix}"
-
-    def folder(self, exhibit: Exhibit) -> str:
-        return f"{self.outputs}/{exhibit.name}{self.suffix}"
-
-
-@cache
-def load_scales() -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "scales.yaml").read_text("utf-8"))
-
-
-def option_errors(options: Options) -> list[str]:
-    errors = []
-    if options.target not in (*exhibit_names(), EVERYTHING):
-        there = ", ".join([*exhibit_names(), EVERYTHING])
-        errors.append(f"unknown table or figure {options.target!r}; there are: {there}")
-    if options.scale not in load_scales():
-        errors.append(f"SCALE is {options.scale!r}; it is one of {', '.join(load_scales())}")
-    if options.seeds < 1 or options.n_jobs < 1:
-        errors.append(f"SEEDS ({options.seeds}) and N_JOBS ({options.n_jobs}) must be 1 or more")
-    benchmarks = tuple(f"{path.stem}-" for path in sorted((CONF / "benchmark").glob("*.yaml")))
-    if options.evaluation and not options.evaluation.startswith(benchmarks):
-        errors.append(
-            f"EVALUATION is {options.evaluation!r}; it is <benchmark>-<judge>, as verifiable-checker"
-        )
-    if errors or options.target == EVERYTHING:
-        return errors
-    exhibit = find_exhibit(options.target)
-    if ignored := list(_ignored(exhibit, options)):
-        return ignored
-    pairs = [judged_by(exhibit, options)] if exhibit.judged else []
-    if exhibit.twice:
-        judge = options.judge or options.of_scale["judge"]
-        pairs += [(name, judge) for name in twice_judged(options)]
-    return [error for benchmark, judge in pairs for error in _judging_errors(benchmark, judge, options)]
-
-
-def _ignored(exhibit: Exhibit, options: Options) -> Iterator[str]:
-    """Yield what is asked for and the exhibit would pass over without a word."""
-    if options.models and exhibit.models == "own":
-        yield f"MODELS={','.join(options.models)}: {exhibit.name} has models of its own (ARGS=model=... takes others)"
-    benchmark, judge = judged_by(exhibit, options) if exhibit.judged else (options.benchmark, options.judge)
-    for key, asked, used in (("BENCHMARK", options.benchmark, benchmark), ("JUDGE", options.judge, judge)):
-        if asked not in ("", used):
-            yield f"{key}={asked}: {exhibit.name} is judged by benchmark={benchmark} judge={judge} here; leave it out"
-
-
-def _judging_errors(benchmark: str, judge: str, options: Options) -> list[str]:
-    words = [f"benchmark={benchmark}", f"judge={judge}", *options.judging, f"outputs={options.outputs}"]
-    try:
-        config = compose_evaluation(words)
-        return evaluation_errors(config, runs=False) or ([] if options.dry_run else absent(config))
-    except Exception as error:  # Hydra's own errors: an unknown benchmark, judge or key
-        return [f"benchmark={benchmark} judge={judge}: {str(error).splitlines()[0]}"]
 
 
 def before_commands(exhibit: Exhibit, options: Options) -> list[Command]:
@@ -156,7 +61,7 @@ def train_command(
         f"seed={','.join(map(str, seeds or range(FIRST_SEED, FIRST_SEED + max(options.seeds, exhibit.seeds))))}",
         f"n_jobs={exhibit.n_jobs or options.n_jobs}",
         f"outputs={options.outputs}",
-        *_data(options),
+        *data_words(options),
         *(
             argument
             for argument in options.arguments
@@ -204,24 +109,6 @@ def tune(exhibit: Exhibit, options: Options, call: Callable[[Command], int]) -> 
     )
 
 
-def _data(options: Options) -> list[str]:
-    """Give the scale's settings, its data replaced by rows of the user's."""
-    settings = options.of_scale["settings"]
-    if not options.train_rows:
-        return settings
-    rows = ["data=local", f"data.train={options.train_rows}"]
-    rows += [f"data.test={options.test_rows}"] if options.test_rows else []
-    return rows + [setting for setting in settings if not setting.startswith("data=")]
-
-
-def judged_by(exhibit: Exhibit, options: Options) -> tuple[str, str]:
-    """Give (benchmark, judge) of an exhibit: its own, what was asked for, or the scale's."""
-    own = exhibit.judged if isinstance(exhibit.judged, str) else ""
-    benchmark = own or options.benchmark or options.of_scale["benchmark"]
-    judge = options.of_scale["judges"].get(benchmark) or options.judge or options.of_scale["judge"]
-    return benchmark, judge
-
-
 def judging_words(exhibit: Exhibit, options: Options) -> list[str]:
     benchmark, judge = judged_by(exhibit, options)
     return [f"benchmark={benchmark}", f"judge={judge}", *options.judging, *options.places]
@@ -232,16 +119,14 @@ def judge_command(exhibit: Exhibit, options: Options, runs: Sequence[str]) -> Co
 
 
 def asked_key(exhibit: Exhibit, options: Options, runs: Sequence[RunView]) -> str | None:
-    """Name the results that have the settings asked for, where the runs have several of the benchmark; else None."""
+    """Name the results that have the settings asked for, where the runs have several results; else None."""
     config = compose_evaluation(judging_words(exhibit, options))
-    if len([key for key in evaluation_keys(runs) if key.startswith(f"{config.benchmark['name']}-")]) < 2:
-        return None  # no question: the benchmark's files need not be at hand
+    there = evaluation_keys(runs)
+    own = [key for key in there if key.startswith(f"{config.benchmark['name']}-")]
+    if len(own) < 2:  # the benchmark's files need not be at hand
+        return own[0] if own and len(there) > 1 else None
     found = {key for keys in results_asked(runs, config) for key in keys}
     return found.pop() if len(found) == 1 else None
-
-
-def twice_judged(options: Options) -> list[str]:
-    return [options.benchmark] if options.benchmark else list(options.of_scale["variance"])
 
 
 def variance_command(exhibit: Exhibit, options: Options, run: str) -> Command:
