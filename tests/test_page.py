@@ -14,7 +14,7 @@ from PIL import Image
 
 from lab.report.exhibit import standing
 from lab.report.names import headline
-from lab.report.page import POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
+from lab.report.page import ASSETS, POINTS, TEXT_BUDGET, describe, script_json, thin, write_page
 from lab.report.tables import table3
 from lab.sweeps.results import experiment_results
 from report_fixtures import grid_runs, table3_runs, write_run
@@ -200,6 +200,34 @@ def browse(outputs, *arguments: str) -> str:
     flags += [f"--user-data-dir={outputs / 'browser'}"]
     command = [BROWSER, *flags, *arguments[:-1], page + arguments[-1]]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+# As much of a document as the script needs: every element is its text and its children.
+DOCUMENT = """
+const made = {}, element = () => ({ children: [], value: "", dataset: {}, rows: [{ cells: [] }], classList: {},
+  append(...c) { this.children.push(...c); }, replaceChildren(...c) { this.children = c; },
+  setAttribute() {}, addEventListener() {}, get tHead() { return this; }, get tBodies() { return [this]; } });
+globalThis.Node = Object;
+globalThis.addEventListener = () => {};
+globalThis.location = { hash: "" };
+globalThis.document = { createElement: element, createElementNS: element, createTextNode: (text) => ({ text }),
+  getElementById: (id) => (made[id] ??= element()), querySelectorAll: () => [] };
+const words = (e) => (e.text ?? "") + e.children?.map(words).join(" ");
+"""
+
+
+def test_the_grid_takes_no_mean_over_runs_of_several_settings(tmp_path):
+    """Two learning rates at one pair of ratios are no seeds of one cell; with one of them the grid is drawn."""
+    if (node := shutil.which("node")) is None:
+        pytest.skip("no node on this machine: the page's script is not run")
+    write_run(tmp_path, "e", "sgdpo", ratio=(0.6, 0.9))
+    for seed, rate, said in ((43, 2e-5, "r1 0.6"), (43, 1e-3, "python scripts/results.py e")):
+        write_run(tmp_path, "e", "sgdpo", seed=seed, ratio=(0.6, 0.9), lr=rate)
+        data = json.dumps(json.dumps(data_of(write_page(tmp_path).read_text())))
+        given = f"{DOCUMENT}made.data = {{ textContent: {data} }};\n"
+        script = f"{given}{(ASSETS / 'page.js').read_text()}\nconsole.log(words(made['g-view']));"
+        done = subprocess.run([node, "-"], input=script, capture_output=True, text=True, check=False)
+        assert said in done.stdout, done.stderr
 
 
 @pytest.mark.slow

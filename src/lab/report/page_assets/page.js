@@ -233,6 +233,8 @@ function drawGrid() {
   const metric = $("g-metric").value;
   if (!experiment) return $("g-view").replaceChildren(node("p", { class: "quiet" }, "No finished run with ratios yet. Make them: make table1"));
   const own = DATA.runs.filter((r) => r.experiment === experiment && r.model === model && r.status === "finished" && typeof r.grid[metric] === "number");
+  const places = own.map((r) => [r.method, r.ratio, r.seed].join());
+  if (new Set(places).size < places.length) return $("g-view").replaceChildren(node("p", { class: "quiet" }, `${experiment} has runs of one seed and ratio that differ in another setting. Told apart: python scripts/results.py ${experiment}`));
   const at = (c, r) => own.filter((run) => run.ratio && run.ratio[0] === c && run.ratio[1] === r);
   const axis = (k) => [...new Set(own.filter((r) => r.ratio).map((r) => r.ratio[k]))].sort((a, b) => a - b);
   const base = own.filter((r) => r.method === DATA.baseline);
