@@ -133,7 +133,7 @@ def parts_of(config: RunConfig, folder: Path) -> SimpleNamespace:
     data = SimpleNamespace(train=SimpleNamespace(lengths=np.full((8, 3), 4)), test=None)
     return SimpleNamespace(
         config=config, method=method_of(config), start=None, world=1, tokenizer=load_tokenizer(config.model),
-        run=SimpleNamespace(folder=folder), prepared=data,
+        run=SimpleNamespace(folder=folder), prepared=data, steps=1, rows=1,
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_weights_held_in_four_bits_have_a_table_of_their_own(tmp_path, monkeypat
     monkeypatch.setattr(train, "_looked_up", lambda *_: [])
     monkeypatch.setattr(train, "reference_table", lambda *_, key, **__: key)
     full, lora, qlora = (
-        train.find_reference(parts_of(tiny_config(*more, f"cache={tmp_path}"), tmp_path), None).table
+        train.find_reference(parts_of(tiny_config(*more, f"cache={tmp_path}"), tmp_path)).table
         for more in ([], ["adapter=lora"], ["adapter=qlora"])
     )
     assert full == lora
@@ -172,9 +172,8 @@ def test_a_live_reference_is_the_model_that_the_settings_name(
     monkeypatch.setattr(train, "policy", lambda *_: "policy")
     monkeypatch.setattr(train, "PairTrainer", lambda **given: given)
     parts = parts_of(tiny_config("reference=live", *overrides), tmp_path)
-    schedule = train.Schedule(steps=1, rows=1)
-    reference = train.find_reference(parts, schedule)
-    live = train.build_trainer(parts, reference, schedule, SilentAttempt())["live_reference"]
+    reference = train.find_reference(parts)
+    live = train.build_trainer(parts, reference, SilentAttempt())["live_reference"]
     if expected is None or expected == "without the adapter":
         assert (type(live) is WithoutAdapter) == (live is not None) == (expected is not None)
     else:

@@ -144,7 +144,7 @@ def test_a_torn_save_is_cleared_before_the_step_is_saved_again(saved: Path) -> N
     with complete_checkpoint(torn, SINGLE, keep=9):
         assert not torn.exists()
         save(torn)
-    assert "rng_state_7.pth" not in checkpoints.read_manifest(torn)["files"]
+    assert "rng_state_7.pth" not in checkpoints.read_seal(torn)["files"]
 
 
 @pytest.mark.parametrize("wanted", [zero(3, 4), zero(2, 2), EngineConfig("ddp", 2)])

@@ -48,7 +48,7 @@ from sgdpo.runs.contents import hash_code
 from sgdpo.runs.records import Record, view_run
 from sgdpo.runs.run import Run, _take_over, execute
 from sgdpo.runs.train import find_checkpoint
-from sgdpo.store import write_json
+from sgdpo.store import read_seal, write_json
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +247,10 @@ def test_changed_code_asks_and_a_comment_does_not(
 
 def test_another_torch_asks(place: Path) -> None:
     """What the checkpoint says of its maker is what is compared."""
-    from sgdpo.training.checkpoints import mark_complete, read_manifest
+    from sgdpo.training.checkpoints import mark_complete
 
     checkpoint = newest(killed_folder(place))
-    manifest = read_manifest(checkpoint)
+    manifest = read_seal(checkpoint)
     manifest["made_by"]["versions"]["torch"] = "2.0.0"
     kept = {key: manifest[key] for key in ("training", "metrics", "made_by")}
     mark_complete(checkpoint, run_of(place).config.engine, **kept)

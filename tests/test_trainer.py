@@ -216,7 +216,7 @@ def test_an_attempt_that_goes_on_knows_what_was_logged_and_skipped_before_it(tmp
         "method=dpo", "trainer.step0_check=false", "trainer.on_nonfinite=skip", "trainer.log_steps=7",
         "trainer.save_steps=3", "trainer.best=train/loss",
     )  # fmt: skip
-    first, second = (tiny_trainer(config, tmp_path, steps=4, best="train/loss") for _ in range(2))
+    first, second = (tiny_trainer(config, tmp_path, steps=4) for _ in range(2))
     poison(first)
     first.train()
     second.resume_states(tmp_path / "checkpoints" / "checkpoint-3")

@@ -86,6 +86,7 @@ def tiny_trainer(
     config = replace(config, optimizer=replace(config.optimizer, max_steps=steps))
     trainer = PairTrainer(
         args=training_arguments(config, folder, steps, rows, evaluates=False),
+        config=config,
         model=model,
         train_dataset=examples,
         eval_dataset=examples,
@@ -98,12 +99,6 @@ def tiny_trainer(
         collator=RowCollator(config.trainer.layout, reference, scores=method.scores),
         live_reference=changes.pop("live_reference", None),
         log_row=written.append,
-        draws_seed=config.seed,
-        precision=config.precision.name,
-        step0_check=config.trainer.step0_check,
-        on_nonfinite=config.trainer.on_nonfinite,
-        keep_checkpoints=config.trainer.keep_checkpoints,
-        engine=config.engine,
         **changes,
     )
     trainer.rows_written = written

@@ -16,7 +16,7 @@ from sgdpo.runs.attempt import SilentAttempt
 from sgdpo.runs.contents import reference_folder, why_no_model
 from sgdpo.runs.records import MODEL
 from sgdpo.runs.run import Run
-from sgdpo.runs.train import Parts, Reference, Schedule, build_trainer, start_weights, taught
+from sgdpo.runs.train import Parts, Reference, build_trainer, start_weights, taught
 from sgdpo.training.token_rewards import token_rewards
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -85,9 +85,7 @@ def _rewards(parts: Parts, trained: Path, example: Example) -> dict[str, float]:
         raise ValueError(f"{trained} {wrong}")
     reference = reference_folder(parts.config) or parts.start
     live = taught(parts.config, reference).requires_grad_(False).eval() if parts.method.reference else None
-    trainer = build_trainer(
-        replace(parts, start=trained / MODEL), Reference(live=live), Schedule(1, 1), SilentAttempt()
-    )
+    trainer = build_trainer(replace(parts, start=trained / MODEL), Reference(live=live), SilentAttempt())
     found = token_rewards(trainer, [example], parts.tokenizer)
     if not found:
         raise ValueError(f"{parts.method.name} gives a pair no rewards; leave --run out")

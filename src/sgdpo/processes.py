@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -88,6 +89,23 @@ def rank_0_decides(ask: Callable[[], Answer]) -> Answer:
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+def wait_for_ranks() -> None:
+    """Wait until every rank has come here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def send_output_to(path: Path) -> None:
+    """Append all that this process prints from now on to a file, its libraries' C code included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
 
 
 def kill_tree(pid: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sgdpo.processes import die_with_parent
+from sgdpo.processes import die_with_parent, send_output_to
 from sgdpo.runs.records import view_run
 
 
@@ -54,15 +54,6 @@ def load_task(script: str, function: str) -> Callable[[Any], Any]:
     spec.loader.exec_module(module)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     return getattr(module, function)
-
-
-def send_output_to(path: Path) -> None:
-    """Append all that this process prints from now on to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
 
 
 def why_it_failed(ended: BaseException) -> str | None:

@@ -17,8 +17,8 @@ from sgdpo.runs.records import CHECKPOINTS, LOG, MODEL, Record, RunView, view_ru
 from sgdpo.runs.run import Run
 from sgdpo.runs.summary import summarise
 from sgdpo.runs.tracking import NoTracker, open_tracker
-from sgdpo.store import seal, write_whole
-from sgdpo.training.checkpoints import prune, read_manifest, remove_newer
+from sgdpo.store import read_seal, seal, write_whole
+from sgdpo.training.checkpoints import prune, remove_newer
 
 log = logging.getLogger("sgdpo")
 
@@ -112,7 +112,7 @@ def open_attempt(run: Run, checkpoint: Path | None, rank: int) -> Iterator[Silen
     if rank != 0:
         yield SilentAttempt()
         return
-    config, manifest = run.config, read_manifest(checkpoint) if checkpoint else None
+    config, manifest = run.config, read_seal(checkpoint) if checkpoint else None
     record = Record.open(
         run.folder, run.identity, phase=config.method["phase"], checkpoint=manifest, force=config.force
     )

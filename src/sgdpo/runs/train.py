@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ from sgdpo.runs.provenance import made_by
 from sgdpo.runs.records import CHECKPOINTS, MODEL, why_foreign
 from sgdpo.runs.run import Run, stale
 from sgdpo.runs.validate import asker
+from sgdpo.store import read_seal, write_json
 from sgdpo.training.arguments import compensated_adamw, on_gpu, phase_key, total_steps, training_arguments
-from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named, read_manifest
+from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named
 from sgdpo.training.progress import Progress
 from sgdpo.training.samples import Samples
-from sgdpo.training.token_rewards import PAIRS_SHOWN, write_token_rewards
+from sgdpo.training.token_rewards import PAIRS_SHOWN, token_rewards
 from sgdpo.training.trainer import PairTrainer
 
 log = logging.getLogger("sgdpo")
@@ -65,7 +66,8 @@ ARITHMETIC = ("torch", "transformers", "accelerate", "deepspeed")
 class Parts:
     """Hold what a run is made of.
 
-    start: folder of the SFT start's weights, None for the model's own. world: processes.
+    start: folder of the SFT start's weights, None for the model's own. world: processes. steps: of the optimizer.
+    rows: of a step on each rank.
     """
 
     run: Run
@@ -74,6 +76,8 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     start: Path | None
     world: int
+    steps: int = 1
+    rows: int = 1
 
     @property
     def config(self) -> RunConfig:
@@ -90,14 +94,6 @@ class Reference:
 
     table: ReferenceTable | None = None
     live: PreTrainedModel | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Hold how a run is cut: optimizer steps, and rows of a step on each rank."""
-
-    steps: int
-    rows: int
 
 
 def train(run: Run) -> None:
@@ -118,11 +114,11 @@ def train(run: Run) -> None:
         )
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
         notes = [*method.notes, *check_fit(parts)]
-        schedule = plan_steps(parts)
+        parts = plan_steps(parts)
         attempt.say("\n".join([describe(prepared.counts), *notes]))
-        reference = find_reference(parts, schedule)
-        attempt.plan(notes=notes, **planned(parts, schedule, reference))
-        trainer = build_trainer(parts, reference, schedule, attempt)
+        reference = find_reference(parts)
+        attempt.plan(notes=notes, **planned(parts, reference))
+        trainer = build_trainer(parts, reference, attempt)
         if checkpoint is not None:
             trainer.resume_states(checkpoint)
         with threads_for(trainer.model):
@@ -163,7 +159,7 @@ def find_checkpoint(run: Run) -> Path | None:
                 f"the run cannot be continued without gaps: {lost[0]}. Say resume=never to start it again"
             )
         return None
-    manifest = read_manifest(checkpoint) or {}
+    manifest = read_seal(checkpoint) or {}
     if changed := changed_since(manifest["made_by"]):
         if config.resume != "anyway":
             raise ValueError(stale(run.folder, changed))
@@ -213,17 +209,17 @@ def check_fit(parts: Parts) -> list[str]:
     return path_words(config, longest)
 
 
-def plan_steps(parts: Parts) -> Schedule:
-    """Return how many steps the run takes, and how many rows a step has on each rank."""
+def plan_steps(parts: Parts) -> Parts:
+    """Return the parts with how many steps the run takes, and how many rows a step has on each rank."""
     config, train = parts.config, parts.prepared.train
     rows = rows_per_step(
         train.lengths, config.optimizer.batch_size, parts.world, config.trainer.max_tokens_per_row,
         config.trainer.layout, seed=config.seed, epochs=math.ceil(config.optimizer.epochs),
     )  # fmt: skip
-    return Schedule(total_steps(config, len(train)), rows)
+    return replace(parts, steps=total_steps(config, len(train)), rows=rows)
 
 
-def find_reference(parts: Parts, schedule: Schedule) -> Reference:
+def find_reference(parts: Parts) -> Reference:
     """Return the reference's per-token log-probs: from the cache, computed once, or a frozen model.
 
     Call it before TrainingArguments exist: under ZeRO-3 every model loaded after them is partitioned.
@@ -254,18 +250,17 @@ def find_reference(parts: Parts, schedule: Schedule) -> Reference:
             config.data.max_length, config.data.max_prompt_length, cache / "hashes", quantise=config.adapter.quantise,
         )
     )  # fmt: skip
-    sets = _looked_up(parts, schedule)
-    table = reference_table(sets, model_factory=factory, key=key, cache=cache, work=work)
+    table = reference_table(_looked_up(parts), model_factory=factory, key=key, cache=cache, work=work)
     return Reference(table=table)
 
 
-def _looked_up(parts: Parts, schedule: Schedule) -> list[tuple[Examples, np.ndarray]]:
+def _looked_up(parts: Parts) -> list[tuple[Examples, np.ndarray]]:
     """Return each data set with the positions of the examples whose reference the run will ask for."""
     train, test = parts.prepared.train, parts.prepared.test
     config = parts.config
     # The loader collates rows past the last step's: accelerate one, each of its workers as many as torch lets it.
-    ahead = math.ceil((1 + ROWS_AHEAD * config.trainer.workers) / schedule.rows)
-    steps = planned_examples(len(train), config.optimizer.batch_size, config.seed, schedule.steps + ahead)
+    ahead = math.ceil((1 + ROWS_AHEAD * config.trainer.workers) / parts.rows)
+    steps = planned_examples(len(train), config.optimizer.batch_size, config.seed, parts.steps + ahead)
     if test is not None:
         return [(train, steps), (test, np.arange(len(test)))]
     shown = np.arange(min(PAIRS_SHOWN, len(train)))
@@ -292,7 +287,7 @@ def policy(config: RunConfig, start: Path | None, features: tuple[str, ...]) -> 
     return model
 
 
-def planned(parts: Parts, schedule: Schedule, reference: Reference) -> dict[str, Any]:
+def planned(parts: Parts, reference: Reference) -> dict[str, Any]:
     """Return the record's fields: what will be trained on, and which shared work was there already."""
     shared: dict[str, Any] = {"tokens": "hit" if parts.prepared.cached else "built"}
     if reference.table is not None:
@@ -306,8 +301,8 @@ def planned(parts: Parts, schedule: Schedule, reference: Reference) -> dict[str,
     return {
         "data": {"fingerprint": parts.prepared.fingerprint, "counts": parts.prepared.counts},
         "start": parts.start.parent.name if parts.start else None,
-        "steps": schedule.steps,
-        "rows_per_step": schedule.rows,
+        "steps": parts.steps,
+        "rows_per_step": parts.rows,
         "shared": shared,
         "differs_from": {
             run.name: changes(run["contents"] or {}, parts.run.identity.contents) for run in finished
@@ -326,26 +321,25 @@ def answered(parts: Parts) -> Samples | None:
     return Samples(asked.prompts(parts.tokenizer), parts.tokenizer, trainer.sample_tokens, asked.scores)
 
 
-def build_trainer(
-    parts: Parts, reference: Reference, schedule: Schedule, attempt: SilentAttempt
-) -> PairTrainer:
+def build_trainer(parts: Parts, reference: Reference, attempt: SilentAttempt) -> PairTrainer:
     """Return the trainer of a run, whose rows and marks go to the attempt."""
     config, train, test = parts.config, parts.prepared.train, parts.prepared.test
     trainer, batch, folder = config.trainer, config.optimizer.batch_size, parts.run.folder
     collator = OverlapCollator if parts.method.data_features else RowCollator
-    arguments = training_arguments(config, folder, schedule.steps, schedule.rows, test is not None)
+    arguments = training_arguments(config, folder, parts.steps, parts.rows, test is not None)
     model, live = policy(config, parts.start, parts.method.head_features), reference.live
     if config.reference == "live" and parts.method.reference and live is None:
         live = WithoutAdapter(model)  # what starts the run is the reference, and is there already
     return PairTrainer(
         args=arguments,
         optimizer_cls_and_kwargs=compensated_adamw(config) if config.precision.facts.compensated else None,
+        config=config,
         model=model,
         train_dataset=train,
         eval_dataset=test,
         processing_class=parts.tokenizer,
         method=parts.method,
-        train_rows=StepSampler(train.lengths, batch, schedule.rows, parts.world, config.seed, trainer.layout),
+        train_rows=StepSampler(train.lengths, batch, parts.rows, parts.world, config.seed, trainer.layout),
         eval_rows=RowSampler(test.lengths, trainer.max_tokens_per_row, parts.world, trainer.layout)
         if test is not None
         else None,
@@ -356,16 +350,7 @@ def build_trainer(
         log_row=attempt.log,
         samples=answered(parts),
         log_samples=attempt.sample,
-        best=trainer.best,
-        patience=trainer.patience,
         mark=attempt.mark,
-        draws_seed=config.seed,
-        precision=config.precision.name,
-        # With another model for a reference the first ratios are not 1.
-        step0_check=trainer.step0_check and config.reference_weights is None,
-        on_nonfinite=trainer.on_nonfinite,
-        keep_checkpoints=trainer.keep_checkpoints,
-        engine=config.engine,
         callbacks=[Progress(folder.name, attempt.say, attempt.note)],
     )
 
@@ -384,10 +369,11 @@ def save_model(parts: Parts, trainer: PairTrainer) -> None:
 
 
 def write_pairs(path: Path, parts: Parts, trainer: PairTrainer) -> None:
-    """Write the rewards of some held-out pairs' tokens, where rank 0 alone can compute them."""
+    """Write the rewards of some held-out pairs' tokens, where there are any and rank 0 alone can compute them."""
     # A partitioned model gives log-probs only to all ranks together.
     if not parts.method.reference or parts.config.engine.sharded:
         return
     shown = parts.prepared.train if parts.prepared.test is None else parts.prepared.test
     examples = [shown[index] for index in range(min(PAIRS_SHOWN, len(shown)))]
-    write_token_rewards(path, trainer, examples, parts.tokenizer)
+    if rewards := token_rewards(trainer, examples, parts.tokenizer):
+        write_json(path, {"pairs": rewards})

@@ -18,7 +18,7 @@ from pathlib import Path
 from sgdpo.config.schema import RunConfig
 from sgdpo.engine.agent import AGENT_PID
 from sgdpo.engine.ranks import RankFiles
-from sgdpo.processes import die_with_parent
+from sgdpo.processes import die_with_parent, send_output_to, wait_for_ranks
 from sgdpo.store import read_json, write_json
 from sgdpo.store.life import ALIVE
 
@@ -31,14 +31,14 @@ def main() -> None:
     """
     files, rank = RankFiles(Path(sys.argv[1])), int(os.environ["RANK"])
     die_with_parent(int(os.environ[AGENT_PID]))
-    _log_to(files.log(rank))
+    send_output_to(files.log(rank))
     os.environ[ALIVE] = str(files.alive(rank))
     faulthandler.register(
         signal.SIGUSR1, all_threads=False
     )  # the launcher asks where a run stands that hangs
     try:
         folder = _train(files)
-        _meet()
+        wait_for_ranks()
         if rank == 0:
             write_json(files.result, {"folder": str(folder), "time": time.time()})
         code = 0
@@ -89,14 +89,6 @@ def _join(config: RunConfig) -> None:
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
 
 
-def _meet() -> None:
-    """Wait until every rank is done."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def _report(files: RankFiles, rank: int, error: BaseException) -> None:
     """Write when and why this rank failed; the launcher shows the first one of all."""
     traceback.print_exc()
@@ -110,13 +102,6 @@ def _report(files: RankFiles, rank: int, error: BaseException) -> None:
     }
     with contextlib.suppress(OSError):
         write_json(files.error(rank), report)
-
-
-def _log_to(path: Path) -> None:
-    """Send everything this process prints, its libraries' C code included, to its own log."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sgdpo.config.schema import EngineConfig
+from sgdpo.processes import wait_for_ranks
 from sgdpo.store import MANIFEST, read_seal, seal, sync, what_is_wrong
 
 PREFIX = "checkpoint-"
@@ -48,14 +49,14 @@ def complete_checkpoint(
     """
     if _is_main():
         remove_checkpoint(folder)
-    _barrier()
+    wait_for_ranks()
     with full_disk_named(folder, folder.parent):
         yield
-        _barrier()
+        wait_for_ranks()
         if _is_main():
             mark_complete(folder, engine, **mark())
             prune(folder.parent, keep)
-        _barrier()
+        wait_for_ranks()
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def find_resumable(
     """
     notes = []
     for folder in _newest_first(checkpoints):
-        manifest = read_manifest(folder)
+        manifest = read_seal(folder)
         if (foreign := why_foreign(manifest) if manifest else None) is not None:
             notes.append(f"{folder.name} is passed over: {foreign}")
         elif (wrong := what_is_wrong(folder)) is not None:
@@ -107,11 +108,6 @@ def find_resumable(
     return None, notes
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a checkpoint, or None if it is missing or not as it was written."""
-    return read_seal(folder)
-
-
 def prune(checkpoints: Path, keep: int) -> None:
     """Keep the `keep` newest complete checkpoints, and the best that each of them knows; remove everything older than
     the oldest of them; 0: all."""
@@ -119,7 +115,7 @@ def prune(checkpoints: Path, keep: int) -> None:
     marked = [folder for folder in found if (folder / MANIFEST).is_file()]
     if len(marked) < keep:
         return
-    best = {(read_manifest(folder) or {}).get("best_step") for folder in marked[:keep]}
+    best = {(read_seal(folder) or {}).get("best_step") for folder in marked[:keep]}
     for folder in found[found.index(marked[keep - 1]) + 1 :] if keep else found:
         if checkpoint_step(folder) not in best:
             remove_checkpoint(folder)
@@ -155,7 +151,7 @@ def state_layout(engine: EngineConfig) -> str:
 
 def _check_fit(folder: Path, engine: EngineConfig) -> None:
     """Raise ValueError with both ways out if this engine cannot load the checkpoint's state."""
-    manifest = read_manifest(folder)
+    manifest = read_seal(folder)
     assert manifest is not None, "only a complete checkpoint comes here"
     written = manifest["state_layout"], manifest["world_size"]
     wanted = state_layout(engine), engine.num_processes * engine.num_nodes
@@ -196,8 +192,3 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 
 def _is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -83,10 +83,9 @@ class MetricSums:
     def restore(self, states: Iterable[Mapping[str, list[float]]], device: torch.device) -> None:
         """Add what `state` returned, of one rank or several."""
         for state in states:
-            pairs = {
-                key: torch.tensor(pair, dtype=torch.float64, device=device) for key, pair in state.items()
-            }
-            self.add({key: (total, count) for key, (total, count) in pairs.items()})
+            self.add(
+                {k: tuple(torch.tensor(v, dtype=torch.float64, device=device)) for k, v in state.items()}
+            )
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the means since the last call, summed over ranks by one `reduce`, and start again."""

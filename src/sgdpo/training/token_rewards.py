@@ -1,6 +1,5 @@
-"""Write the reward of every token of a few held-out pairs, and which tokens the method drew, for people to look at."""
+"""Find the reward of every token of a few held-out pairs, and which tokens the method drew, for people to look at."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,16 +7,9 @@ from torch import Tensor
 
 from sgdpo.data.example import Example
 from sgdpo.pairs import Side
-from sgdpo.store import write_json
 from sgdpo.training.trainer import PairTrainer
 
 PAIRS_SHOWN = 6
-
-
-def write_token_rewards(path: Path, trainer: PairTrainer, examples: list[Example], tokenizer: Any) -> None:
-    """Write {"pairs": `token_rewards`}; nothing for a method that gives no rewards."""
-    if shown := token_rewards(trainer, examples, tokenizer):
-        write_json(path, {"pairs": shown})
 
 
 def token_rewards(trainer: PairTrainer, examples: list[Example], tokenizer: Any) -> list[dict[str, Any]]:

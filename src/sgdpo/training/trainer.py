@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
-from sgdpo.config.precision import PRECISIONS
-from sgdpo.config.schema import EngineConfig
+from sgdpo.config.schema import RunConfig
 from sgdpo.data.packing import model_inputs, pair_of
 from sgdpo.method import Method
 from sgdpo.pairs import DrawKey, Pair, PairLoss
@@ -47,10 +46,10 @@ class NonFiniteError(ValueError):
 class PairTrainer(Trainer):
     """Train a model on packed rows of pairs.
 
-    method: the bound method. train_rows, eval_rows: batch samplers of row indices. collator: examples to row.
-    log_row: receives each row of metrics (rank 0). samples: answered at every evaluation; log_samples: receives the
-    answers (rank 0). best, patience: see conf/trainer. mark: gives what a checkpoint's manifest keeps beside its files
-    (rank 0). draws_seed keys the draws.
+    config: of the run; its seed keys the draws. method: the bound method. train_rows, eval_rows: batch samplers of row
+    indices. collator: examples to row. log_row: receives each row of metrics (rank 0). samples: answered at every
+    evaluation; log_samples: receives the answers (rank 0). mark: gives what a checkpoint's manifest keeps beside its
+    files (rank 0).
     """
 
     # compute_loss divides by the step's global count, so the base class must not divide by its rows again.
@@ -59,6 +58,7 @@ class PairTrainer(Trainer):
     def __init__(
         self,
         *,
+        config: RunConfig,
         method: Method,
         train_rows: Iterable[list[int]],
         eval_rows: Iterable[list[int]] | None,
@@ -67,29 +67,19 @@ class PairTrainer(Trainer):
         log_row: Callable[[dict[str, Any]], None],
         samples: Samples | None = None,
         log_samples: Callable[[list[dict[str, Any]]], None] = list,
-        best: str | None = None,
-        patience: int | None = None,
         mark: Callable[[], Mapping[str, Any]] = dict,
-        draws_seed: int,
-        precision: str,
-        step0_check: bool,
-        on_nonfinite: str,
-        keep_checkpoints: int,
-        engine: EngineConfig,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=collator, **kwargs)
-        self.method, self.method_state = method, method.new_state()
+        self.config, self.method, self.method_state = config, method, method.new_state()
         self._train_rows, self._eval_rows = train_rows, eval_rows
         self.live_reference = live_reference.to(self.args.device) if live_reference is not None else None
         self._log_row, self._mark = log_row, mark
         self._samples, self._log_samples = samples, log_samples
-        self._best, self._patience = best, patience
         self._latest: dict[str, float] = {}
         self._eval_loader: DataLoader | None = None
-        self._draws_seed, self._precision = draws_seed, precision
-        self._step0_check, self._on_nonfinite = step0_check, on_nonfinite
-        self._keep, self._engine = keep_checkpoints, engine
+        # With another model for a reference the first ratios are not 1.
+        self._step0_check = config.trainer.step0_check and config.reference_weights is None
         self._sums, self._step = MetricSums(), StepNotes()
         self.skipped_steps = 0
         self._clock = time.perf_counter()
@@ -142,7 +132,7 @@ class PairTrainer(Trainer):
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         """Compute in bfloat16 over float32 weights under FSDP2 too: its own policy would round the weights."""
-        bf16 = self.is_fsdp_enabled and PRECISIONS[self._precision].bf16
+        bf16 = self.is_fsdp_enabled and self.config.precision.bf16
         return torch.autocast(self.args.device.type, torch.bfloat16) if bf16 else nullcontext()
 
     # ---- loss ------------------------------------------------------------------------------------
@@ -157,9 +147,8 @@ class PairTrainer(Trainer):
         """Return the row's share of the global batch's loss."""
         pair, result = self.pair_loss(model, inputs, self._epoch_of_step(), self.state.global_step)
         if self._step0_check and self.state.global_step == 0:
-            check_step0(
-                self.method, pair, result, DrawKey(self._draws_seed, 0), self._precision, self.method_state
-            )
+            draws = DrawKey(self.config.seed, 0)
+            check_step0(self.method, pair, result, draws, self.config.precision.name, self.method_state)
             self._step0_check = False
         self._note(inputs, pair, result)
         # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
@@ -187,7 +176,7 @@ class PairTrainer(Trainer):
                 # Held-out pairs: their incentives need the method's own graph.
                 pair.chosen.logp_BT.requires_grad_()
                 pair.rejected.logp_BT.requires_grad_()
-            return pair, self.method(pair, DrawKey(self._draws_seed, epoch, step), self.method_state)
+            return pair, self.method(pair, DrawKey(self.config.seed, epoch, step), self.method_state)
 
     @torch.no_grad()
     def _live_reference(self, row: dict[str, Tensor]) -> Tensor | None:
@@ -213,7 +202,7 @@ class PairTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # A loss can overflow on one rank alone; its gradient, averaged over ranks, tells all of them.
         if not math.isfinite(float(norm)):
-            if self._on_nonfinite == "stop":
+            if self.config.trainer.on_nonfinite == "stop":
                 raise NonFiniteError(self._nonfinite_message(float(norm)))
             self.skipped_steps += 1
             self._step.skipped = True
@@ -229,7 +218,7 @@ class PairTrainer(Trainer):
         )
 
     def _last_good(self) -> str:
-        good, _ = checkpoints.find_resumable(Path(self.args.output_dir), self._engine)
+        good, _ = checkpoints.find_resumable(Path(self.args.output_dir), self.config.engine)
         return good.name if good else "none"
 
     def end_step(self) -> None:
@@ -312,15 +301,16 @@ class PairTrainer(Trainer):
 
     def _judged(self) -> dict[str, float]:
         """Return the metric that decides under the name that the base class looks for."""
-        if self._best is None:
+        best = self.config.trainer.best
+        if best is None:
             return {}
-        if self._best not in self._latest:
+        if best not in self._latest:
             raise ValueError(
-                f"trainer.best={self._best} is no metric of this run; there are: {', '.join(sorted(self._latest))}"
+                f"trainer.best={best} is no metric of this run; there are: {', '.join(sorted(self._latest))}"
             )
-        value = self._latest[self._best]
+        value = self._latest[best]
         if self.state.best_metric is None and not math.isfinite(value):
-            raise ValueError(f"trainer.best={self._best} is {value} at the first evaluation: choose another")
+            raise ValueError(f"trainer.best={best} is {value} at the first evaluation: choose another")
         return {f"eval_{self.args.metric_for_best_model}": value}
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -335,11 +325,12 @@ class PairTrainer(Trainer):
 
     def _out_of_patience(self) -> bool:
         since = self.state.global_step - (self.state.best_global_step or 0)
-        return self._patience is not None and since >= self._patience * self.args.eval_steps
+        patience = self.config.trainer.patience
+        return patience is not None and since >= patience * self.args.eval_steps
 
     def restore_best(self) -> dict[str, Any] | None:
         """Put the best weights in place of the last ones; return what the record says of them, None if not asked."""
-        if self._best is None or not self.state.best_global_step:
+        if self.config.trainer.best is None or not self.state.best_global_step:
             return None
         step, last = self.state.best_global_step, self.state.global_step
         # Not the path that the state holds: the run's folder may have moved since.
@@ -351,7 +342,7 @@ class PairTrainer(Trainer):
         self.state.best_model_checkpoint = str(folder)
         self._load_best_model()
         early = {"stopped_early": last} if last < self.state.max_steps else {}
-        return {"metric": self._best, "value": self.state.best_metric, "step": step, **early}
+        return {"metric": self.config.trainer.best, "value": self.state.best_metric, "step": step, **early}
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
@@ -371,7 +362,7 @@ class PairTrainer(Trainer):
         folder = checkpoints.checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
         best = {"best_step": self.state.best_global_step}
         with checkpoints.complete_checkpoint(
-            folder, self._engine, self._keep, lambda: {**self._mark(), **best}
+            folder, self.config.engine, self.config.trainer.keep_checkpoints, lambda: {**self._mark(), **best}
         ):
             super()._save_checkpoint(model, trial)
             if sums := self._sums.state():
