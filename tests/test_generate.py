@@ -66,7 +66,9 @@ class Scripted(Generator):
 def answers(
     model: ModelConfig, sampling: Sampling, cache: Path, batch_tokens: int = 100_000, prompts=PROMPTS
 ):
-    return generate(TransformersGenerator(model, batch_tokens=batch_tokens), prompts, sampling, cache)
+    return generate(
+        TransformersGenerator(batch_tokens=batch_tokens).of(model, "cpu"), prompts, sampling, cache
+    )
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0, max_new_tokens=20), Sampling(0.8, 0.9, 20, seed=3)])
@@ -85,7 +87,7 @@ def test_a_prompt_of_several_answers_is_read_once_and_each_is_as_it_is_alone(
     """Noise is drawn for one row at a time, as with a large vocabulary."""
     monkeypatch.setattr(decode, "_CACHED", 1)
     several = [Prompt(f"{p.prompt_id}/{k}", p.messages) for p in PROMPTS[:3] for k in range(4)]
-    generator, read = TransformersGenerator(saved, batch_tokens=100_000), []
+    generator, read = TransformersGenerator(batch_tokens=100_000).of(saved, "cpu"), []
     model = generator._load()
     model.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].shape), with_kwargs=True
@@ -116,7 +118,7 @@ def test_models_that_keep_no_rows_of_keys_answer_as_their_plain_forward_says(sav
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.normal_()
-    generator = TransformersGenerator(saved)
+    generator = TransformersGenerator().of(saved, "cpu")
     generator.loaded, sampling = model, Sampling(1.0, 1.0, 8, 3)
     prompts = [PROMPTS[n] for n in (0, 3, 5, 11)]
     found = [sample.text for sample in generate(generator, prompts, sampling, tmp_path)]
@@ -226,13 +228,13 @@ def test_every_setting_is_part_of_the_cache_key(tmp_path, change):
 
 
 def test_other_weights_are_a_miss(saved, tmp_path):
-    before = TransformersGenerator(saved).identity()
+    before = TransformersGenerator().of(saved, "cpu").identity()
     other = load_model(saved, seed=0)
     with torch.no_grad():
         other.lm_head.weight[0, 0] += 1
     other.save_pretrained(tmp_path)
     load_tokenizer(saved).save_pretrained(tmp_path)
-    after = TransformersGenerator(ModelConfig(name="other", path=str(tmp_path))).identity()
+    after = TransformersGenerator().of(ModelConfig(name="other", path=str(tmp_path)), "cpu").identity()
     assert {key for key in before if before[key] != after[key]} == {"weights"}
 
 
@@ -305,7 +307,7 @@ def test_a_prompt_too_long_is_cut_from_the_left_and_answered_as_in_any_batch(sav
     settings = Sampling(max_new_tokens=40)
     found = []
     for batch_tokens in (1, 100_000):
-        generator = TransformersGenerator(saved, batch_tokens=batch_tokens, long_prompts="cut")
+        generator = TransformersGenerator(batch_tokens=batch_tokens, long_prompts="cut").of(saved, "cpu")
         found.append(generate(generator, prompts, settings, tmp_path / str(batch_tokens)))
     assert found[0] == found[1]
     assert [sample.prompt_cut for sample in found[0]] == [True, True, False, False, False, False]
@@ -313,6 +315,6 @@ def test_a_prompt_too_long_is_cut_from_the_left_and_answered_as_in_any_batch(sav
 
 
 def test_a_prompt_too_long_for_the_model_is_named(saved, tmp_path):
-    generator = TransformersGenerator(saved, long_prompts="error")
+    generator = TransformersGenerator(long_prompts="error").of(saved, "cpu")
     with pytest.raises(ValueError, match=r"prompt 'long' has \d+ tokens.*Lower max_new_tokens to \d+"):
         generate(generator, [Prompt.user("long", "a" * 90)], Sampling(max_new_tokens=40), tmp_path)

@@ -154,7 +154,7 @@ def test_vllm_is_asked_with_our_ids_stops_and_seeds(runs, tmp_path, monkeypatch)
         importlib.machinery.ModuleSpec("vllm", None),
     )
     monkeypatch.setitem(sys.modules, "vllm", module)
-    generator = VllmGenerator(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")))
+    generator = VllmGenerator().of(ModelConfig(name="x", path=str(runs / "exp" / "dpo" / "model")), "cpu")
     prompts = [Prompt.user(f"p{n}", "Sort: cab") for n in range(3)]
     samples = generate(generator, prompts, Sampling(seed=1), tmp_path)
     generate(generator, prompts, Sampling(seed=2), tmp_path)

@@ -24,7 +24,7 @@ from sgdpo.contract import Kind
 from sgdpo.store import DamagedError, JsonLines, cut_jsonl, hash_json, held
 
 log = logging.getLogger("sgdpo")
-GENERATOR = Kind("generator", key="class", given=("device",), parts=("answers",))
+GENERATOR = Kind("generator", key="class", parts=("answers",))
 FORMAT = 2
 
 

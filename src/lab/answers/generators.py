@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Annotated, Any, Literal, cast
 from lab.answers.formats import read_answers, read_outputs
 from lab.answers.generate import Generator
 from lab.answers.prompts import Prompt, Sample, Sampling, prompt_ids, prompt_seed
-from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
-from lab.serving.local_server import default_model, local_server, server_errors
+from lab.serving.endpoint import ask_each
 from lab.serving.reply import Reply
+from lab.serving.served import Local, Remote, Served
 from sgdpo.config.schema import ModelConfig
-from sgdpo.store import hash_file, hash_json, hash_tokenizer
+from sgdpo.store import hash_json, hash_tokenizer
 from sgdpo.values import Range
 
 VLLM_BATCH = 256
@@ -26,7 +25,6 @@ class OwnModel(Generator):
     """Hold what generators with the run's own model have in common; it loads when it is first asked."""
 
     of_run = True
-    dtype = "float32"
     device = "cpu"
     model = cast(ModelConfig, None)  # set by `of`
     loaded = cast(Any, None)
@@ -48,24 +46,16 @@ class OwnModel(Generator):
         return {**self.how(), **content_hashes(self.model), "tokenizer": hash_tokenizer(self.tokenizer)}
 
 
+@dataclass(kw_only=True)
 class TransformersGenerator(OwnModel):
     """Answer with transformers on this machine: left padding, sorted by length, batches of one token budget.
 
-    model: its path is a folder that save_pretrained wrote, or a hub id. device: cpu, cuda or auto; no part of the
-    identity, as is the batch's size.
+    The device is no part of the identity, nor is the batch's size.
     """
 
-    def __init__(
-        self,
-        model: ModelConfig | None = None,
-        *,
-        device: str = "cpu",
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        batch_tokens: Annotated[int, Range("[1, 1e9]")] = 32768,
-        long_prompts: Literal["cut", "error"] = "cut",
-    ):
-        self.model, self.device = cast(ModelConfig, model), device
-        self.dtype, self.batch_tokens, self.long_prompts = dtype, batch_tokens, long_prompts
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_tokens: Annotated[int, Range("[1, 1e9]")] = 32768
+    long_prompts: Literal["cut", "error"] = "cut"
 
     def how(self) -> dict[str, Any]:
         return {"generator": "transformers", "dtype": self.dtype, "long_prompts": self.long_prompts}
@@ -118,16 +108,11 @@ class TransformersGenerator(OwnModel):
         return self.loaded
 
 
+@dataclass(kw_only=True)
 class VllmGenerator(OwnModel):
     """Answer with vLLM, if it is installed: large models on GPUs. Device and sampling are vLLM's, a seed a prompt."""
 
-    def __init__(
-        self,
-        model: ModelConfig | None = None,
-        *,
-        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "bfloat16",
-    ):
-        self.model, self.dtype = cast(ModelConfig, model), dtype
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "bfloat16"
 
     def errors(self) -> list[str]:
         if importlib.util.find_spec("vllm"):
@@ -175,13 +160,10 @@ class VllmGenerator(OwnModel):
         return Sample(prompt.prompt_id, text, len(ids), output.finish_reason == "length")
 
 
-class Served(Generator):
+class ServedGenerator(Served, Generator):
     """Hold what generators that ask an endpoint have in common; the server renders its own chat template."""
 
     kept = False  # the endpoint's ledger keeps every answer that was paid for
-    concurrency = 1
-    unusable = "count"
-    endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
 
     def answers(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Sample]]:
         """Yield each answer as it comes, as many under way as the endpoint's concurrency allows."""
@@ -203,51 +185,22 @@ class Served(Generator):
             tokens = None if reply.used is None else reply.used.new
             yield [Sample(key, reply.text, tokens, truncated, problem=reply.problem)]
 
-    def cost(self) -> dict[str, Any]:
-        return self.endpoint.ledger.report()
-
 
 @dataclass(kw_only=True)
-class OpenAIGenerator(Served, EndpointSettings):
+class OpenAIGenerator(Remote, ServedGenerator):
     """Ask a served model. Token counts are the server's."""
-
-    def errors(self) -> list[str]:
-        return EndpointSettings.errors(self)
-
-    def absent(self) -> list[str]:
-        return EndpointSettings.absent(self)
-
-    def open(self, stack: ExitStack) -> None:
-        self.endpoint = Endpoint(self, self.cache)
 
     def how(self) -> dict[str, Any]:
         return {"generator": "openai", "base_url": self.base_url.rstrip("/"), "model": self.model}
 
 
 @dataclass(kw_only=True)
-class LocalGenerator(Served):
+class LocalGenerator(Local, ServedGenerator):
     """Ask a GGUF model that llama.cpp serves on loopback while the answers last."""
 
-    model_file: str | None = None
-    context: Annotated[int, Range("[256, 1048576]")] = 8192
-    timeout: Annotated[float, Range("(0, 86400]")] = 600.0
-
-    def errors(self) -> list[str]:
-        return server_errors(Path(self.model_file) if self.model_file else None)
-
-    def open(self, stack: ExitStack) -> None:
-        url = stack.enter_context(local_server(self._file, context=self.context))
-        settings = EndpointSettings(url, self._file.stem, concurrency=1, timeout=self.timeout, retries=1)
-        self.endpoint = Endpoint(settings, self.cache, self.how())
-
-    @property
-    def _file(self) -> Path:
-        return Path(self.model_file) if self.model_file else default_model()
-
     def how(self) -> dict[str, Any]:
-        """Its answers are the model's, whichever port it has."""
-        content = hash_file(self._file, self.cache / "hashes")[:16]
-        return {"generator": "local", "model": self._file.name, "sha256": content, "context": self.context}
+        found = super().how()
+        return {"generator": "local", "model": found.pop("local"), **found}
 
 
 @dataclass(kw_only=True)

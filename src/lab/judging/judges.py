@@ -5,18 +5,17 @@ preference or a score out of the reply is the benchmark's business.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
-from lab.serving.endpoint import Endpoint, EndpointSettings, ask_each
-from lab.serving.local_server import default_model, local_server, server_errors
+from lab.serving.endpoint import ask_each
 from lab.serving.reply import Reply
+from lab.serving.served import Local, Remote, Served
 from lab.serving.service import Service, open_service, service_errors
 from sgdpo.contract import Kind
 from sgdpo.store import hash_file, hash_json
@@ -58,7 +57,7 @@ class Judge(Service):
     """Answer judge requests. Derive from it: `ask` is all that a judge must have.
 
     asks: whether benchmarks put questions to it. judgments: the file of its verdicts, if they were given before.
-    unusable: as in conf/judge/openai.yaml. label: set by open_judge, from the YAML.
+    unusable: as in conf/judge/openai.yaml.
     """
 
     kind = "judge"
@@ -66,7 +65,6 @@ class Judge(Service):
     judgments = None
     concurrency = 1
     unusable = "count"
-    label = ""
 
     @abstractmethod
     def ask(self, request: JudgeRequest) -> Reply:
@@ -102,7 +100,7 @@ class CachedJudge(Checker):
 
 
 @dataclass(kw_only=True)
-class EndpointJudge(Judge):
+class EndpointJudge(Served, Judge):
     """Judge with a served model; temperature and seed None: as the benchmark asks."""
 
     temperature: Annotated[float, Range("[0, 2]")] | None = None
@@ -110,7 +108,6 @@ class EndpointJudge(Judge):
     top_logprobs: Annotated[int, Range("[1, 1000]")] = 5
     grammar: bool = False
     unusable: Literal["count", "again", "error"] = "count"
-    endpoint = cast(Endpoint, None)  # set by open; no annotation, which would make it a setting
 
     def ask(self, request: JudgeRequest) -> Reply:
         """Ask the endpoint; a repeat changes the sampling seed, where the server takes one."""
@@ -129,50 +126,22 @@ class EndpointJudge(Judge):
         how = {name: getattr(self, name) for name in ("grammar", "temperature", "seed", "top_logprobs")}
         return {**self.endpoint.identity, **how}
 
-    def cost(self) -> dict[str, Any]:
-        return self.endpoint.ledger.report()
-
 
 @dataclass(kw_only=True)
-class OpenAIJudge(EndpointSettings, EndpointJudge):
+class OpenAIJudge(Remote, EndpointJudge):
     """Judge with an OpenAI-compatible endpoint."""
 
-    def open(self, stack: ExitStack) -> None:
-        self.endpoint = Endpoint(self, self.cache)
-
 
 @dataclass(kw_only=True)
-class LocalJudge(EndpointJudge):
+class LocalJudge(Local, EndpointJudge):
     """Judge with a small model that is served on loopback while the evaluation lasts."""
 
-    model_file: str | None = None
-    context: Annotated[int, Range("[256, 1048576]")] = 8192
-    timeout: Annotated[float, Range("(0, 86400]")] = 600.0
     retries: Annotated[int, Range("[0, 100]")] = 1
     backoff: Annotated[float, Range("[0, 60]")] = 1.0
 
-    def errors(self) -> list[str]:
-        return server_errors(Path(self.model_file) if self.model_file else None)
-
-    def open(self, stack: ExitStack) -> None:
-        model = Path(self.model_file) if self.model_file else default_model()
-        url = stack.enter_context(local_server(model, context=self.context))
-        patience = {"timeout": self.timeout, "retries": self.retries, "backoff": self.backoff}
-        settings = EndpointSettings(url, model.stem, concurrency=1, unusable=self.unusable, **patience)
-        # Its replies are the model's, whichever port it has.
-        identity = {"local": model.name, "sha256": hash_file(model, self.cache / "hashes")[:16]}
-        self.endpoint = Endpoint(settings, self.cache, {**identity, "context": self.context})
-
 
 judge_errors = partial(service_errors, JUDGE)
-
-
-@contextmanager
-def open_judge(settings: Mapping[str, Any], cache: Path, extra: Sequence[str] = ()) -> Iterator[Judge]:
-    """Give the judge of a YAML for the length of a block. Raise ValueError with every error at once."""
-    with open_service(JUDGE, settings, cache, extra) as judge:
-        judge.label = settings["label"]
-        yield judge
+open_judge = partial(open_service, JUDGE)
 
 
 def ask_all(judge: Judge, requests: Sequence[JudgeRequest]) -> list[Reply]:

