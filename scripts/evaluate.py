@@ -14,9 +14,10 @@ from sgdpo.console import expected_failures, fail, hydra_command, run_command, s
 @expected_failures()
 def main(config: Any) -> None:
     set_up_process()
-    from lab.evaluation.settings import evaluation_errors, to_evaluate_config
+    from lab.evaluation.settings import EvaluateConfig, evaluation_errors
+    from sgdpo.config.compose import to_typed
 
-    evaluation = to_evaluate_config(config)
+    evaluation = to_typed(config, EvaluateConfig)
     if errors := evaluation_errors(evaluation):
         fail(errors)
     from lab.evaluation.command import show  # heavy imports only once the settings are sound
@@ -27,14 +28,13 @@ def main(config: Any) -> None:
 
 
 def prepare(arguments: list[str]) -> list[str]:
-    from lab.evaluation.settings import register_schema, runs_first
+    from lab.evaluation.settings import runs_first
 
-    register_schema()
     return runs_first(arguments)
 
 
 if __name__ == "__main__":
     run_command(
-        hydra_command("evaluate", __doc__, main, prepare),
+        hydra_command("evaluate", __doc__, main, prepare, "lab.evaluation.settings.EvaluateConfig"),
         stopped="the same command continues: what was judged is kept",
     )

@@ -27,15 +27,8 @@ def main(config: Any) -> None:
         print(f"pairs     {folder}\ntrain     python src/train.py data=sampled {folder_word(folder)}")
 
 
-def prepare(arguments: list[str]) -> list[str]:
-    from lab.sampling.settings import register_schema
-
-    register_schema()
-    return arguments
-
-
 if __name__ == "__main__":
     run_command(
-        hydra_command("sample", __doc__, main, prepare),
+        hydra_command("sample", __doc__, main, schema="lab.sampling.settings.SampleConfig"),
         stopped="the same command continues: what was answered and scored is kept",
     )

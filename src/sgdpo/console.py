@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from sgdpo.source import PACKAGES
+from sgdpo.source import PACKAGES, load_dotted
 from sgdpo.values import Range
 
 if TYPE_CHECKING:
@@ -166,12 +166,16 @@ def run_command(main: Callable[[list[str]], int | None], stopped: str = "") -> N
 
 
 def hydra_command(
-    name: str, page: str, main: Callable[[Any], None], prepare: Callable[[list[str]], list[str]] = list
+    name: str,
+    page: str,
+    main: Callable[[Any], None],
+    prepare: Callable[[list[str]], list[str]] = list,
+    schema: str | None = None,
 ) -> Callable[[list[str]], None]:
     """Return the command around `main`: it answers --help, names bad words, then lets Hydra compose conf/<name> for it.
 
-    page: the script's docstring. prepare: makes the command line what Hydra reads. Hydra is imported in here: it takes
-    long, and Ctrl-C is answered by then.
+    page: the script's docstring. prepare: makes the command line what Hydra reads. schema: where the typed form lies,
+    if it is no run's. Hydra is imported in here: it takes long, and Ctrl-C is answered by then.
     """
 
     def command(arguments: list[str]) -> None:
@@ -185,6 +189,8 @@ def hydra_command(
             print(help_page(name, page, arguments))
             return
         register_schema()
+        if schema is not None:
+            register_schema(f"{name}_schema", load_dotted(schema))
         options, overrides = options_apart(prepare(arguments))
         sys.argv[1:] = [*options, *overrides]
         if errors := list_errors(sys.argv[1:]):

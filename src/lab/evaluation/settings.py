@@ -11,14 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
 from lab.judging.judges import JUDGE, judge_errors
-from sgdpo.config.compose import options_apart, quoted, to_run_config, to_typed, written
+from sgdpo.config.compose import compose_alone, options_apart, quoted, to_run_config, to_typed, written
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build, settings_of
 from sgdpo.places import CONF
@@ -45,24 +43,13 @@ class EvaluateConfig:
     extra: list[str] = field(default_factory=list)
 
 
-def register_schema() -> None:
-    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateConfig)
-
-
-def to_evaluate_config(config: DictConfig) -> EvaluateConfig:
-    """Return the resolved evaluation as a typed dataclass. Raise ValueError for unknown keys."""
-    return to_typed(config, EvaluateConfig)
-
-
 def compose_evaluation(words: Sequence[str]) -> EvaluateConfig:
-    """Compose an evaluation from overrides and --config-dir=DIR, without Hydra's application around it."""
-    register_schema()
+    """Compose an evaluation from overrides and --config-dir=DIR. Raise ValueError for unknown keys."""
     given = [word.partition("=") for word in words if word.startswith(CONFIG_DIR)]
     folders = ",".join(quoted(f"file://{Path(folder).resolve()}") for _, _, folder in given)
     overrides = [word for word in words if not word.startswith(CONFIG_DIR)]
     overrides += [f"hydra.searchpath=[{folders}]"] if folders else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_evaluate_config(compose("evaluate", overrides))
+    return to_typed(compose_alone("evaluate", EvaluateConfig, overrides), EvaluateConfig)
 
 
 def runs_first(arguments: Sequence[str]) -> list[str]:

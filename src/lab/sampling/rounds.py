@@ -12,20 +12,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-
 from lab.benchmarks.benchmark import Subject
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, evaluation_errors
 from lab.sampling.sample import prompt_errors, sample
 from lab.sampling.settings import SampleConfig, compose_sample, sample_errors
-from sgdpo.config.compose import compose_run, to_run_config, to_typed
+from sgdpo.config.compose import compose_alone, compose_run, to_run_config, to_typed
 from sgdpo.config.identity import needs_start, start_config
 from sgdpo.config.schema import ModelConfig, RunConfig
 from sgdpo.data.sources import data_errors
 from sgdpo.mixtures import needs_of
-from sgdpo.places import CONF
 from sgdpo.runs.records import MODEL, amend_record
 from sgdpo.runs.run import execute
 from sgdpo.runs.untrained import untrained
@@ -78,11 +74,8 @@ class Chain:
         run = to_run_config(compose_run(words_of_run))
         shared = [word for word in words_of_run if word.split("=")[0] in SHARED]
         data = [word for word in words_of_run if word.startswith(("data=", "data.", "+data."))]
-        ConfigStore.instance().store(name="rounds_schema", node=RoundsConfig)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            settings = to_typed(compose("rounds", own), RoundsConfig)
         return cls(
-            settings,
+            to_typed(compose_alone("rounds", RoundsConfig, own), RoundsConfig),
             run,
             compose_sample([*shared, f"data={run.data.name}", *data, *asked]),
             compose_evaluation([*shared, *judged]),

@@ -5,19 +5,23 @@ Every key's comment is in its YAML. Importing this loads nothing heavy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.answers.prompts import Sampling
 from lab.sampling.scorers import scorer_errors
-from sgdpo.config import compose
-from sgdpo.config.compose import config_folders, to_run_config, to_typed, unknown_key, unknown_keys, written
+from sgdpo.config.compose import (
+    compose_alone,
+    config_folders,
+    to_run_config,
+    to_typed,
+    unknown_key,
+    unknown_keys,
+    written,
+)
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
@@ -57,14 +61,8 @@ class SampleConfig:
         return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.seed)
 
 
-register_schema = partial(compose.register_schema, "sample_schema", SampleConfig)
-
-
 def compose_sample(words: Sequence[str]) -> SampleConfig:
-    """Compose a sampling from overrides, without Hydra's application around it."""
-    register_schema()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_sample_config(hydra_compose("sample", list(words)))
+    return to_sample_config(compose_alone("sample", SampleConfig, words))
 
 
 def to_sample_config(config: DictConfig) -> SampleConfig:

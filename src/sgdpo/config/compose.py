@@ -52,6 +52,13 @@ def compose_run(overrides: list[str]) -> DictConfig:
         return compose("config", overrides)
 
 
+def compose_alone(name: str, schema: type, overrides: Sequence[str]) -> DictConfig:
+    """Compose conf/<name>.yaml, whose typed form is `<name>_schema`, without Hydra's application around it."""
+    register_schema(f"{name}_schema", schema)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
 def config_folders() -> list[Path]:
     """Return the folders that YAMLs come from in this process: conf/, and those given by --config-dir."""
     if not HydraConfig.initialized():
