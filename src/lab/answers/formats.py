@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdpo.hub import from_hub
-from sgdpo.store import read_json, read_jsonl, write_json
+from sgdpo.store import read_json, read_jsonl
 
 HUB = "hub:"
 
@@ -42,11 +42,6 @@ def read_rows(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         if bad:
             raise ValueError(f"{file}, row {number}: {bad} must be strings")
     return rows
-
-
-def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, list(rows))
 
 
 def read_outputs(path: str) -> list[dict[str, Any]]:

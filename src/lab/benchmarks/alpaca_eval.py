@@ -19,14 +19,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab.answers.formats import HUB, locate, of_one_model, read_outputs, read_rows, refuse_twice, write_list
+from lab.answers.formats import HUB, locate, of_one_model, read_outputs, read_rows, refuse_twice
 from lab.answers.prompts import Prompt, Sample
 from lab.benchmarks.benchmark import Judgment, Sampled, Seed, markers_met
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
 from sgdpo.hub import first_line
-from sgdpo.store import hash_file, hash_json, hash_text
+from sgdpo.store import hash_file, hash_json, hash_text, write_json
+from sgdpo.values import fits
 
 TEMPLATE = Path(__file__).parent / "data" / "alpaca_eval_clf.txt"
 FIRST, SECOND = "m", "M"
@@ -201,8 +202,8 @@ class AlpacaEval(Sampled):
                     "raw_completion": None if judgment.reply is None else _raw(judgment.reply),
                 }
             )
-        write_list(folder / "model_outputs.json", outputs)
-        write_list(folder / "annotations.json", annotations)
+        write_json(folder / "model_outputs.json", outputs)
+        write_json(folder / "annotations.json", annotations)
 
 
 def switched(instruction: str, seed: int) -> bool:
@@ -274,7 +275,7 @@ def _numbers(column: Any) -> Any:
 
 def _won(value: Any) -> float | None:
     """Return preference - 1; None for anything that is no preference, as alpaca-eval drops it."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
+    if not fits(value, float) or not (value == 0 or 1 <= value <= 2):
         return None
     return 0.5 if value == 0 else float(value) - 1
 

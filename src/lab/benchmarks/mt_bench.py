@@ -24,6 +24,7 @@ from lab.judging.guard import fill, guard, markers_of
 from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
 from sgdpo.store import hash_text, read_jsonl, write_jsonl
+from sgdpo.values import fits
 
 # FastChat's temperature_config; categories that are not named get 0.7.
 TEMPERATURES = {
@@ -201,7 +202,7 @@ class MTBench(Benchmark):
                 row.get(k) for k in ("question_id", "turn", "score", "user_prompt")
             )
             known = isinstance(question, int | str) and turn in (1, 2) and isinstance(prompt, str | None)
-            if not known or isinstance(score, bool) or not isinstance(score, int | float):
+            if not known or not fits(score, float):
                 raise ValueError(
                     f"{file}, row {number}: not a judgment in FastChat's form (question_id, turn, score)"
                 )

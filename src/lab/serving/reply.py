@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sgdpo.values import fits
+
 # A log-prob may pass 0 by rounding; JSON also knows whole numbers that no float holds.
 MOST_LOGPROB, LEAST_LOGPROB = 1e-3, -sys.float_info.max
 
@@ -70,8 +72,7 @@ def _top_logprobs(choice: Mapping[str, Any], model: Any) -> tuple[tuple[tuple[st
     except (KeyError, IndexError, TypeError):
         entries = []
     for token, value in entries:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(token, str) or not number or not LEAST_LOGPROB <= value <= MOST_LOGPROB:
+        if not isinstance(token, str) or not fits(value, float) or not LEAST_LOGPROB <= value <= MOST_LOGPROB:
             return None, f"the log-prob of {str(token)[:20]!r} is {str(value)[:40]!r}, which is none"
     if not entries:
         return None, (
@@ -86,8 +87,7 @@ def read_usage(answer: Mapping[str, Any]) -> Tokens | None:
     usage = answer.get("usage")
     given = usage if isinstance(usage, dict) else {}
     counts = [given.get(key) for key in ("prompt_tokens", "completion_tokens")]
-    whole = [isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts]
-    return Tokens(*counts) if whole == [True, True] else None
+    return Tokens(*counts) if all(fits(count, int) and count >= 0 for count in counts) else None
 
 
 def what_is_wrong(status: int, text: str) -> str:

@@ -40,7 +40,6 @@ IN_EVERY_NAME = ("method", "model", "data", "seed", "ratio.chosen", "ratio.rejec
 LONGEST_LABEL = 60
 MOST_CELLS = 10_000
 MOST_SHOWN = 12
-Batch = Sequence[tuple[int, Sequence[str]]]
 
 
 class SweepError(ValueError):
@@ -233,7 +232,7 @@ def _exact(override: Override) -> int:
     return max(0, math.ceil((stop - start) / step))
 
 
-def check_cells(batch: Batch, composer: Composer) -> list[Cell]:
+def check_cells(batch: Sequence[tuple[int, Sequence[str]]], composer: Composer) -> list[Cell]:
     """Return the cells of a union of grids; a cell that two grids share is there once.
 
     batch: (number of its grid, overrides) of every cell.

@@ -20,7 +20,7 @@ from lab.sweeps.cells import Cell, SweepError
 from sgdpo.console import ENVIRONMENT
 from sgdpo.processes import how_it_ended, kill_tree, start_python
 from sgdpo.runs.records import view_run
-from sgdpo.runs.run import attempts, failed_since
+from sgdpo.runs.run import failed_since
 
 OUTPUT = "output.log"
 TICK_SECONDS = 0.25
@@ -65,11 +65,11 @@ class Runner:
 
     def started(self, cell: Cell) -> None:
         self.screen.cell_started(cell)
-        self.roster.cell_started(cell)
+        self.roster.note(cell.name, None)
 
     def ended(self, outcome: Outcome) -> None:
         self.screen.cell_ended(outcome)
-        self.roster.cell_ended(outcome)
+        self.roster.note(outcome.cell.name, outcome.error)
 
     def tick(self) -> None:
         """Let both do what is due; several times a second."""
@@ -90,7 +90,7 @@ class Worker:
     def give(self, cell: Cell) -> None:
         """Start a cell; a worker that died in the meantime shows at the next read."""
         self.cell, self.since = cell, time.monotonic()
-        self.before = cell.run.start and attempts(cell.run.start.folder)
+        self.before = cell.run.start and view_run(cell.run.start.folder)["attempts"]
         job = {"config": asdict(cell.config), "output": str((cell.folder / OUTPUT).absolute())}
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):

@@ -17,7 +17,7 @@ from lab.sweeps.pool import OUTPUT, Outcome, Runner
 from lab.sweeps.worker import Job
 from sgdpo.processes import ask
 from sgdpo.runs.records import view_run
-from sgdpo.runs.run import Run, attempts, failed_since
+from sgdpo.runs.run import Run, failed_since
 
 # What says how we wait for the jobs, not what they are.
 OURS = ("submitit_folder", "max_num_timeout", "poll_seconds")
@@ -36,7 +36,7 @@ class SlurmQueue(Runner):
         poll = float(self.settings["poll_seconds"])
         submitit.SlurmJob.watcher = submitit.slurm.slurm.SlurmInfoWatcher(delay_s=poll)
         name, starts = str(self.settings["name"]), missing_starts(cells)
-        before = {cell.name: attempts(cell.folder) for cell in cells}
+        before = {cell.name: view_run(cell.folder)["attempts"] for cell in cells}
         try:
             first = self._submit(f"{name}-start", starts, None) if starts else []
             jobs = self._submit(name, [cell.run for cell in cells], first[0].job_id if first else None)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from lab.sweeps.cells import Cell, SweepError, label_cells
-from lab.sweeps.pool import Outcome
 from lab.sweeps.screen import run_progress
 from sgdpo.runs.records import RunView, list_experiments, read_runs
 from sgdpo.store import Lock, age, read_json, write_json
@@ -57,12 +56,6 @@ class Roster:
         if name in self.cells and self.cells[name]["error"] != error:
             self.cells[name]["error"] = error
             self.write()
-
-    def cell_started(self, cell: Cell) -> None:
-        self.note(cell.name, None)
-
-    def cell_ended(self, outcome: Outcome) -> None:
-        self.note(outcome.cell.name, outcome.error)
 
     def tick(self) -> None:
         """Say that the sweep lives."""
@@ -125,15 +118,7 @@ def read_roster(folder: Path) -> Roster | None:
 
 
 STATES = ("done", "running", "pruned", "failed", "interrupted", "missing", "broken")
-SYMBOLS = {
-    "done": "✓",
-    "running": "▶",
-    "pruned": "✂",
-    "failed": "✗",
-    "interrupted": "◌",
-    "missing": "–",
-    "broken": "!",
-}
+SYMBOLS = dict(zip(STATES, "✓▶✂✗◌–!", strict=True))
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,7 @@ def launch(
     write_json(files.order, order)
     first_rank = node.rank * config.engine.num_processes
     code = _watch(_start(config, node, files, worker), files, run_folder, config, first_rank)
-    if node.rank == 0 and not files.result.is_file():
-        raise LaunchError(first_failure(files, code))
-    if node.rank > 0 and code != 0:
+    if code != 0 if node.rank > 0 else not files.result.is_file():
         raise LaunchError(first_failure(files, code))
     if code != 0:
         log.warning("a process ended with code %d after all work was done; see %s", code, files.agent_log)

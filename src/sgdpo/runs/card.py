@@ -7,6 +7,7 @@ from huggingface_hub import ModelCardData
 
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, flatten
+from sgdpo.values import fits
 
 # Of the settings, what a reader of the card asks for first; config.yaml beside the run holds all.
 SHOWN = ("method", "ratio", "pilot", "optimizer", "adapter", "seed", "init", "precision")
@@ -46,7 +47,7 @@ def model_card(run: RunView, licence: str | None = None) -> str:
         f"{run.steps_taken} steps, {run['seconds']:.0f} s.\n",
         _table("setting", _settings(settings)),
         "## Results\n",
-        _table("metric", {key: value for key, value in measured.items() if _is_number(value)}),
+        _table("metric", {key: value for key, value in measured.items() if fits(value, float)}),
         f"Code: commit {(run['git'] or {}).get('commit')}; "
         + ", ".join(f"{name} {version}" for name, version in (run["versions"] or {}).items() if version),
     ]
@@ -72,7 +73,3 @@ def _table(first: str, values: dict[str, Any]) -> str:
         [key, f"{value:.4g}" if isinstance(value, float) else str(value)] for key, value in values.items()
     ]
     return Table("card", "", [first, "value"], rows).markdown()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -123,7 +123,7 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
         log.info("%s is finished already and is not trained again (force=true does)", done.folder)
         _tidy(done.folder)
         return done.folder, False
-    before = attempts(run.folder)
+    before = view_run(run.folder)["attempts"]
     with held(_lock(run), f"the run {run.identity.name}"):
         if not run.config.force and (done := find()) is not None:
             return done.folder, False
@@ -140,11 +140,6 @@ def _train_once(run: Run, *, as_start: bool = False) -> tuple[Path, bool]:
         if this_node(run.config.engine).rank == 0:
             amend_record(run.folder, shared={"start": start})
     return run.folder, True
-
-
-def attempts(folder: Path) -> Any:
-    """Return a run's attempts so far, None if there was none."""
-    return view_run(folder)["attempts"]
 
 
 def failed_since(before: Any, folder: Path) -> str | None:

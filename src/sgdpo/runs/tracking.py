@@ -35,6 +35,7 @@ import psutil
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import kill_tree
 from sgdpo.runs.records import LOG, METRICS, SAMPLES, Record, RunView, view_run
+from sgdpo.values import fits
 
 log = logging.getLogger("sgdpo")
 SERVICE_START = 40.0  # seconds, above W&B's own limit for the start of its service
@@ -230,11 +231,7 @@ def add_evaluation(
     mode = choose_mode(tracker["mode"]) if tracker else "disabled"
     if mode == "disabled":
         return
-    numbers = {
-        f"evaluation/{key}/{name}": value
-        for name, value in result.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    numbers = {f"evaluation/{key}/{name}": value for name, value in result.items() if fits(value, float)}
     # Beyond the last step of training: W&B takes no step twice.
     step = max((row["step"] for row in view.metrics()), default=0) + len(view["eval"] or {})
 

@@ -1,6 +1,7 @@
 """Find everything wrong with a composed run before anything heavy loads: all errors at once, none a traceback."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -214,10 +215,5 @@ def place_errors(config: Any, keys: Sequence[str] = ("outputs", "cache")) -> Ite
             yield f"{key}={folder}: {existing} is {kind}, not a folder"
         elif not os.access(existing, os.W_OK | os.X_OK):
             yield f"{key}={folder}: no permission to write in {existing}; choose another {key}=..."
-        elif (free := _free_mb(existing)) < MIN_FREE_MB:
+        elif (free := shutil.disk_usage(existing).free / 2**20) < MIN_FREE_MB:
             yield f"{key}={folder}: only {free:.0f} MiB are free there; a run needs at least {MIN_FREE_MB}"
-
-
-def _free_mb(folder: Path) -> float:
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize / 2**20
