@@ -67,7 +67,7 @@ def pair(scores, margin=0.0, texts=None):
     counts: Counter[str] = Counter()
     texts = texts or [f"answer {n}" for n in range(len(scores))]
     made = make_pair([Candidate(t, s) for t, s in zip(texts, scores, strict=True)], margin, counts)
-    return made and (made.chosen.text, made.rejected.text), counts
+    return made and tuple(candidate.text for candidate in made), counts
 
 
 def test_the_best_stands_against_the_worst_and_what_is_left_out_is_counted() -> None:

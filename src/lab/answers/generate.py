@@ -93,7 +93,7 @@ def _fill(
     missing = [prompt for prompt in prompts if prompt.prompt_id not in done]
     with JsonLines(path) as file:
         for name, sample in _answered(generator, missing, sampling, len(done)):
-            file.append({"key": keys[name], "sample": sample.row()})
+            file.append({"key": keys[name], "sample": asdict(sample)})
             done[name] = sample
     return done
 

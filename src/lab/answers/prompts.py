@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sgdpo.store import hash_number
@@ -66,9 +66,6 @@ class Sample:
     truncated: bool
     prompt_cut: bool = False
     problem: str = ""
-
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def prompt_key(seed: int, prompt_id: str) -> int:

@@ -48,7 +48,7 @@ PROMPT_NAMES = {
 }
 PROMPT_PARTS = ("system_prompt", "prompt_template")
 NEEDS_REFERENCE = ("math", "reasoning", "coding")
-_VERDICT = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
+VERDICT = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _BACKUP = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*\]")
 
 
@@ -174,7 +174,7 @@ class MTBench(Benchmark):
 
         `[[x]]` first, then `[x]` as FastChat's backup; the last one counts.
         """
-        named = _VERDICT.findall(reply.text) or _BACKUP.findall(reply.text)
+        named = VERDICT.findall(reply.text) or _BACKUP.findall(reply.text)
         value = float(named[-1]) if named else 0.0
         return value if 1 <= value <= 10 else None
 

@@ -43,14 +43,14 @@ def score_files(
     """
     if not files:
         raise ValueError("name at least one file of judgments: an annotations.json, or FastChat's judgments")
-    for file in files:
-        _there(file)
+    if absent := [file for file in files if not file.is_file()]:
+        raise ValueError(f"{absent[0]} is no file; give published judgments, e.g. an annotations.json")
     named = [word for word in words if word.startswith("benchmark=")]
     config = compose_evaluation(list(words) if named else [f"benchmark={recognise(files[0], model)}", *words])
     benchmark = build_benchmark(config)
     results = {}
     for file in files:
-        rows = benchmark.published(_there(file), model)
+        rows = benchmark.published(file, model)
         judges = dict.fromkeys(str(row["judge"]) for row in rows if row.get("judge"))
         judged_by = {"judge": ", ".join(judges) or None, "model": rows[0].get("model")}
         results[str(file)] = {**benchmark.summarise(rows), **judged_by}
@@ -63,17 +63,11 @@ def recognise(file: Path, model: str | None) -> str:
     for path in sorted((CONF / "benchmark").glob("*.yaml")):
         name = OmegaConf.load(path).name
         try:
-            build_benchmark(compose_evaluation([f"benchmark={name}"])).published(_there(file), model)
+            build_benchmark(compose_evaluation([f"benchmark={name}"])).published(file, model)
             return name
         except ValueError as error:
             said.append(f"{name}: {error}")
     raise ValueError(f"{file} is no benchmark's file of judgments:\n" + "\n".join(said))
-
-
-def _there(file: Path) -> Path:
-    if not file.is_file():
-        raise ValueError(f"{file} is no file; give published judgments, e.g. an annotations.json")
-    return file
 
 
 def _entry(result: Mapping[str, Any], key: str) -> Entry:

@@ -28,7 +28,6 @@ from lab.evaluation.settings import (
     usual_generator,
 )
 from lab.judging.judges import Judge, JudgeRequest, ask_all, open_judge
-from sgdpo.config.schema import RunConfig
 from sgdpo.runs.contents import own_model, why_no_model, why_not_trusted
 from sgdpo.runs.records import amend_record, view_run
 from sgdpo.runs.tracking import add_evaluation
@@ -72,10 +71,21 @@ class Evaluation:
 
     def answered(self, run: Path) -> tuple[Benchmark, list[Sample]]:
         """Return the benchmark as it is for this run, and the run's answers to its prompts."""
-        run_config = read_config(run)
-        benchmark = build_benchmark(self.config, self._subject(run, run_config))
-        generator = self._generator(run, run_config, self.generator)
+        benchmark, generator = self._made(run, self.config, self.generator)
         return benchmark, answer(generator, benchmark.prompts(), benchmark.sampling(), self.cache)
+
+    def _made(self, run: Path, config: EvaluateConfig, generator: Generator) -> tuple[Benchmark, Generator]:
+        """Return the benchmark as it is for this run, and what answers for it.
+
+        Raise ValueError if the run's weights are not whole, or bring code that nobody asked for.
+        """
+        run_config, start = read_config(run), partial(self._start, run)
+        subject = Subject(run.name, run, run_config, config.device, start, self._evaluate_another)
+        benchmark = build_benchmark(config, subject)
+        model, trusted = run_config.model, config.trust_remote_code
+        if generator.of_run and (wrong := why_no_model(run, config.cache) or why_not_trusted(model, trusted)):
+            raise ValueError(f"{run} {wrong}")
+        return benchmark, generator.of(own_model(run, model), config.device)
 
     def _once(self, run: Path, config: EvaluateConfig, generator: Generator) -> tuple[Path, dict[str, Any]]:
         """Evaluate a run, or wait for the process that does, or take what one has made."""
@@ -90,17 +100,14 @@ class Evaluation:
     def _evaluate(
         self, run: Path, config: EvaluateConfig, generator: Generator
     ) -> tuple[Path, dict[str, Any]]:
-        run_config = read_config(run)
-        benchmark = build_benchmark(config, self._subject(run, run_config))
         before = self._bills()
+        benchmark, own = self._made(run, config, generator)
         prompts = benchmark.prompts()
         identity = self._identity(config, benchmark, prompts, generator)
         judged_by = benchmark.decides or self.judge.label
         key = key_of(run, config, judged_by, identity)
-        samples: list[Sample] = []
-        own = self._generator(run, run_config, generator)
-        if benchmark.answered:
-            samples = answer(own, prompts, benchmark.sampling(), self.cache)
+        asked = prompts if benchmark.answered else []
+        samples = answer(own, asked, benchmark.sampling(), self.cache)
         judgments = judge_samples(benchmark, samples, self.judge)
         folder = run / "eval" / key
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,12 +122,8 @@ class Evaluation:
         result |= {"samples": f"eval/{key}/samples.jsonl", **self._paid_since(before)}
         write_json(folder / "result.json", result)
         amend_record(run, eval={key: result})
-        add_evaluation(run, run_config.tracking, key, result, shown)
+        add_evaluation(run, read_config(run).tracking, key, result, shown)
         return folder, result
-
-    def _subject(self, run: Path, run_config: RunConfig) -> Subject:
-        start = partial(self._start, run)
-        return Subject(run.name, run, run_config, self.config.device, start, self._evaluate_another)
 
     def _start(self, run: Path) -> Path | None:
         start = view_run(run)["start"]
@@ -142,15 +145,6 @@ class Evaluation:
         usual = usual_generator()
         with open_generator(usual, self.cache) as generator:
             return self._once(run, replace(config, generator=usual), generator)[0]
-
-    def _generator(self, run: Path, run_config: RunConfig, generator: Generator) -> Generator:
-        """Return what answers for a run. Raise ValueError if its weights are not whole, or bring code that nobody
-        asked for."""
-        trusted = self.config.trust_remote_code
-        wrong = why_no_model(run, self.config.cache) or why_not_trusted(run_config.model, trusted)
-        if generator.of_run and wrong:
-            raise ValueError(f"{run} {wrong}")
-        return generator.of(own_model(run, run_config.model), self.config.device)
 
     def _identity(
         self, config: EvaluateConfig, benchmark: Benchmark, prompts: Sequence[Prompt], generator: Generator

@@ -177,7 +177,7 @@ def model_states(
     ZeRO-2 cuts gradients and optimizer by the number of processes, ZeRO-3 and FSDP2 the weights too.
     adapted: parameters of an adapter, in float32, which then are all that is trained. quantise: its base in 4 bits.
     """
-    world, count = engine.num_processes * engine.num_nodes, shape.parameters
+    world, count = engine.world, shape.parameters
     precision = precision or PrecisionConfig()
     size, whole = 2 if precision.lean else FLOAT, whole_weights(shape, precision, quantise)
     trained, gradient, moments = count, size, precision.facts.moments

@@ -81,26 +81,17 @@ def workload(config: RunConfig) -> Workload:
         return _estimated(config, rows)
     tokenizer, phase = load_tokenizer(config.model), config.method["phase"]
     lengths = prepare(config.data, phase, tokenizer, Path(config.cache), config.extra).train.lengths
-    return _of_lengths(config, lengths, True, "counted on the tokenised training set")
-
-
-def _world(config: RunConfig) -> int:
-    return config.engine.num_processes * config.engine.num_nodes
-
-
-def _of_lengths(config: RunConfig, lengths: np.ndarray, counted: bool, source: str) -> Workload:
-    layout, batch = config.trainer.layout, config.optimizer.batch_size
-    world = _world(config)
+    layout, batch, world = config.trainer.layout, config.optimizer.batch_size, config.engine.world
     tokens, predicted = tokens_of(lengths, layout), lengths[:, 1] + lengths[:, 2]
     budget = config.trainer.max_tokens_per_row
-    rows = rows_per_step(lengths, batch, world, budget, layout, seed=config.seed)
-    longest = int(min(max(budget, tokens.max()), math.ceil(tokens.mean() * batch / (rows * world) * 1.1)))
+    per_step = rows_per_step(lengths, batch, world, budget, layout, seed=config.seed)
+    longest = int(min(max(budget, tokens.max()), math.ceil(tokens.mean() * batch / (per_step * world) * 1.1)))
     longest = max(longest, int(tokens.max()))
     share = predicted.sum() / tokens.sum()
     examples = len(lengths)
     return Workload(
-        examples, int(tokens.sum()), int(predicted.sum()), *_steps(config, examples), rows,
-        Row(longest, math.ceil(longest * share)), counted, source,
+        examples, int(tokens.sum()), int(predicted.sum()), *_steps(config, examples), per_step,
+        Row(longest, math.ceil(longest * share)), True, "counted on the tokenised training set",
     )  # fmt: skip
 
 
@@ -122,9 +113,8 @@ def _estimated(config: RunConfig, training_rows: Rows) -> Workload:
     row = _estimated_row(config, lengths)
     rows_known = f"{facts['rows']:,} rows {'by its card' if known else 'assumed, set data.limit'}"
     source = f"estimated: {training_rows.name}, {rows_known}, {sum(tokens)} tokens a row on average"
-    world = _world(config)
     totals = tokens_of(lengths, config.trainer.layout)
-    rows = math.ceil(int(totals[0]) * config.optimizer.batch_size / world / row.tokens * 1.05)
+    rows = math.ceil(int(totals[0]) * config.optimizer.batch_size / config.engine.world / row.tokens * 1.05)
     return Workload(
         examples, int(totals.sum()), int(lengths[:, 1:].sum()), *_steps(config, examples), rows, row, False,
         source,
@@ -133,9 +123,8 @@ def _estimated(config: RunConfig, training_rows: Rows) -> Workload:
 
 def _estimated_row(config: RunConfig, lengths: np.ndarray) -> Row:
     """Return the row that a step fills: the budget, or less if a step's pairs do not fill one, or one pair."""
-    world = _world(config)
     tokens = tokens_of(lengths[:1], config.trainer.layout)[0]
-    of_step = math.ceil(tokens * config.optimizer.batch_size / world)
+    of_step = math.ceil(tokens * config.optimizer.batch_size / config.engine.world)
     longest_pair = config.data.max_length * (1 if config.method["phase"] == "sft" else 2)
     size = max(min(config.trainer.max_tokens_per_row, of_step), min(longest_pair, of_step))
     return Row(size, math.ceil(size * lengths[0, 1:].sum() / tokens))
@@ -234,7 +223,7 @@ GPUS = 8  # for ZeRO-3, where the run itself asks for one
 def ways_to_fit(plan: Plan) -> dict[str, int]:
     """Return {what to say on the command line: bytes of one GPU}, activations computed again, for the run's model."""
     config, found = plan.config, {}
-    gpus = _world(config) if _world(config) > 1 else GPUS
+    gpus = config.engine.world if config.engine.world > 1 else GPUS
     for way in WAYS:
         words = [word.format(gpus=gpus) for word in way]
         other = to_run_config(compose_run(words))
@@ -296,7 +285,7 @@ def _work_lines(plan: Plan) -> list[str]:
     config, work = plan.config, plan.work
     unit = "conversations" if config.method["phase"] == "sft" else "pairs"
     tokens = f"{work.tokens / work.examples:,.0f} tokens each, {work.predicted / work.examples:,.0f} of them trained"
-    world, shape, source = _world(config), plan.shape, config.model.path or "random weights"
+    world, shape, source = config.engine.world, plan.shape, config.model.path or "random weights"
     active = f", {(shape.parameters - shape.idle) / 1e9:,.3g} of them for a token" if shape.idle else ""
     return [
         f"Plan of {config.method['name']} on {config.data.name} with {config.model.name}; no weights were loaded.",
@@ -375,7 +364,7 @@ def _disk_lines(plan: Plan) -> list[str]:
 
 
 def _hour_lines(plan: Plan) -> list[str]:
-    engine, world = plan.config.engine, _world(plan.config)
+    engine, world = plan.config.engine, plan.config.engine.world
     start = plan.start.train_hours if plan.start else 0.0
     live = plan.config.reference == "live"
     references = METHODS_OF_A_TABLE if live else 1

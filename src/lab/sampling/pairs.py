@@ -21,15 +21,9 @@ class Candidate:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Hold the best and the worst answer to a prompt."""
-
-    chosen: Candidate
-    rejected: Candidate
-
-
-def make_pair(candidates: Sequence[Candidate], margin: float, counts: Counter[str]) -> Pair | None:
+def make_pair(
+    candidates: Sequence[Candidate], margin: float, counts: Counter[str]
+) -> tuple[Candidate, Candidate] | None:
     """Return the best against the worst answer; None, counted under its reason, where they do not differ enough.
 
     Left out and counted: unusable and empty answers, those without a score, and any that says what an earlier one
@@ -57,7 +51,7 @@ def make_pair(candidates: Sequence[Candidate], margin: float, counts: Counter[st
         counts[SAME if _score(best) == _score(worst) else CLOSE] += 1
         return None
     counts["pairs"] += 1
-    return Pair(best, worst)
+    return best, worst
 
 
 def _score(candidate: Candidate) -> float:

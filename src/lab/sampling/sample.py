@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from sgdpo.contract import build
 from sgdpo.data.instructions import PAIRS
 from sgdpo.data.rows import RefusedError, prompt_row
 from sgdpo.data.sources import load_rows
+from sgdpo.data.tokeniser import SIDES
 from sgdpo.drawing.table import Table, number
 from sgdpo.runs.records import differences
 from sgdpo.store import hash_json, held, read_json, write_json, write_jsonl
@@ -224,10 +225,10 @@ def _write(
         prompt = asked.messages[0]["content"] if len(asked.messages) == 1 else list(map(dict, asked.messages))
         own = {"prompt": prompt, **{k: v for k, v in asked.row.items() if k in ("topic", "constraints")}}
         answers += [
-            {**own, **each.row(), "score": c.score} for each, c in zip(several, candidates, strict=True)
+            {**own, **asdict(each), "score": c.score} for each, c in zip(several, candidates, strict=True)
         ]
         if pair := make_pair(candidates, config.margin, counts):
-            sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+            sides = dict(zip(SIDES[1:], pair, strict=True))
             pairs.append({**own, **{side: c.text for side, c in sides.items()},
                           **{f"score_{side}": c.score for side, c in sides.items()}})  # fmt: skip
     write_jsonl(folder / f"answers-{split}.jsonl", answers)

@@ -5,7 +5,6 @@ None where it can say none; nothing else knows how good an answer is.
 """
 
 import math
-import re
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
-from lab.benchmarks.mt_bench import GRAMMAR
+from lab.benchmarks.mt_bench import GRAMMAR, VERDICT
 from lab.judging.guard import guard, markers_of
 from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_judge
 from lab.serving.service import Service, open_service, service_errors
@@ -149,7 +148,7 @@ class JudgeScorer(Scorer):
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         assert self.judge is not None, "open_scorer gives it"
         for reply in ask_all(self.judge, [self._request(answer) for answer in answers]):
-            found = re.search(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]", reply.text)
+            found = VERDICT.search(reply.text)
             yield float(found[1]) if found and 1 <= float(found[1]) <= 10 else None
 
     def _request(self, answer: Answered) -> JudgeRequest:

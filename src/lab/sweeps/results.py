@@ -189,17 +189,17 @@ def find_best(outputs: Path, experiment: str, metric: str, keys: Sequence[str] =
     for row in results.rows:
         groups.setdefault(repr([row.setting[key] for key in others]), []).append(row)
     # Where some of a group have values, null is one of them; where none has, the keys are not there.
-    lacking = [name for name, rows in groups.items() if not any(_has_any(row, chosen) for row in rows)]
+    lacking = [
+        name
+        for name, rows in groups.items()
+        if all(row.setting[key] is None for row in rows for key in chosen)
+    ]
     beside = [row for name in lacking for row in groups.pop(name)]
     return [
         _finding({key: rows[0].setting[key] for key in others}, chosen, metric, rows, beside)
         for rows in groups.values()
         if any(row.estimate(metric) for row in rows)
     ]
-
-
-def _has_any(row: Row, keys: Sequence[str]) -> bool:
-    return any(row.setting[key] is not None for key in keys)
 
 
 def _finding(

@@ -126,12 +126,8 @@ def run_search(sweeper: Any, arguments: Sequence[str], task: Task, command: str)
             task, sweeper.launcher.params, screen, roster, slots_for([corners[0]] * n_jobs, n_jobs)
         )
         trials.search(study, space, settings, composer)
-        try:
-            with termination_as_exit(), screen:
-                trials.run([])
-        except KeyboardInterrupt:
-            print(f"\nstopped; nothing runs any more. The same command continues: {command}", flush=True)
-            raise SystemExit(130) from None
+        with termination_as_exit(), screen:
+            trials.run([])
         print(trials.summary(time.monotonic() - began), flush=True)
     if not trials.counted(TrialState.COMPLETE):
         raise SystemExit(1)

@@ -42,7 +42,8 @@ class SlurmQueue(Runner):
             jobs = self._submit(name, [cell.run for cell in cells], first[0].job_id if first else None)
             return self._wait(dict(zip(jobs, cells, strict=True)), before)
         except BaseException:
-            self._cancel()
+            if self.roster.jobs:
+                ask("scancel", *self.roster.jobs)
             raise
         finally:
             self._note_jobs([])
@@ -50,10 +51,12 @@ class SlurmQueue(Runner):
     def _refuse_what_cannot_be(self, experiment: str) -> None:
         if missing := [name for name in ("sbatch", "srun", "sacct", "squeue") if shutil.which(name) is None]:
             raise SweepError(f"launcher=slurm needs {', '.join(missing)} on the PATH; use launcher=local")
-        if waiting := _in_queue(self.roster.jobs):
+        jobs = self.roster.jobs
+        asked = ("squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}")
+        if jobs and (waiting := ask(*asked).split()):
             raise SweepError(
                 f"jobs of the last sweep of {experiment!r} are in the queue still: {', '.join(waiting)}. "
-                f"Wait for them (make status), or end them: scancel {' '.join(self.roster.jobs)}"
+                f"Wait for them (make status), or end them: scancel {' '.join(jobs)}"
             )
 
     def _submit(self, name: str, runs: Sequence[Run], after: str | None) -> list[submitit.Job]:
@@ -102,19 +105,9 @@ class SlurmQueue(Runner):
             time.sleep(TICK_SECONDS)
         return outcomes
 
-    def _cancel(self) -> None:
-        if self.roster.jobs:
-            ask("scancel", *self.roster.jobs)
-
     def _note_jobs(self, ids: list[str]) -> None:
         self.roster.jobs = ids
         self.roster.write()
-
-
-def _in_queue(jobs: Sequence[str]) -> list[str]:
-    if not jobs:
-        return []
-    return ask("squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}").split()
 
 
 def why_it_failed(job: submitit.Job, folder: Path, before: Any) -> str | None:

@@ -71,7 +71,10 @@ class Roster:
 
 @contextlib.contextmanager
 def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
-    """Hold the roster of a sweep while it runs. Raises SweepError if another one works on the experiment."""
+    """Hold the roster of a sweep while it runs.
+
+    Raises SweepError if another one works on the experiment, SystemExit(130) after Ctrl-C.
+    """
     folder = cells[0].folder.parent
     lock = Lock(folder / ".sweep", "the sweep")  # the operating system's: it ends with its owner
     if not lock.try_for(0.0):
@@ -90,6 +93,9 @@ def open_roster(cells: Sequence[Cell], command: str) -> Iterator[Roster]:
     try:
         roster.write()
         yield roster
+    except KeyboardInterrupt:
+        print(f"\nstopped; nothing runs any more. The same command continues: {command}", flush=True)
+        raise SystemExit(130) from None
     finally:
         with contextlib.suppress(OSError, SweepError):  # a full disk: its silence tells the same
             last = read_roster(folder) or roster  # a launcher has noted there how cells ended

@@ -51,7 +51,8 @@ def run_sweep(sweeper: Any, arguments: Sequence[str]) -> list[Any]:
     with open_roster(cells, this_command()) as roster:
         print(f"{len(cells)} cells are valid; {len(cells) - len(todo)} are finished already", flush=True)
         began = time.monotonic()
-        results = _through_launcher(sweeper, todo, roster) if todo else []
+        batch = [list(cell.overrides) for cell in todo]
+        results = sweeper.launcher.launch(batch, initial_job_idx=0) if todo else []
         failed = _failures(todo, results, roster)
         print(summarise(cells, todo, failed, time.monotonic() - began, roster.command), flush=True)
     _show_results(first)
@@ -76,14 +77,6 @@ def _checked(sweeper: Any, arguments: Sequence[str]) -> list[Cell]:
     grids = OmegaConf.to_container(sweeper.config.hydra.sweeper, resolve=False)
     composer = Composer(loader, sweeper.config)
     return check_cells(expand(grids["params"], grids["also"], arguments, composer.parser), composer)
-
-
-def _through_launcher(sweeper: Any, todo: Sequence[Cell], roster: Roster) -> Sequence[Any]:
-    try:
-        return sweeper.launcher.launch([list(cell.overrides) for cell in todo], initial_job_idx=0)
-    except KeyboardInterrupt:
-        print(f"\nstopped; nothing runs any more. The same command continues: {roster.command}", flush=True)
-        raise SystemExit(130) from None
 
 
 def launch(

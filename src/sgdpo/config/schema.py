@@ -237,6 +237,11 @@ class EngineConfig:
     utilisation: HalfOpenShare = 0.4
 
     @property
+    def world(self) -> int:
+        """Return how many processes all machines run."""
+        return self.num_processes * self.num_nodes
+
+    @property
     def sharded(self) -> bool:
         """Say whether a rank holds shares of what is trained, so that all ranks must take part in each pass."""
         return bool(self.deepspeed or self.fsdp)

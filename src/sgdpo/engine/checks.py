@@ -60,7 +60,7 @@ def _device_errors(config: RunConfig) -> Iterator[str]:
 
 def _batch_errors(config: RunConfig) -> Iterator[str]:
     """A step's pairs are dealt out evenly: every process gets the same number."""
-    world = config.engine.num_processes * config.engine.num_nodes
+    world = config.engine.world
     batches = {"optimizer.batch_size": config.optimizer.batch_size}
     if needs_start(config):
         batches["optimizer.sft.batch_size"] = config.optimizer.sft.batch_size

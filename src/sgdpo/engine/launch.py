@@ -41,7 +41,7 @@ class LaunchError(ValueError):
 
 def is_distributed(config: RunConfig) -> bool:
     """Say whether a run needs processes of its own."""
-    return config.engine.num_processes * config.engine.num_nodes > 1 or config.engine.sharded
+    return config.engine.world > 1 or config.engine.sharded
 
 
 def launch(

@@ -81,7 +81,8 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         for left in [*folder.glob(f".{RECORD}.*"), *folder.glob(f".{METRICS}.*")]:  # by a killed write_whole
             left.unlink(missing_ok=True)
-        attempt = {"id": uuid4().hex[:12], "started": _now(), "seconds": 0.0, **made_by(), **this_process()}
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        attempt = {"id": uuid4().hex[:12], "started": began, "seconds": 0.0, **made_by(), **this_process()}
         attempt |= {"from_step": checkpoint["step"] if checkpoint else 0}
         kept = before if checkpoint else {}
         fields = {
@@ -365,10 +366,6 @@ def _digest(path: Path, size: int = -1) -> str:
     if len(content) < size:
         raise KeyError(size)
     return hash_buffers([content[:size] if size >= 0 else content], 64)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], limit: int = 4) -> str:

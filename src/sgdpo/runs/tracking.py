@@ -190,8 +190,15 @@ def open_tracker(
     replaces = [f for f in offline if (again or _id_of(f) == run_id) and _id_of(f) not in synced]
     # Before W&B starts: what a kill leaves of it is found by the id.
     record.note(tracker={"mode": mode, "folder": None, "url": None, **before, "id": run_id})
-    thread = WandbThread("the run", tracking.finish_timeout)
-    started = thread.do(lambda: _start(tracking, record, config, mode, run_id))
+    thread, fields = WandbThread("the run", tracking.finish_timeout), record.fields
+
+    def start(mode: str) -> Any:
+        return _init(
+            tracking, mode, record.folder, run_id, name=fields["name"], group=fields["experiment"],
+            job_type=fields["phase"], tags=_tags(tracking, record), config=dict(config),
+        )  # fmt: skip
+
+    started = thread.do(lambda: start_or_offline(start, mode))
     try:
         run, mode = started.result(tracking.init_timeout + SERVICE_START)
     except (TimeoutError, CancelledError):
@@ -298,19 +305,6 @@ def _has_key() -> bool:
     except Exception as error:  # a malformed key must not stop a run
         log.warning("W&B: the key cannot be used (%s); this run is written offline.", error)
         return False
-
-
-def _start(
-    tracking: TrackingConfig, record: Record, config: Mapping[str, Any], mode: str, run_id: str
-) -> tuple[Any, str]:
-    def start(mode: str) -> Any:
-        fields = record.fields
-        return _init(
-            tracking, mode, record.folder, run_id, name=fields["name"], group=fields["experiment"],
-            job_type=fields["phase"], tags=_tags(tracking, record), config=dict(config),
-        )  # fmt: skip
-
-    return start_or_offline(start, mode)
 
 
 def start_or_offline(start: Callable[[str], Any], mode: str) -> tuple[Any, str]:

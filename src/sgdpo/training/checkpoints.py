@@ -80,7 +80,7 @@ def mark_complete(folder: Path, engine: EngineConfig, **fields: Any) -> None:
         step=checkpoint_step(folder),
         engine=engine.name,
         state_layout=state_layout(engine),
-        world_size=engine.num_processes * engine.num_nodes,
+        world_size=engine.world,
         **fields,
     )
 
@@ -154,7 +154,7 @@ def _check_fit(folder: Path, engine: EngineConfig) -> None:
     manifest = read_seal(folder)
     assert manifest is not None, "only a complete checkpoint comes here"
     written = manifest["state_layout"], manifest["world_size"]
-    wanted = state_layout(engine), engine.num_processes * engine.num_nodes
+    wanted = state_layout(engine), engine.world
     if written == wanted or written[0] == wanted[0] in WHOLE:
         return
     raise ValueError(
