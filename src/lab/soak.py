@@ -18,8 +18,8 @@ from pathlib import Path
 from sgdpo.places import ROOT
 from sgdpo.processes import start
 from sgdpo.runs.provenance import HOST
-from sgdpo.store import hash_file, read_json, read_jsonl
-from sgdpo.training.checkpoints import checkpoint_step, what_is_wrong
+from sgdpo.store import hash_file, read_json, read_jsonl, what_is_wrong
+from sgdpo.training.checkpoints import newest_first
 
 # 28 pairs are 7 steps of 4: the last 5 of 12 steps are of the second epoch.
 STEPS, SAVE_EVERY, MOST_STEPS_AHEAD = 12, 2, 9
@@ -144,7 +144,7 @@ def _kill(overrides: Sequence[str], outputs: Path, host: str, draw: random.Rando
     process.wait()
     _wait_until_gone(_run_folder(outputs))
     outcome.kills += 1
-    outcome.torn += any(what_is_wrong(checkpoint) for checkpoint in _newest(_run_folder(outputs)))
+    outcome.torn += any(map(what_is_wrong, newest_first(_run_folder(outputs) / "checkpoints")[:1]))
     return True
 
 
@@ -157,11 +157,6 @@ def _wait_until_gone(run: Path) -> None:
     keeper = Path("/proc") / str(read_json(run / "record.json")["pid"])
     while keeper.is_dir() and "State:\tZ" not in (keeper / "status").read_text():
         time.sleep(0.01)
-
-
-def _newest(run: Path) -> list[Path]:
-    found = sorted((run / "checkpoints").glob("checkpoint-*"), key=checkpoint_step)
-    return found[-1:]
 
 
 def _run_folder(outputs: Path) -> Path:

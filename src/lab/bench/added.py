@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lab.bench.steps import METHODS
 from lab.report.pilot_theory import bound
-from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.compose import compose_run, method_of, to_run_config
 from sgdpo.data.example import Example
 from sgdpo.data.overlap import OverlapCollator
 from sgdpo.data.packing import RowCollator, pair_of
 from sgdpo.drawing.table import Table, number
-from sgdpo.method import HEAD_FEATURES, Method, bind_method
+from sgdpo.method import HEAD_FEATURES, Method
 from sgdpo.models.head import LogProbHead
 from sgdpo.pairs import DrawKey, Pair
 from sgdpo.places import CONF
@@ -73,9 +73,7 @@ def _names(group: str) -> list[str]:
 
 
 def _method(*overrides: str) -> Method:
-    config = to_run_config(compose_run(list(overrides)))
-    logged = ["entropy"] * config.trainer.entropy
-    return bind_method(config.method, vars(config.ratio), pilot=config.pilot, logged=logged)
+    return method_of(to_run_config(compose_run(list(overrides))))
 
 
 def _loss(method: Callable[[Pair], object], examples: Sequence[Example]) -> float:

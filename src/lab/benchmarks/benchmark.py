@@ -23,7 +23,7 @@ from lab.serving.reply import Reply
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import Kind
 from sgdpo.store import hash_json
-from sgdpo.values import Range
+from sgdpo.values import HalfOpenShare, Range
 
 BENCHMARK = Kind(
     "benchmark",
@@ -35,7 +35,6 @@ BENCHMARK = Kind(
 Count = Annotated[int, Range("[1, inf)")]
 Seed = Annotated[int, Range("[0, 2147483647]")]
 Temperature = Annotated[float, Range("[0, 10]")]
-Share = Annotated[float, Range("(0, 1]")]
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Sampled(Benchmark):
     """Score answers that are drawn with one temperature for all prompts."""
 
     temperature: Temperature = 1.0
-    top_p: Share = 1.0
+    top_p: HalfOpenShare = 1.0
     max_new_tokens: Count = 64
 
     def sampling(self) -> Sampling:

@@ -41,14 +41,12 @@ class Constraints(Sampled):
 
     @cached_property
     def known(self) -> dict[str, Any]:
-        """Return the kinds of constraint."""
         from sgdpo.constraints.kinds import load_kinds
 
         return load_kinds(self.kinds)
 
     @cached_property
     def asked(self) -> list[Any]:
-        """Return the instructions."""
         from sgdpo.constraints.instructions import draw_instructions
 
         how = {"combined": (self.least, self.most), "seed": self.drawn_with, "held_out": self.held_out}

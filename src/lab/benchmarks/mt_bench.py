@@ -19,12 +19,12 @@ from typing import Any
 
 from lab.answers.formats import of_one_model, read_answers, texts
 from lab.answers.prompts import Prompt, Sample, Sampling
-from lab.benchmarks.benchmark import Benchmark, Count, Judgment, Share, markers_met
+from lab.benchmarks.benchmark import Benchmark, Count, Judgment, markers_met
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
 from sgdpo.store import hash_text, read_jsonl, write_jsonl
-from sgdpo.values import fits
+from sgdpo.values import HalfOpenShare, fits
 
 # FastChat's temperature_config; categories that are not named get 0.7.
 TEMPERATURES = {
@@ -68,7 +68,7 @@ class MTBench(Benchmark):
 
     scale = 9.0
 
-    top_p: Share = 1.0
+    top_p: HalfOpenShare = 1.0
     max_new_tokens: Count = 1024
     folder: str | None = None
     reference_model: str = "gpt-4"

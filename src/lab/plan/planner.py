@@ -28,7 +28,7 @@ from lab.plan.memory import (
     model_states,
     whole_weights,
 )
-from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.compose import compose_run, method_of, to_run_config
 from sgdpo.config.identity import needs_start, start_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.batching import rows_per_step, tokens_of
@@ -36,7 +36,6 @@ from sgdpo.data.prepare import prepare
 from sgdpo.data.rows import Rows
 from sgdpo.data.sources import load_rows
 from sgdpo.data.tokeniser import SIDES
-from sgdpo.method import bind_method
 from sgdpo.mixtures import needs_of
 from sgdpo.models.adapters import trained_parameters
 from sgdpo.models.load import load_tokenizer
@@ -160,7 +159,7 @@ class Plan:
 def plan(config: RunConfig) -> Plan:
     """Return the plan of a run and, if it needs one, of its SFT start; loads no weights."""
     shape, work = model_shape(config.model), workload(config)
-    method = bind_method(config.method, vars(config.ratio), config.extra, pilot=config.pilot)
+    method = method_of(config)
     trained, size = adapted(config) or shape.parameters, 2 if config.precision.lean else FLOAT
     live, pairs = config.reference == "live", work.steps * config.optimizer.batch_size
     passes = method.reference * (pairs if live else min(pairs, work.examples)) / work.examples
@@ -191,7 +190,6 @@ def adapted(config: RunConfig) -> int | None:
 
 
 def states_of(config: RunConfig, shape: ModelShape) -> States:
-    """Return what a run keeps from step to step."""
     quantise = config.adapter.quantise
     states = model_states(shape, config.engine, config.precision, adapted(config), quantise)
     # Without its adapter the policy is the reference.
@@ -202,7 +200,6 @@ def states_of(config: RunConfig, shape: ModelShape) -> States:
 
 
 def activations_of(config: RunConfig, shape: ModelShape, row: Row, checkpointing: bool) -> int:
-    """Return what a run's longest row holds in its passes."""
     frozen, lean = config.adapter.rank is not None, config.precision.lean
     budget = config.trainer.head_budget_mb
     return activations(shape, row, config.precision.bf16, checkpointing, budget, lean=lean, frozen=frozen)

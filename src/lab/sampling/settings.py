@@ -57,7 +57,6 @@ class SampleConfig:
     extra: list[str] = field(default_factory=list)
 
     def sampling(self) -> Sampling:
-        """Return how answers are drawn."""
         return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.seed)
 
 

@@ -65,7 +65,6 @@ def _ask(idle: "SimpleQueue[subprocess.Popen[str]]", run: str) -> dict[str, Any]
     worker = idle.get()
     try:
         _tell(worker, run)
-        assert worker.stdout is not None, "it is a pipe"
         line = worker.stdout.readline()
         answer = json.loads(line) if line else {"error": how_it_ended(worker.wait())}
     finally:

@@ -92,15 +92,12 @@ class Worker:
         self.cell, self.since = cell, time.monotonic()
         self.before = cell.run.start and view_run(cell.run.start.folder)["attempts"]
         job = {"config": asdict(cell.config), "output": str((cell.folder / OUTPUT).absolute())}
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             self.process.stdin.flush()
 
     def read(self) -> Outcome | None:
         """Return the outcome of the cell if there is one: an answer, or the end of the process."""
-        assert self.process.stdout is not None
-        assert self.cell is not None
         received = os.read(self.process.stdout.fileno(), 1 << 16)
         self.unread += received
         if b"\n" in self.unread:

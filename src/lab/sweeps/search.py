@@ -67,7 +67,6 @@ class SearchConfig:
 
     @property
     def direction(self) -> str:
-        """Name the direction as Optuna does."""
         lower = lower_is_better(self.metric) if self.better == "auto" else self.better == "lower"
         return "minimize" if lower else "maximize"
 
@@ -152,7 +151,6 @@ class Trials(Pool):
         self.screen.skipped = len(self.counted(*DONE))
 
     def further(self) -> Cell | None:
-        """Give the next run to do."""
         while self._left or not (self._exhausted or self._enough()):
             trial = self._ask()
             cell = checked_cell(self.space.overrides(trial.params), self.composer)

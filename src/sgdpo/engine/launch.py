@@ -164,7 +164,6 @@ class Tail:
         self._position = path.stat().st_size if path.is_file() else 0
 
     def copy(self) -> None:
-        """Show what was added since the last call."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:

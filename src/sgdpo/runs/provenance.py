@@ -99,7 +99,6 @@ class Heartbeat:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds since it began."""
         return round(time.monotonic() - self._began, 3)
 
     def stop(self) -> None:

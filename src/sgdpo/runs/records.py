@@ -236,12 +236,10 @@ class RunView:
 
     @property
     def name(self) -> str:
-        """Return the run's name, which is its folder's."""
         return self.folder.name
 
     @property
     def experiment(self) -> str:
-        """Return the experiment's name, which is the folder's above."""
         return self.folder.parent.name
 
     @property
@@ -254,7 +252,6 @@ class RunView:
         return self.record.get(key)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the rows of metrics.jsonl."""
         return read_jsonl(self.folder / METRICS, torn_end=True, advice=ADVICE)
 
 

@@ -67,7 +67,6 @@ class Run:
         return cls(config, Identity(**fields["identity"]), Path(fields["folder"]), start)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the run as JSON knows it."""
         return {
             "config": asdict(self.config),
             "identity": asdict(self.identity),

@@ -81,7 +81,6 @@ class Parts:
 
     @property
     def config(self) -> RunConfig:
-        """Return the run's settings."""
         return self.run.config
 
 

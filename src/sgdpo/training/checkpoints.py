@@ -96,7 +96,7 @@ def find_resumable(
     another engine's state, which would load wrongly or not at all.
     """
     notes = []
-    for folder in _newest_first(checkpoints):
+    for folder in newest_first(checkpoints):
         manifest = read_seal(folder)
         if (foreign := why_foreign(manifest) if manifest else None) is not None:
             notes.append(f"{folder.name} is passed over: {foreign}")
@@ -111,7 +111,7 @@ def find_resumable(
 def prune(checkpoints: Path, keep: int) -> None:
     """Keep the `keep` newest complete checkpoints, and the best that each of them knows; remove everything older than
     the oldest of them; 0: all."""
-    found = _newest_first(checkpoints)
+    found = newest_first(checkpoints)
     marked = [folder for folder in found if (folder / MANIFEST).is_file()]
     if len(marked) < keep:
         return
@@ -126,7 +126,7 @@ def prune(checkpoints: Path, keep: int) -> None:
 def remove_newer(checkpoint: Path) -> int:
     """Remove what was saved beyond the checkpoint that a run continues, and return how much: nothing goes on there."""
     step = checkpoint_step(checkpoint)
-    newer = [folder for folder in _newest_first(checkpoint.parent) if checkpoint_step(folder) > step]
+    newer = [folder for folder in newest_first(checkpoint.parent) if checkpoint_step(folder) > step]
     for folder in newer:
         remove_checkpoint(folder)
     return len(newer)
@@ -166,7 +166,7 @@ def _check_fit(folder: Path, engine: EngineConfig) -> None:
 
 def _full_disk_error(folder: Path, checkpoints: Path) -> ValueError:
     left = shutil.disk_usage(folder.parent).free / 2**20
-    earlier = [str(f) for f in _newest_first(checkpoints) if f != folder and (f / MANIFEST).is_file()]
+    earlier = [str(f) for f in newest_first(checkpoints) if f != folder and (f / MANIFEST).is_file()]
     if _is_main():
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # other ranks may still be writing into it
@@ -185,7 +185,8 @@ def _disk_is_full(error: Exception) -> bool:
     return safetensors or ("inline_container" in str(error) and "unexpected pos" in str(error))
 
 
-def _newest_first(checkpoints: Path) -> list[Path]:
+def newest_first(checkpoints: Path) -> list[Path]:
+    """Return the folders of checkpoints, whole or not."""
     found = [f for f in checkpoints.glob(f"{PREFIX}*") if f.is_dir() and f.name[len(PREFIX) :].isdigit()]
     return sorted(found, key=checkpoint_step, reverse=True)
 

@@ -70,7 +70,6 @@ class MetricSums:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, sums: Sums) -> None:
-        """Add one row's sums."""
         for key, (total, count) in sums.items():
             if key in self._sums:
                 total, count = self._sums[key][0] + total, self._sums[key][1] + count

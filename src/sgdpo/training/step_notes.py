@@ -20,14 +20,12 @@ class StepNotes:
         self.clear()
 
     def add(self, example_id_B: Tensor, result: PairLoss) -> None:
-        """Remember one row."""
         self._ids.append(example_id_B)
         self._losses.append(result.loss_B.detach())
         for name, values in result.sums.items():
             self._wanted.setdefault(name, []).append(values)
 
     def clear(self) -> None:
-        """Forget the step."""
         self._ids: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._wanted: dict[str, list[Tensor]] = {}
