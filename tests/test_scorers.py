@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
 
-from lab.sampling.scorers import Answered, Scorer, WorldScorer, score, scorer_errors
+from lab.sampling.scorers import Answered, RewardModel, Scorer, WorldScorer, score, scorer_errors
 from sgdpo.console import is_advice
+from sgdpo.models.tiny import tiny_tokenizer
 from sgdpo.source import load_dotted
 from sgdpo.world.verifiable import WorldConfig, make_pairs
 
@@ -73,3 +75,16 @@ def test_the_worlds_scorer_gives_an_answer_of_either_genre_what_its_pair_has(ans
     for prompt in ("What is it?", "Add: apples", "Add step by step: apples"):
         with pytest.raises(ValueError, match="is no task of the generated world"):
             WorldScorer().fits(Answered({}, ({"role": "user", "content": prompt},), ""))
+
+
+def test_a_reward_model_whose_config_says_no_context_scores_too(tmp_path) -> None:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    shape = {"hidden_size": 8, "n_head": 2, "n_layer": 1, "vocab_size": len(tokenizer), "num_labels": 1}
+    config = AutoConfig.for_model("bloom", **shape)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    asked = ({"role": "user", "content": "Q"},)
+    scores = RewardModel(path=str(tmp_path)).scores([Answered({}, asked, text) for text in ("a", "b b")])
+    assert [math.isfinite(score) for score in scores] == [True, True]

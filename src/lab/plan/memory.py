@@ -182,12 +182,8 @@ def model_states(
     size, whole = 2 if precision.lean else FLOAT, whole_weights(shape, precision, quantise)
     trained, gradient, moments = count, size, precision.facts.moments
     if adapted is not None:
-        whole, trained, gradient, moments = (
-            whole + FLOAT * adapted,
-            adapted,
-            FLOAT,
-            PRECISIONS["float32"].moments,
-        )
+        whole += FLOAT * adapted
+        trained, gradient, moments = adapted, FLOAT, PRECISIONS["float32"].moments
     if engine.fsdp:
         # Whole at a time: the head, a layer and the next one; and the gradients of one of them, as made and as sent.
         layer = shape.body // shape.layers

@@ -182,11 +182,9 @@ def plan(config: RunConfig) -> Plan:
 
 def adapted(config: RunConfig) -> int | None:
     """Return the parameters of the run's adapter, None without one."""
-    return (
-        trained_parameters(config.adapter, config_of(config.model))
-        if config.adapter.rank is not None
-        else None
-    )
+    if config.adapter.rank is None:
+        return None
+    return trained_parameters(config.adapter, config_of(config.model))
 
 
 def states_of(config: RunConfig, shape: ModelShape) -> States:
@@ -259,23 +257,12 @@ def peak_tflops(config: RunConfig) -> float:
 
 
 def render(plan: Plan) -> str:
-    parts = [
-        *_work_lines(plan),
-        "",
-        *_memory_lines(plan),
-        "",
-        *_way_lines(plan),
-        "",
-        *_disk_lines(plan),
-        "",
-        *_hour_lines(plan),
-    ]
-    if plan.start is not None:
-        start = plan.start
+    parts = [part(plan) for part in (_work_lines, _memory_lines, _way_lines, _disk_lines, _hour_lines)]
+    if (start := plan.start) is not None:
         lines = [f"memory a GPU  {_gb(start.memory)}", f"GPU hours     {start.train_hours:,.1f}"]
-        parts += ["", "The SFT start, trained first unless it exists:"]
-        parts += [f"  {line}" for line in (*_work_lines(start)[1:], *lines)]
-    return "\n".join(parts)
+        told = (f"  {line}" for line in (*_work_lines(start)[1:], *lines))
+        parts.append(["The SFT start, trained first unless it exists:", *told])
+    return "\n\n".join(map("\n".join, parts))
 
 
 def _work_lines(plan: Plan) -> list[str]:

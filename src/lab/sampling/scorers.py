@@ -22,9 +22,10 @@ from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_
 from lab.serving.service import Service, open_service, service_errors
 from sgdpo.config.schema import ModelConfig
 from sgdpo.contract import Kind, binding_errors
-from sgdpo.hub import HUB_ID, hub_commit
+from sgdpo.hub import HUB_ID
+from sgdpo.runs.contents import hash_place
 from sgdpo.source import load_dotted, module_texts
-from sgdpo.store import JsonLines, cut_jsonl, hash_folder, hash_json, held
+from sgdpo.store import JsonLines, cut_jsonl, hash_json, held
 from sgdpo.values import Range
 
 SCORER = Kind("scorer", key="class", given=("judge", "device"), parts=("scores",))
@@ -207,10 +208,11 @@ class RewardModel(Scorer):
             )
             for answer in answers
         ]
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         for start in range(0, len(texts), self.batch_size):
             batch = tokenizer(
                 texts[start : start + self.batch_size], return_tensors="pt", padding=True, truncation=True,
-                max_length=model.config.max_position_embeddings, add_special_tokens=False,
+                max_length=context, add_special_tokens=False,
             )  # fmt: skip
             with torch.inference_mode():
                 yield from model(**batch.to(model.device)).logits[:, 0].float().tolist()
@@ -237,18 +239,9 @@ class RewardModel(Scorer):
 
     def identity(self) -> dict[str, Any]:
         folder = Path(str(self.path))
-        there = folder.is_dir()
-        model = (
-            hash_folder(folder, ("*",), self.cache / "hashes")
-            if there
-            else hub_commit(str(folder), None, "model")
-        )
-        return {
-            "scorer": "reward_model",
-            "dtype": self.dtype,
-            "path": None if there else self.path,
-            "model": model,
-        }
+        model = hash_place(folder, ("*",), self.cache / "hashes")
+        path = None if folder.is_dir() else self.path
+        return {"scorer": "reward_model", "dtype": self.dtype, "path": path, "model": model}
 
 
 def scorer_errors(

@@ -109,7 +109,7 @@ def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
     found = {}
     if model.chat_template is not None:
         template = Path(model.chat_template)
-        found["chat_template"] = _file_or_hub(template, ("chat_template*", "tokenizer_config.json"), memory)
+        found["chat_template"] = hash_place(template, ("chat_template*", "tokenizer_config.json"), memory)
     if model.path is None:
         return found | {"tokenizer": hash_code([ROOT / "src" / "sgdpo" / "models" / "tiny.py"])}
     folder = Path(model.path)
@@ -119,7 +119,8 @@ def _model(model: ModelConfig, memory: Path) -> dict[str, str]:
     return found | {part: hash_folder(folder, patterns, memory) for part, patterns in parts.items()}
 
 
-def _file_or_hub(path: Path, patterns: Iterable[str], memory: Path) -> str:
+def hash_place(path: Path, patterns: Iterable[str], memory: Path) -> str:
+    """Return the hash of a file, or of a folder's files of these patterns; of a hub id the commit."""
     if path.is_file():
         return hash_file(path, memory)
     return hash_folder(path, patterns, memory) if path.is_dir() else hub_commit(str(path), None, "model")

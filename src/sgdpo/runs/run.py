@@ -191,10 +191,8 @@ def _take_over(run: Run) -> None:
     if (run.folder / RECORD).exists():
         here = view_run(run.folder)
         # A kill came between the two halves of what is done below.
-        half = (
-            here["settings_hash"] == run.identity.settings_hash and here["run_hash"] != run.identity.run_hash
-        )
-        if half and first:
+        same = here["settings_hash"] == run.identity.settings_hash
+        if first and same and here["run_hash"] != run.identity.run_hash:
             _rename_record(run, here)
         return
     if config.force or config.resume == "never" or (run.folder / CHECKPOINTS).is_dir():
@@ -212,13 +210,9 @@ def _take_over(run: Run) -> None:
         _rename_record(run, other)
         return
     for other in _run_otherwise(run) if first else ():
+        told = differences(other["settings"], run.identity.settings)
         anew = "with other settings this is another run and begins anew"
-        log.warning(
-            "%s was cut short; %s: %s",
-            other.folder,
-            anew,
-            differences(other["settings"], run.identity.settings),
-        )
+        log.warning("%s was cut short; %s: %s", other.folder, anew, told)
 
 
 def _run_otherwise(run: Run) -> list[RunView]:
