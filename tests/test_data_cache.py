@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from data_helpers import (
     CHATML,
@@ -55,6 +56,22 @@ def test_cache_hits_reads_the_same_and_writes_nothing(run, tmp_path):
     assert (first.cached, second.cached) == (False, True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.arrow")} == stamps
     assert (first.fingerprint, first.counts) == (second.fingerprint, second.counts)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_both_splits_of_one_folder_have_tokens_of_their_own(tmp_path, tokenizer, saved):
+    splits = {"train": [pair("a"), pair("b")], "test": [pair("c")]}
+    folder = tmp_path / "both"
+    if saved:
+        DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        for name, rows in splits.items():
+            write_jsonl(folder / f"{name}.jsonl", rows)
+    prepared = prepare(local(str(folder), test=str(folder)), "preference", tokenizer, tmp_path / "cache")
+    said = [[tokenizer.decode(e.prompt_ids)[17] for e in split] for split in (prepared.train, prepared.test)]
+    assert said == [["a", "b"], ["c"]]
+    assert prepared.counts["test"]["trained_on"] == 0
 
 
 @pytest.mark.parametrize(

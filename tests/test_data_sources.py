@@ -243,6 +243,7 @@ ULTRAFEEDBACK = [
         ("train", ["part-00000-of-00002", "part-00001-of-00002"], []),
         ("round_2", ["round_2"], ["round_1"]),
         ("train", ["tests", "trains"], []),
+        ("train", ["pairs"], [".ipynb_checkpoints/pairs-checkpoint", "._pairs"]),
     ],
 )
 def test_a_folder_gives_the_shards_of_one_split(tmp_path, split, names, others):
@@ -321,3 +322,5 @@ def test_a_mapped_column_that_pairs_lack_is_named_and_other_phases_may_lack_it(t
     assert "row 0 has no column share, which data.columns names; found: question, good, bad" in error
     (error,) = data_errors(local(pairs, columns={"chosen": "god"}), "sft")
     assert "needs the columns messages (or prompt and chosen); found: question, good, bad" in error
+    (error,) = data_errors(local(pairs, sft=sft, columns=columns | {"mask": "trains"}), "sft")
+    assert "row 0 has no column trains, which data.columns names; found: messages, weight" in error

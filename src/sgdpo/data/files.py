@@ -57,8 +57,8 @@ def read(
     shards = _shards(path, name)
     return Rows(
         name=where,
-        read=lambda: (row for shard in shards for row in _rows(shard, name)),
-        count=lambda: sum(_count(shard, name) for shard in shards),
+        read=lambda: (row for shard in shards for row in _rows(shard)),
+        count=lambda: sum(map(_count, shards)),
         key=lambda memory=None: hash_json([[hash_file(file, memory) for file in _parts(s)] for s in shards]),
         size=sum(file.stat().st_size for shard in shards for file in _parts(shard)),
     )
@@ -80,7 +80,7 @@ def split_location(
 
 
 def _shards(path: Path, split: str) -> list[Path]:
-    """Return the files to read one after the other, or the one saved data set."""
+    """Return the files to read one after the other, or the folder of the one saved set: nothing of another split."""
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
@@ -88,7 +88,9 @@ def _shards(path: Path, split: str) -> list[Path]:
         hub = f", and sets of the hub come with data=hub data.train={path}" if named else ""
         raise ValueError(f"{path} does not exist; paths are relative to the folder you start from{hub}")
     if path.is_dir():
-        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json", "dataset_info.json")):
+        if (path / "dataset_dict.json").is_file():
+            return [_saved_split(path, split)]
+        if any((path / name).is_file() for name in ("state.json", "dataset_info.json")):
             return [path]
         return _folder_shards(path, split)
     if not path.is_file():
@@ -98,9 +100,20 @@ def _shards(path: Path, split: str) -> list[Path]:
     return [path]
 
 
+def _saved_split(path: Path, split: str) -> Path:
+    found = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+    if split not in found:
+        raise ValueError(
+            f"{path} holds the splits {', '.join(found)} but not {split!r}; set data.train_split (or kin)"
+        )
+    return path / split
+
+
 def _folder_shards(path: Path, split: str) -> list[Path]:
     """Return a folder's files in the order of their names; those of the split, if names say of which they are."""
     files = sorted(file for file in path.rglob("*") if _suffix(file) in SUFFIXES and file.is_file())
+    # Notebooks and file systems keep copies and notes under hidden names.
+    files = [file for file in files if not any(n.startswith(".") for n in file.relative_to(path).parts)]
     if not files:
         raise ValueError(
             f"{path} is a folder, but it holds no saved data set and no file of rows; give {_KINDS}"
@@ -142,10 +155,10 @@ def _parts(shard: Path) -> list[Path]:
     return sorted(f for f in shard.rglob("*") if f.is_file()) if shard.is_dir() else [shard]
 
 
-def _rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield all rows in the file's order. Raises ValueError with advice for what cannot be read."""
     try:
-        yield from _reader(path, split)
+        yield from _reader(path)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
@@ -158,22 +171,22 @@ def _rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _reader(path: Path, split: str) -> Iterator[dict[str, Any]]:
+def _reader(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_dir():
-        return iter(_saved(path, split))
+        return iter(_saved(path))
     if path.suffix in (".parquet", ".arrow"):
         return _columns(path)
     return _json(path) if "json" in _suffix(path) else _csv(path)
 
 
-def _count(path: Path, split: str) -> int:
+def _count(path: Path) -> int:
     if path.is_dir():
-        return len(_saved(path, split))
+        return len(_saved(path))
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         return pq.read_metadata(path).num_rows
-    return sum(1 for _ in _rows(path, split))
+    return sum(1 for _ in _rows(path))
 
 
 def _columns(path: Path) -> Iterator[dict[str, Any]]:
@@ -264,19 +277,12 @@ def _object(path: Path, where: str, row: Any) -> dict[str, Any]:
     return row
 
 
-def _saved(path: Path, split: str) -> Any:
-    from datasets import DatasetDict, load_from_disk
+def _saved(path: Path) -> Any:
+    from datasets import load_from_disk
 
     try:
-        loaded = load_from_disk(str(path))
+        return load_from_disk(str(path))
     except Exception as error:  # the library raises whatever its files make it do
         raise ValueError(
             f"{path} is no whole saved data set ({error}); save it again or give {_KINDS}"
         ) from error
-    if not isinstance(loaded, DatasetDict):
-        return loaded
-    if split not in loaded:
-        raise ValueError(
-            f"{path} holds the splits {', '.join(loaded)} but not {split!r}; set data.train_split (or kin)"
-        )
-    return loaded[split]

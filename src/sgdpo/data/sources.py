@@ -127,10 +127,12 @@ def _plain(value: Any, name: str) -> Any:
 def _read(rows: Rows, columns: Mapping[str, str], phase: str) -> Iterator[dict[str, Any]]:
     """Yield the rows under the names that this code reads, scores and weights as numbers; other columns stay.
 
-    Preference rows must hold what is mapped for them. Others may be of another file, to which the mapping is no matter.
+    Rows must hold what is mapped for their phase alone. What is mapped for pairs may be no matter to SFT's own file.
     """
     moved = set(columns.values())
-    required = {theirs for ours, theirs in columns.items() if phase == "preference" and ours not in SFT_ALONE}
+    required = {
+        theirs for ours, theirs in columns.items() if phase == ("sft" if ours in SFT_ALONE else "preference")
+    }
     for number, row in enumerate(rows.read()):
         if absent := sorted(required - set(row)):
             raise ValueError(
