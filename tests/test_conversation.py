@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 
 from data_helpers import (
     CHATML,
@@ -15,11 +15,13 @@ from data_helpers import (
     character_tokenizer,
     ids,
     merging_tokenizer,
+    trained_tokenizer,
     user,
 )
 from sgdpo.data.conversation import (
     cut_prompt,
     join,
+    prompt_ids,
     render,
     render_conversation,
     render_pair,
@@ -152,6 +154,41 @@ def test_no_merge_crosses_a_boundary_within_a_conversation():
     rendered = render_conversation(tokenizer, [user("yes"), assistant("no"), user("no"), assistant("\nyes")])
     (pieces,) = tokenise(tokenizer, [rendered])
     assert [tokenizer.decode(piece) for piece in pieces] == [text for text, _ in rendered.pieces]
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_closing_token_that_takes_the_line_break_along_changes_no_other_token(words):
+    """Phi-3's do: the next turn begins without the line break, as it does in a prompt of several turns."""
+    template = CHATML.replace("<|im_start|>' + message['role'] + '", "<|' + message['role'] + '|>")
+    template = template.replace("<|im_start|>assistant", "<|assistant|>").replace("im_end", "end")
+    tokenizer = trained_tokenizer(template, ("<unk>", "<s>"), "<s>", "<s>", words=words)
+    tokenizer.add_tokens(
+        [AddedToken(f"<|{name}|>", rstrip=True, special=True) for name in ("user", "assistant", "end")]
+    )
+    turns = [user("a"), assistant("yes"), user("a"), assistant("no")]
+    rendered = render_conversation(tokenizer, turns)
+    (pieces,) = tokenise(tokenizer, [rendered])
+    assert [token for piece in pieces for token in piece] == tokenizer(
+        rendered.text, add_special_tokens=False
+    )["input_ids"]
+    assert pieces[0] + pieces[1] + pieces[2] == prompt_ids(tokenizer, turns[:3])
+    assert [tokenizer.convert_ids_to_tokens(piece) for piece in pieces[1::2]] == [
+        ["yes", "<|end|>"],
+        ["no", "<|end|>"],
+    ]
+
+
+def test_a_part_of_a_turn_begins_without_the_space_that_a_tokenizer_puts_before_a_text():
+    tokenizer = trained_tokenizer(
+        CHATML, ("<unk>", "<|im_start|>", "<|im_end|>"), None, "<|im_end|>", words=True
+    )
+    turn = assistant("yes") | {"train": [(1, 2)]}
+    (pieces,) = tokenise(tokenizer, [render_conversation(tokenizer, [user("a"), turn])])
+    assert [tokenizer.convert_ids_to_tokens(piece) for piece in pieces[1:]] == [
+        ["y"],
+        ["e"],
+        ["s", "<|im_end|>"],
+    ]
 
 
 def test_control_tokens_typed_in_an_answer_are_plain_text():

@@ -80,6 +80,20 @@ def test_words_that_a_template_trims_are_found_all_the_same(run) -> None:
     assert chosen == "one"
 
 
+@pytest.mark.parametrize("words", ["hi", "think>", " hi "])
+def test_words_are_not_taken_for_what_a_template_writes_before_them(words, run) -> None:
+    """Qwen-3 writes an empty think block before an answer, and "hi" stands in it."""
+    thinks = CHATML.replace(
+        "message['content']",
+        "('<think></think>' + message['content'] if message['role'] == 'assistant' else message['content'])",
+    )
+    end = len(words) - 1
+    _, (chosen, _), _ = run({"messages": [user("a"), said(assistant(words), [[0, end]])]}, template=thinks)
+    assert chosen == words[:end]
+    whole = said(assistant(words), [[0, end + 1]])
+    assert run({"messages": [user("a"), whole]}, template=thinks)[1][0] == words + END
+
+
 def test_a_pair_trains_its_last_turn_and_more_where_it_says_so(run) -> None:
     chosen, rejected = [*CHAT[:3], assistant("two")], [*CHAT[:3], assistant("six")]
     prompt, words, _ = run({"chosen": chosen, "rejected": rejected}, "preference")

@@ -9,8 +9,9 @@ writes after that (ChatML's newline) is not trained.
 The prompt's ids are those of the rendered prompt alone: exactly what generation feeds the model. The
 completion's ids are found in the whole rendering by token offsets. Where the tokenizer merges characters
 across a boundary (an answer that begins with a newline after ChatML's header), there is no such boundary;
-then each piece is tokenised by itself, so that prompt ids stay an exact prefix of both sides. Control
-tokens that somebody typed into a message are tokenised as plain text: only the template writes real ones.
+then each piece is tokenised by itself, so that prompt ids stay an exact prefix of both sides. A closing token
+that takes the white space behind it along belongs whole to the turn that it closes. Control tokens that
+somebody typed into a message are tokenised as plain text: only the template writes real ones.
 
 Departs from the authors' code, which applies the template to the assistant's turn alone and so trains on a
 second beginning-of-text token, a system block, and a second end token.
@@ -18,7 +19,7 @@ second beginning-of-text token, a system block, and a second end token.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -101,12 +102,7 @@ def render_pair(
     if max(map(len, turns)) > 1:
         return [render_conversation(tokenizer, [*messages, *own], len(messages)) for own in turns]
     around = _around(tokenizer, messages)
-    found = []
-    for (answer,) in turns:
-        side = _side(tokenizer, messages, answer["content"], around)
-        prompt, (completion, _) = side.pieces
-        found.append(replace(side, pieces=[prompt, *_trained_parts(completion, answer)]))
-    return found
+    return [_side(tokenizer, messages, answer, around) for (answer,) in turns]
 
 
 def render_conversation(tokenizer: Any, messages: Sequence[Message], start: int = 0) -> Rendered:
@@ -122,15 +118,15 @@ def render_conversation(tokenizer: Any, messages: Sequence[Message], start: int 
             continue
         if not flagged[index].get("train", True) and index != start:
             continue
-        around = _around(tokenizer, messages[:index])
-        (head, _), (completion, _) = _side(tokenizer, messages[:index], message["content"], around).pieces
-        if not whole.startswith(head + completion) or len(head) < end:
+        side = _side(tokenizer, messages[:index], flagged[index], _around(tokenizer, messages[:index]))
+        (head, _), *parts = side.pieces
+        if not whole.startswith(side.text) or len(head) < end:
             raise RefusedError(
                 "the chat template renders an earlier turn differently once more turns follow, so several "
                 "turns cannot be trained at once; split the conversation into rows of one answer"
             )
-        pieces += [(head[end:], False), *_trained_parts(completion, flagged[index])]
-        end = len(head) + len(completion)
+        pieces += [(head[end:], False), *parts]
+        end = len(side.text)
     return Rendered(pieces, _typed(tokenizer, messages, whole, end))
 
 
@@ -140,11 +136,13 @@ def tokenise(tokenizer: Any, rendered: Sequence[Rendered]) -> list[list[list[int
     # Both sides of a pair share their prompt; tokenising is what preparing a large set costs.
     prompts = list(dict.fromkeys(next(_texts(item)) for item in rendered))
     prompt_ids = dict(zip(prompts, (ids for ids, _ in _encode(tokenizer, prompts)), strict=True))
-    return [
-        _split(item, *both, prompt_ids[next(_texts(item))])
-        or [ids for ids, _ in _encode(tokenizer, list(_texts(item)))]
-        for item, both in zip(rendered, whole, strict=True)
-    ]
+    greedy = {i for i, token in tokenizer.added_tokens_decoder.items() if token.rstrip}
+    found = []
+    for item, both in zip(rendered, whole, strict=True):
+        prompt, *rest = _texts(item)
+        pieces = _split(item, *both, prompt_ids[prompt], greedy)
+        found.append(pieces or [prompt_ids[prompt], *(_behind(tokenizer, *piece) for piece in rest)])
+    return found
 
 
 def cut_prompt(ids: list[int], longest: int, bos: int | None) -> list[int]:
@@ -178,29 +176,30 @@ def _around(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
     return asked, tail
 
 
-def _side(tokenizer: Any, messages: Sequence[Message], answer: str, around: tuple[str, str]) -> Rendered:
+def _side(tokenizer: Any, messages: Sequence[Message], answer: Message, around: tuple[str, str]) -> Rendered:
     """Return the prompt and an answer as the template writes it, with its closing end-of-turn token."""
     prompt, tail = around
-    turns = [*messages, {"role": "assistant", "content": answer}]
+    turns = [*messages, *bare([answer])]
     text = render(tokenizer, turns)
     if not (text.startswith(prompt) and text[len(prompt) :].endswith(tail)):
         raise RefusedError(
             "the chat template writes the turns before an answer differently for different answers, so "
             "prompt and completion cannot be told apart; choose a plainer template with model.chat_template"
         )
-    completion = text[len(prompt) : len(text) - len(tail)] + _closing(tokenizer, tail)
-    typed = _typed(tokenizer, turns, text, len(prompt) + len(completion))
-    return Rendered([(prompt, False), (completion, True)], typed)
+    parts = _trained_parts(text[len(prompt) : len(text) - len(tail)], _closing(tokenizer, tail), answer)
+    pieces = [(prompt, False), *parts]
+    return Rendered(pieces, _typed(tokenizer, turns, text, sum(len(piece) for piece, _ in pieces)))
 
 
-def _trained_parts(completion: str, message: Message) -> list[tuple[str, bool]]:
+def _trained_parts(written: str, closing: str, message: Message) -> list[tuple[str, bool]]:
     """Cut a rendered turn into what is trained and what is not; its closing token goes with its last character."""
-    train, content = message.get("train", True), message["content"]
+    train, content, completion = message.get("train", True), message["content"], written + closing
     if isinstance(train, bool):
         return [(completion, train)]
-    at, kept = completion.find(content), content
-    if at < 0:  # the template trims it
-        kept, at = content.strip(), completion.find(content.strip())
+    # Its words are the last that the template writes: what stands before (a think block) may hold them too.
+    at, kept = len(written) - len(content), content
+    if not written.endswith(content):  # the template trims it
+        kept, at = content.strip(), written.rfind(content.strip())
     if at < 0:
         raise RefusedError(
             "the chat template changes the words of a turn, so that spans of it cannot be found"
@@ -301,8 +300,25 @@ def _plain(
     return plain_ids, plain_offsets
 
 
-def _split(item: Rendered, ids: list[int], offsets: list[Span], prompt: list[int]) -> list[list[int]] | None:
-    """Cut the whole rendering's ids at the pieces' boundaries; None if a token lies across one."""
+def _behind(tokenizer: Any, text: str, typed: Sequence[Span]) -> list[int]:
+    """Return the ids of a text behind another: a tokenizer that begins every text with a space adds none."""
+    for before in ("\n", "a"):  # what the text begins with may merge with one of them
+        shifted = [(start + 1, end + 1) for start, end in typed]
+        ((ids, offsets),) = _encode(tokenizer, [(before + text, tuple(shifted))])
+        first = sum(end <= 1 for _, end in offsets)
+        if first == len(ids) or offsets[first][0] >= 1:
+            return ids[first:]
+    ((ids, _),) = _encode(tokenizer, [(text, tuple(typed))])
+    return ids
+
+
+def _split(
+    item: Rendered, ids: list[int], offsets: list[Span], prompt: list[int], greedy: set[int]
+) -> list[list[int]] | None:
+    """Cut the whole rendering's ids at the pieces' boundaries; None if a token lies across one.
+
+    greedy: tokens that take white space along. Behind a turn it is theirs; what a prompt ends with is the prompt's.
+    """
     pieces, first, end = [], 0, 0
     for text, _ in item.pieces:
         end += len(text)
@@ -310,7 +326,9 @@ def _split(item: Rendered, ids: list[int], offsets: list[Span], prompt: list[int
         while last < len(ids) and offsets[last][1] <= end:
             last += 1
         if last < len(ids) and offsets[last][0] < end:
-            return None
+            if not pieces or ids[last] not in greedy or not item.text[end : offsets[last][1]].isspace():
+                return None
+            last += 1
         pieces.append(ids[first:last])
         first = last
     return pieces if pieces[0] == prompt else None

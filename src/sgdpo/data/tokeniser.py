@@ -2,7 +2,7 @@
 
 Order of the policies: a row that cannot be trained on (refused), an empty answer, then two identical answers,
 then a tie; a dropped row is counted under the first that drops it, while `ties`, `identical` and `empty` count
-what the set holds. Two answers are identical if their trained tokens are, after truncation.
+what the set holds. Two answers are identical if their tokens are, trained or not, after truncation.
 
 Truncation, the same for both sides: the prompt from the left to max_prompt_length (a beginning-of-text token
 stays), then each completion from the right to what max_length leaves beside the prompt.
