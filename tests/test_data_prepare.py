@@ -127,6 +127,10 @@ REFUSED = {
         "prompt": [user("Q"), assistant("") | {"tool_calls": [{"name": "f"}]}, user("x")],
         "chosen": "a", "rejected": "b",
     },
+    "chosen ends with reasoning_content": {
+        "prompt": "Q", "chosen": [assistant("a") | {"reasoning_content": "So."}], "rejected": [assistant("b")]
+    },
+    "column tools would be lost": pair(tools=[{"name": "f"}]),
     "half of a surrogate pair": pair("a\ud800"),
     "messages written as one text": pair(str([user("Q"), assistant("a")])),
     "its prompt is empty": pair(" \n"),

@@ -24,6 +24,8 @@ Message = dict[str, Any]
 SCORES = ("score_chosen", "score_rejected")
 # A role is written into the prompt as it is: an unknown one could spell a control token there.
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# What a message may hold beside its content, for a chat template to write.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 # How messages begin that somebody wrote into a cell of a csv, as JSON or as Python shows them.
 _WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
@@ -107,6 +109,7 @@ def pair_row(row: Mapping[str, Any]) -> PairRow:
     unscored = any(score is not None and not _is_number(score) for score in given)
     scores = None if unscored or None in given else (float(given[0]), float(given[1]))
     prompt, answers = _answers(chosen, rejected)
+    _refuse_lost(row, "chosen", "rejected")
     _refuse_nothing_asked([*prompt, *answers[0], *answers[1]])
     return PairRow(prompt, answers, scores, unscored)
 
@@ -182,6 +185,7 @@ def sft_row(row: Mapping[str, Any]) -> list[Message]:
         raise ValueError("messages begins with its only assistant turn: a user's turn must come before it")
     if not any(m["role"] == "assistant" and m.get("train", True) for m in messages[1:]):
         raise ValueError("no turn is left to train: all say train: false; leave the row out")
+    _refuse_lost(row, "chosen" if row.get("messages") is None else "messages")
     _refuse_nothing_asked(messages)
     return messages
 
@@ -202,9 +206,24 @@ def prompt_row(row: Mapping[str, Any]) -> list[Message]:
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
         raise RefusedError("its prompt is empty")
+    _refuse_lost(row)
     if not _is_text(messages[-1]["content"]):
         raise RefusedError("prompt holds half of a surrogate pair, which is no character")
     return messages
+
+
+def _refuse_lost(row: Mapping[str, Any], *answers: str) -> None:
+    """Raise RefusedError for what a template would write and nobody here hands it: tools, what an answer thought."""
+    tools = row.get("tools")
+    if isinstance(tools, Sequence) and tools and tools != "[]":
+        raise RefusedError(
+            "its column tools would be lost: only messages are rendered; write tools into a system turn, or take the "
+            "column away"
+        )
+    for name in answers:
+        last = row[name][-1] if row.get(name) and not isinstance(row[name], str) else {}
+        if key := next((key for key in _THOUGHTS if last.get(key)), None):
+            raise RefusedError(f"{name} ends with {key}, which would be lost: write it into the content")
 
 
 def _refuse_nothing_asked(messages: Sequence[Message]) -> None:
@@ -293,7 +312,7 @@ def _messages(value: Any, name: str, mask: Any = None) -> list[Message]:
             raise ValueError(f"{name} has a message whose content is no text; only text is supported")
         if message["role"] not in ROLES:
             raise RefusedError(f"{name} has the role {message['role']!r}; known: {', '.join(ROLES)}")
-        if message.get("tool_calls"):
+        if message.get("tool_calls") or message.get("function_call"):
             raise RefusedError(f"{name} has a tool call, which would be lost: only text is trained")
         if message["content"] and not _is_text(message["content"]):
             raise RefusedError(f"{name} holds half of a surrogate pair, which is no character")
