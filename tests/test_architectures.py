@@ -123,9 +123,10 @@ def test_a_window_is_packed_while_no_sequence_exceeds_it(kind: str, window: int,
     assert ("longer than its window" in " ".join(path_words(model.config, 160))) is not packed
 
 
-def test_a_mixture_trains_with_its_routers_loss() -> None:
+@pytest.mark.parametrize(("kind", "name"), [("mixtral", "router_aux_loss_coef"), ("jetmoe", "aux_loss_coef")])
+def test_a_mixture_trains_with_its_routers_loss(kind: str, name: str) -> None:
     """What transformers adds to its own loss, on the same sequences."""
-    model = tiny("mixtral", num_local_experts=4, router_aux_loss_coef=0.5)
+    model = tiny(kind, num_local_experts=4, **{name: 0.5})
     plain, (example, *_) = copy.deepcopy(model), make_examples([(5, 9, 9)])
     teach_logprobs(model, 1)
     model(**model_inputs(RowCollator("shared_prefix")([example])))
@@ -160,6 +161,7 @@ def test_a_reference_without_the_adapter_leaves_the_policys_router_loss_in_place
         ("bloom", {}, "'bloom' trains through its own forward"),
         ("gemma2", {}, "'gemma2' trains through its own forward"),
         ("mixtral", {}, "the router's loss is trained with weight 0.001"),
+        ("dbrx", {}, "the router's loss is trained with weight 0.01"),
         ("mixtral", {"router_aux_loss_coef": 0.0}, "the router's loss is switched off"),
     ],
 )

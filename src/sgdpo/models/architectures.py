@@ -15,6 +15,8 @@ from sgdpo.places import CONF
 
 MOST_LAYERS = 1000
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+# How configs call the weight of a router's loss: most of them, JetMoE's, DBRX's.
+ROUTER_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,12 @@ def rotation_turn(config: PreTrainedConfig) -> int | None:
 
 def router_coefficient(config: PreTrainedConfig) -> float | None:
     """Return the weight of a mixture's router loss, None for an architecture that computes none."""
-    coefficient = getattr(config.get_text_config(), "router_aux_loss_coef", None)
-    return coefficient if "aux_loss" in _source(config) else None
+    if "aux_loss" not in _source(config):
+        return None
+    config = config.get_text_config()
+    places = (config, getattr(config, "ffn_config", None))
+    found = (getattr(place, name, None) for place in places for name in ROUTER_COEFFICIENTS)
+    return next((coefficient for coefficient in found if coefficient is not None), None)
 
 
 def architecture_errors(config: PreTrainedConfig) -> list[str]:
@@ -197,9 +203,7 @@ def path_words(config: PreTrainedConfig, longest: int) -> list[str]:
         )
     coefficient = router_coefficient(config)
     if coefficient is not None:
-        found.append(
-            f"the router's loss is trained with weight {coefficient:g} (router_aux_loss_coef of its config)"
-        )
+        found.append(f"the router's loss is trained with weight {coefficient:g}, which its config says")
         if not coefficient:
-            found[-1] = "the router's loss is switched off: router_aux_loss_coef of the model's config is 0"
+            found[-1] = "the router's loss is switched off: its weight in the model's config is 0"
     return found
