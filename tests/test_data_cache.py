@@ -44,6 +44,9 @@ def run(tmp_path, tokenizer):
     return _run
 
 
+ENDS = CHATML.replace("'<|im_end|>'", "eos_token")
+
+
 def written(cache: Path) -> set[str]:
     """Return the names of the cached sets."""
     return {path.parent.name for path in cache.glob("tokens/*/manifest.json")}
@@ -95,8 +98,11 @@ def test_cache_misses_on_every_setting_that_tokens_depend_on(tmp_path, tokenizer
 def test_cache_misses_on_rows_phase_template_and_tokenizer(tmp_path, tokenizer):
     data = local(write_jsonl(tmp_path / "rows.jsonl", MIXED))
     more = local(write_jsonl(tmp_path / "more.jsonl", [*MIXED, pair("g")]))
-    retrained = character_tokenizer(CHATML)
+    retrained, ended, otherwise = (character_tokenizer(t) for t in (CHATML, ENDS, ENDS))
     retrained.add_tokens(["yes"])
+    ended.bos_token = otherwise.eos_token = "<|eot_id|>"
+    otherwise.bos_token = "<|eot_id|>"
+    ended.sep_token = otherwise.sep_token = "<|im_end|>"  # the same special tokens, called otherwise
     cases = [
         (data, "preference", tokenizer),
         (more, "preference", tokenizer),
@@ -104,6 +110,8 @@ def test_cache_misses_on_rows_phase_template_and_tokenizer(tmp_path, tokenizer):
         (data, "preference", character_tokenizer(QWEN2)),
         (data, "preference", character_tokenizer(CHATML, bos="<|im_start|>")),
         (data, "preference", retrained),
+        (data, "preference", ended),
+        (data, "preference", otherwise),
     ]
     for number, (settings, phase, words) in enumerate(cases, 1):
         assert not prepare(settings, phase, words, tmp_path).cached

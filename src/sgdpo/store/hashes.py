@@ -88,8 +88,13 @@ def hash_tokenizer(tokenizer: Any, **more: Any) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     # Left by whoever used the tokenizer last; they do not reach our calls.
     rules["truncation"] = rules["padding"] = None
-    special = sorted(tokenizer.all_special_tokens)
-    return hash_json([rules, tokenizer.chat_template, tokenizer.bos_token_id, special, finite(more)])
+    special, template = sorted(tokenizer.all_special_tokens), tokenizer.chat_template
+    # Which of them a template writes by its name (eos_token), beside the one that is always counted.
+    named = {name: token for name, token in tokenizer.special_tokens_map.items() if name in str(template)}
+    named.pop("bos_token", None)
+    return hash_json(
+        [rules, template, tokenizer.bos_token_id, special, finite(more), *([named] if named else [])]
+    )
 
 
 def _state(path: Path) -> tuple[int, ...]:
