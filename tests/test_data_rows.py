@@ -52,11 +52,11 @@ def test_multi_turn_and_system_turns_stay_in_the_prompt():
     as_prompt = pair_row({"prompt": before, "chosen": "D", "rejected": "E"})
     as_conversations = pair_row({"chosen": [*before, assistant("D")], "rejected": [*before, assistant("E")]})
     # The string prompt of such sets is one of the user's turns.
-    as_both = pair_row(
-        {"prompt": "A", "chosen": [*before, assistant("D")], "rejected": [*before, assistant("E")]}
-    )
+    both = {"prompt": "A", "chosen": [*before, assistant("D")], "rejected": [*before, assistant("E")]}
+    as_both = pair_row(both)
     assert as_prompt == as_conversations == as_both
     assert as_prompt.prompt == before
+    assert prompt_row(both) == prompt_row({"prompt": before}) == before
 
 
 @pytest.mark.parametrize(

@@ -191,17 +191,17 @@ def sft_row(row: Mapping[str, Any]) -> list[Message]:
 
 
 def prompt_row(row: Mapping[str, Any]) -> list[Message]:
-    """Read what is to be answered: the prompt, or a conversation up to the last assistant's turn.
+    """Read what is to be answered: a conversation up to the last assistant's turn, as pairs have it, or the prompt.
 
     Raises ValueError that says what is wrong; the caller names the row.
     """
-    if row.get("messages") is None and isinstance(row.get("prompt"), str):
-        messages = _asked(row["prompt"])
-    elif row.get("messages") is None and row.get("prompt") is None:
-        messages = _conversation(None, row.get("chosen"), "chosen")
+    prompt, chosen = row.get("prompt"), row.get("chosen")
+    if row.get("messages") is not None:
+        messages = _messages(row["messages"], "messages")
+    elif prompt is None or (isinstance(chosen, Sequence) and not isinstance(chosen, str)):
+        messages = _conversation(prompt, chosen, "chosen")
     else:
-        name = "prompt" if row.get("messages") is None else "messages"
-        messages = _messages(row[name], name)
+        messages = _asked(prompt) if isinstance(prompt, str) else _messages(prompt, "prompt")
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or not messages[-1]["content"].strip():
