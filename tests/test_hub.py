@@ -59,7 +59,7 @@ def endpoint(
     where = f"http://127.0.0.1:{server.server_port}" if status else CLOSED
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", where)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # what is out of reach sets it
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # a word for no
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     hub._reachable.cache_clear()
     hub.hub_commit.cache_clear()

@@ -25,7 +25,7 @@ PAPER = ["data=ultrafeedback", "engine=zero3", "precision=bf16", "trainer.activa
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def run(*overrides: str) -> RunConfig:

@@ -1,6 +1,5 @@
 """Ask the Hugging Face hub: one quick, clear error without network, for a gated repository or a wrong name."""
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +31,7 @@ def hub_commit(name: str, revision: str | None, kind: str) -> str:
     from huggingface_hub import HfApi, constants
 
     wanted = revision or "main"
-    if not os.environ.get("HF_HUB_OFFLINE") and _reachable():
+    if _reachable():
         # No access, no such name, whatever the transport raises: loading says it better.
         with suppress(Exception):
             return str(HfApi().repo_info(name, repo_type=kind, revision=wanted, timeout=SECONDS).sha)
