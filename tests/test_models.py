@@ -62,13 +62,22 @@ def test_a_saved_tiny_tokenizer_is_the_same_to_everybody_who_loads_it(name: str,
         assert loaded.eos_token_id == tokenizer.eos_token_id
 
 
-def test_a_tokenizer_of_ones_own_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
-    """AutoTokenizer would make it Qwen-2's, which knows no such words."""
+def test_a_tokenizer_of_ones_own_is_loaded_as_it_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoTokenizer would make it Qwen-2's, which knows no such words; by a hub id, here in the hub's cache, too."""
+    kept = tmp_path / "models--org--name"
+    here = kept / "snapshots" / ("0" * 40)
     words = Tokenizer(WordLevel({"<unk>": 0, "two words": 1}, unk_token="<unk>"))
     own = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", chat_template="{{ messages }}")
-    own.save_pretrained(tmp_path)
-    load_config(model_config("tiny_qwen2")).save_pretrained(tmp_path)
-    assert load_tokenizer(local(tmp_path))("two words").input_ids == [1]
+    own.save_pretrained(here)
+    load_config(model_config("tiny_qwen2")).save_pretrained(here)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(here.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for place in (here, "org/name"):
+        assert load_tokenizer(local(place))("two words").input_ids == [1]
 
 
 def test_special_tokens_are_distinct_and_a_turn_closes_with_what_generation_stops_at() -> None:

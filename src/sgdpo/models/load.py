@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils.logging import disable_progress_bar
 
 from sgdpo.config.schema import AdapterConfig, ModelConfig
@@ -56,10 +57,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if model.path is None:
         tokenizer = tiny_tokenizer()
     else:
-        kind = _tokenizer_class(Path(model.path))
         tokenizer = _loaded(
-            lambda: kind.from_pretrained(model.path, **_hub_arguments(model)), "the tokenizer", model.path
-        )
+            lambda: _tokenizer_class(model).from_pretrained(model.path, **_hub_arguments(model)),
+            "the tokenizer", model.path,
+        )  # fmt: skip
     if model.chat_template is not None:
         tokenizer.chat_template = _read_template(model)
     if not default_template(tokenizer.chat_template, f"the tokenizer of {model.path}"):
@@ -354,19 +355,15 @@ def _missing(model: ModelConfig) -> list[str]:
     return [f"model {model.name!r} needs model.path: a folder with config.json and safetensors, or a hub id"]
 
 
-def _tokenizer_class(folder: Path) -> type:
-    """Return what loads a folder's tokenizer as it was saved.
+def _tokenizer_class(model: ModelConfig) -> type:
+    """Return what loads a folder's or a hub id's tokenizer as it was saved.
 
-    AutoTokenizer rebuilds it as the architecture's own class wherever the folder names a generic one, and a
-    tokenizer of the user's own comes back as another: a Qwen-2 folder's would split and drop as Qwen-2's does.
+    AutoTokenizer rebuilds it as the architecture's own class wherever a generic one is named, and a tokenizer of the
+    user's own comes back as another: that of a Qwen-2 model would split and drop as Qwen-2's does.
     """
     generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
-    saved = _tokenizer_settings(folder).get("tokenizer_class") in generic
+    saved = get_tokenizer_config(model.path, revision=model.revision).get("tokenizer_class") in generic
     return PreTrainedTokenizerFast if saved else AutoTokenizer
-
-
-def _tokenizer_settings(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "tokenizer_config.json", default={}, kind=dict)
 
 
 def _no_template(model: ModelConfig) -> str:
