@@ -184,6 +184,8 @@ def test_held_out_rows_that_are_trained_on_are_counted_and_said(run, tmp_path):
     prepared = run(rows, test=write_jsonl(tmp_path / "test.jsonl", [*rows[:2], pair("E")]))
     assert prepared.counts["test"]["trained_on"] == 2
     assert "2 of 3 held-out rows are training rows too" in describe(prepared.counts)
+    copies = run(rows, test=write_jsonl(tmp_path / "copies.jsonl", [*rows[:1] * 3, *[pair("E")] * 2]))
+    assert copies.counts["test"]["trained_on"] == 3
 
 
 def test_an_empty_answer_can_be_an_error_that_names_the_row(run):

@@ -67,8 +67,7 @@ def prepare(
             _check_scores(examples, found["source"])
     counts: dict[str, Any] = {"train": train[1] | {"note": starts_elsewhere(tokenizer)}, "test": None}
     if test is not None:
-        # The same conversation has the same id in both, whatever the files are called.
-        counts["test"] = test[1] | {"trained_on": int(np.isin(test[0].ids, train[0].ids).sum())}
+        counts["test"] = test[1] | {"trained_on": _trained_on(test[0], train[0])}
     return Prepared(
         train=train[0],
         test=test[0] if test else None,
@@ -100,6 +99,19 @@ def _prepare_split(
     return Examples(folder / EXAMPLES, manifest["fingerprint"]), manifest["counts"], not built
 
 
+def _trained_on(test: Examples, train: Examples) -> int:
+    """Count the held-out examples that are training ones too: by their ids, and the copies of these in their set."""
+    found = np.isin(test.ids, train.ids)
+
+    def tokens(index: int) -> tuple[bytes, ...]:
+        example = test[index]
+        return tuple(ids.tobytes() for ids in (example.prompt_ids, example.chosen_ids, example.rejected_ids))
+
+    known = {tokens(index) for index in np.flatnonzero(found)}
+    copies = sum(tokens(index) in known for index in np.flatnonzero(~found)) if known else 0
+    return int(found.sum()) + copies
+
+
 def _check_scores(examples: Examples, source: str) -> None:
     for column in SCORES:
         if missing := int(np.isnan(examples.numbers[column]).sum()):
@@ -126,7 +138,7 @@ def _key(data: DataConfig, phase: str, limit: int | None, rules: str, content: s
 
 def _describe_split(split: str, found: dict[str, Any]) -> str:
     dropped = ", ".join(f"{value} {reason}" for reason, value in found["dropped"].items() if value) or "none"
-    cut = ", ".join(f"{value} {side}s" for side, value in found["cut"].items() if value) or "none"
+    cut = ", ".join(f"{value} {side}" for side, value in found["cut"].items() if value) or "none"
     lengths = "; ".join(
         f"{side} {s['mean']:.0f} (median {s['median']:.0f}, 95 % {s['p95']:.0f}, longest {s['max']})"
         for side, s in found["lengths"].items()
