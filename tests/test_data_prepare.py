@@ -79,7 +79,8 @@ def test_ids_are_a_matter_of_content_and_occurrence(run):
     assert other[1:] == [first[0], first[2], first[1]]
     assert min(first) >= 0
     swapped = run([pair("A", "no", "yes")]).train.ids
-    assert swapped[0] != first[0]
+    spans = [run([pair("A", chosen_mask=[[[start, start + 1]]])]).train.ids for start in (0, 1)]
+    assert len({first[0], *swapped, *spans[0], *spans[1]}) == 4
 
 
 def test_truncation_is_one_rule_for_both_sides(run, tokenizer):

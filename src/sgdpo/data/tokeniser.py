@@ -195,9 +195,12 @@ class Tokeniser:
         )
 
     def _example_id(self, sides: Sequence[Rendered]) -> int:
-        """Hash the rendered texts and how often they came before; the same row twice is two examples."""
+        """Hash the rendered texts, what of them is trained, and how often they came before: a row twice is two."""
         texts = (sides[0].pieces[0][0], *(side.text for side in sides))
         row = "".join(f"{len(text)}:{text}" for text in texts)
+        if not all(trained for side in sides for _, trained in side.pieces[1:]):
+            # The reference's log-probs of the trained tokens are found by the id.
+            row += str([[(len(text), trained) for text, trained in side.pieces[1:]] for side in sides])
         base = hash_number(row)
         self.seen[base] += 1
         return hash_number(f"{row}#{self.seen[base] - 1}") >> 1
