@@ -92,6 +92,22 @@ def test_the_general_path_equals_plain_forwards(kind: str, last: bool | None, la
     assert getattr(model.get_output_embeddings(), "last", None) is last
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("xlm", {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "init_std": 0.3}), ("cpmant", {})]
+)
+def test_a_model_that_looks_ahead_or_minds_padding_is_refused_at_its_first_row(
+    kind: str, sizes: dict[str, float]
+) -> None:
+    """Of neither its config tells."""
+    model = tiny(kind, **sizes)
+    assert architecture_errors(model.config) == []
+    teach_logprobs(model, 1)
+    with pytest.raises(
+        ValueError, match=f"{kind!r} gives a token another probability .* take another causal"
+    ):
+        model(**model_inputs(RowCollator("shared_prefix")(make_examples(LENGTHS))))
+
+
 @pytest.mark.parametrize("kind", ["gemma2", "llama"])
 def test_features_are_the_same_on_both_paths(kind: str) -> None:
     """Of capped logits they come from whole logits, else from the head's blocks."""

@@ -6,6 +6,7 @@ Q are sequences, T their padded length, S spans.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from transformers import PreTrainedModel
 
 from sgdpo.models.architectures import router_coefficient
 from sgdpo.models.head import LogProbHead
+
+# More than rounding to bf16 and the experts that it changes move a mean of log-probs by, nats.
+APART = 0.2
 
 
 class RowHead(LogProbHead):
@@ -40,28 +44,64 @@ def separate_logprobs(
     model: PreTrainedModel, plain_forward: Callable[..., Any], features: tuple[str, ...], target_L: Tensor,
     source_L: Tensor, span_S3: Tensor, input_ids: Tensor, **_: Tensor,
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Return what a taught model returns (`logprobs.py`), by the model's own forward; keep its router loss."""
+    """Return what a taught model returns (`logprobs.py`), by the model's own forward; keep its router loss.
+
+    Raise ValueError at the first row if a token's log-prob depends on what a causal model cannot see.
+    """
     ids_QT, mask_QT, slot_N = take_apart(input_ids[0], span_S3)
-    coefficient, head = router_coefficient(model.config), model.get_output_embeddings()
+    coefficient, place_L = router_coefficient(model.config), slot_N[source_L]
+    answer, output = _answered(model, plain_forward, features, ids_QT, mask_QT, place_L, target_L)
+    if not getattr(model, "reads_left_to_right", False):
+        again = partial(_answered, model, plain_forward, ())
+        with torch.no_grad():
+            _check_alone(model, again, _logp(answer), ids_QT, mask_QT, place_L, target_L)
+        model.reads_left_to_right = True
+    balance = getattr(output, "aux_loss", None)
+    model.router_loss = None if balance is None else coefficient * balance
+    return answer
+
+
+def _answered(
+    model: PreTrainedModel, plain_forward: Callable[..., Any], features: tuple[str, ...], ids_QT: Tensor,
+    mask_QT: Tensor, place_L: Tensor, target_L: Tensor,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Return the log-probs of targets, with features if there are any, and the model's whole output."""
+    head = model.get_output_embeddings()
     inputs = {"input_ids": ids_QT, "attention_mask": mask_QT, "use_cache": False, "return_dict": True}
-    if coefficient:
+    if router_coefficient(model.config):
         inputs["output_router_logits"] = True
-    place_L = slot_N[source_L]
     if isinstance(head, RowHead) and head.last is not False:
         head.wanted = (place_L, target_L)
         try:
             output = plain_forward(model, **inputs)
-            head.last = head.last or _same(output.logits, head.answer)
+            head.last = head.last or torch.equal(output.logits, _logp(head.answer))
             # What went through the head's hooks (ZeRO-3 brings its weight back for the backward pass by them).
             answer = (output.logits, head.answer[1]) if features else output.logits
         finally:
             head.wanted, head.answer = None, None
-    if not isinstance(head, RowHead) or not head.last:
-        output = plain_forward(model, **inputs)
-        answer = _of_logits(output.logits.flatten(0, 1)[place_L], target_L, features)
-    balance = getattr(output, "aux_loss", None)
-    model.router_loss = None if balance is None else coefficient * balance
-    return answer
+        if head.last:
+            return answer, output
+    output = plain_forward(model, **inputs)
+    return _of_logits(output.logits.flatten(0, 1)[place_L], target_L, features), output
+
+
+def _check_alone(
+    model: PreTrainedModel, again: Callable[..., Any], logp_L: Tensor, ids_QT: Tensor, mask_QT: Tensor,
+    place_L: Tensor, target_L: Tensor,
+) -> None:  # fmt: skip
+    """Hold the row's shortest sequence against itself alone and without its last token."""
+    sequence_L, length_Q = place_L // ids_QT.shape[1], mask_QT.sum(-1)
+    shortest = int(sequence_L[length_Q[sequence_L].argmin()])
+    mine_L, most = sequence_L == shortest, int(length_Q[shortest]) - 1
+    ids_1T, place = ids_QT[shortest, None, :most], place_L[mine_L] - shortest * ids_QT.shape[1]
+    alone_L = _logp(again(ids_1T, torch.ones_like(ids_1T), place, target_L[mine_L])[0])
+    off = (alone_L - logp_L[mine_L]).abs().mean().item()
+    if off > APART:
+        raise ValueError(
+            f"model type {model.config.model_type!r} gives a token another probability ({off:.2g} nats on average) "
+            "when what follows it and the other texts of its batch are left out: it looks ahead, minds the padding or "
+            "draws at random; take another causal model"
+        )
 
 
 def take_apart(ids_N: Tensor, span_S3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,9 +127,8 @@ def take_apart(ids_N: Tensor, span_S3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ids_N[token_QT.to(device)], mask_QT.to(device), torch.cat(slots).to(device)
 
 
-def _same(logits: Tensor, answer: Tensor | tuple[Tensor, Any]) -> bool:
-    logp_L = answer[0] if isinstance(answer, tuple) else answer
-    return logits.shape == logp_L.shape and torch.equal(logits, logp_L)
+def _logp(answer: Tensor | tuple[Tensor, Any]) -> Tensor:
+    return answer[0] if isinstance(answer, tuple) else answer
 
 
 def _of_logits(logits_LV: Tensor, target_L: Tensor, features: tuple[str, ...]) -> Any:
