@@ -93,7 +93,8 @@ def test_the_general_path_equals_plain_forwards(kind: str, last: bool | None, la
 
 
 @pytest.mark.parametrize(
-    ("kind", "sizes"), [("xlm", {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "init_std": 0.3}), ("cpmant", {})]
+    ("kind", "sizes"),
+    [("xlm", {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "init_std": 0.3}), ("cpmant", {})],
 )
 def test_a_model_that_looks_ahead_or_minds_padding_is_refused_at_its_first_row(
     kind: str, sizes: dict[str, float]

@@ -1,4 +1,4 @@
-"""One notion, one home: hashing, files of JSON, building once, starting processes, writing tables."""
+"""One notion, one home: hashing, JSON, building once, starting processes, loading tokenizers, writing tables."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ NOTIONS = {
         ("subprocess.run", "subprocess.call", "subprocess.Popen", "subprocess.check_call",
          "subprocess.check_output", "os.system", "os.popen", "os.fork", "os.spawn", "multiprocessing."),
         "src/sgdpo/processes.py", {"scripts/install.py": BARE},
+    ),
+    "loading tokenizers, as they were saved": Notion(
+        ("transformers.AutoTokenizer.",), "src/sgdpo/models/load.py",
+        {"src/sgdpo/models/smollm2.py": "out of a GGUF file, which holds no tokenizer's files"},
     ),
     "JSON": Notion(
         ("json.",), "src/sgdpo/store/",

@@ -220,12 +220,12 @@ class RewardModel(Scorer):
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         from sgdpo.models.device import device_of
-        from sgdpo.models.load import check_tensors
+        from sgdpo.models.load import check_tensors, tokenizer_class
 
-        tokenizer = AutoTokenizer.from_pretrained(self.path)
+        tokenizer = tokenizer_class(ModelConfig(name="reward", path=self.path)).from_pretrained(self.path)
         tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
         model, report = AutoModelForSequenceClassification.from_pretrained(
             self.path, dtype=getattr(torch, self.dtype), output_loading_info=True

@@ -58,7 +58,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = tiny_tokenizer()
     else:
         tokenizer = _loaded(
-            lambda: _tokenizer_class(model).from_pretrained(model.path, **_hub_arguments(model)),
+            lambda: tokenizer_class(model).from_pretrained(model.path, **_hub_arguments(model)),
             "the tokenizer", model.path,
         )  # fmt: skip
     if model.chat_template is not None:
@@ -355,7 +355,7 @@ def _missing(model: ModelConfig) -> list[str]:
     return [f"model {model.name!r} needs model.path: a folder with config.json and safetensors, or a hub id"]
 
 
-def _tokenizer_class(model: ModelConfig) -> type:
+def tokenizer_class(model: ModelConfig) -> type:
     """Return what loads a folder's or a hub id's tokenizer as it was saved.
 
     AutoTokenizer rebuilds it as the architecture's own class wherever a generic one is named, and a tokenizer of the
