@@ -29,7 +29,6 @@ from sgdpo.contract import build
 from sgdpo.data.instructions import PAIRS
 from sgdpo.data.rows import RefusedError, prompt_row
 from sgdpo.data.sources import load_rows
-from sgdpo.data.tokeniser import SIDES
 from sgdpo.drawing.table import Table, number
 from sgdpo.runs.records import differences
 from sgdpo.store import hash_json, held, read_json, write_json, write_jsonl
@@ -228,7 +227,7 @@ def _write(
             {**own, **asdict(each), "score": c.score} for each, c in zip(several, candidates, strict=True)
         ]
         if pair := make_pair(candidates, config.margin, counts):
-            sides = dict(zip(SIDES[1:], pair, strict=True))
+            sides = dict(zip(("chosen", "rejected"), pair, strict=True))
             pairs.append({**own, **{side: c.text for side, c in sides.items()},
                           **{f"score_{side}": c.score for side, c in sides.items()}})  # fmt: skip
     write_jsonl(folder / f"answers-{split}.jsonl", answers)

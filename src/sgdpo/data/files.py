@@ -101,7 +101,9 @@ def _shards(path: Path, split: str) -> list[Path]:
 
 
 def _saved_split(path: Path, split: str) -> Path:
-    found = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+    listed = (path / "dataset_dict.json").read_text(errors="replace")
+    folders = [folder.name for folder in path.iterdir() if folder.is_dir()]
+    found = sorted(folders, key=lambda name: listed.find(f'"{name}"'))
     if split not in found:
         raise ValueError(
             f"{path} holds the splits {', '.join(found)} but not {split!r}; set data.train_split (or kin)"
