@@ -170,6 +170,12 @@ def test_an_unknown_key_is_an_error(override: str) -> None:
     [
         ("methd=dpo", "unknown key 'methd': did you mean method?"),
         ("optimizer.lrr=1", "unknown key 'optimizer.lrr': did you mean optimizer.lr?"),
+        ("optimizer.sft={epoch: 3}", "unknown key 'optimizer.sft.epoch': did you mean optimizer.sft.epochs?"),
+        (
+            "model.tiny={head_dim: 8}",
+            "unknown key 'model.tiny.head_dim': did you mean model.tiny.tie_word_embeddings? (a new one is added "
+            "with +model.tiny.head_dim=...)",
+        ),
         ("nothing_like_it=1", "unknown key 'nothing_like_it': no setting here has this name (see conf/)"),
         ("batch_size=4", "unknown key 'batch_size': did you mean optimizer.batch_size?"),
         ("beta=0.3", "unknown key 'beta': did you mean method.beta?"),

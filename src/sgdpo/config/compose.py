@@ -120,8 +120,12 @@ def composition_words(error: Exception) -> str:
     causes = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     if found := re.match(r"Could not override '(.+)'", str(error)):
         parent = getattr(error.__cause__, "parent_node", None) or {}
-        known = [f"{found[1].rpartition('.')[0]}.{key}".lstrip(".") for key in parent]
-        return unknown_key(found[1], known, _keys(OmegaConf.to_container(parent)) if parent else ())
+        inside = str(getattr(error.__cause__, "full_key", ""))  # of a mapping that was given whole
+        key = inside if inside.startswith(found[1]) else found[1]
+        known = [f"{key.rpartition('.')[0]}.{other}".lstrip(".") for other in parent]
+        said = unknown_key(key, known, _keys(OmegaConf.to_container(parent)) if parent else ())
+        free = key.count(".") > 1 and OmegaConf.get_type(parent) is dict
+        return f"{said} (a new one is added with +{key}=...)" if free else said
     if found := re.match(r"Ambiguous value for argument '(.+?)=(.*)'", str(error)):
         key, value = found.groups()
         text = _text(key, value)
