@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from lab.benchmarks.statistics import Interval
 from lab.report.exhibit import exhibit_names, find_exhibit
 from lab.report.explained import explained
+from lab.report.intervals import Row, interval_chart
 from lab.report.measures import reader
 from lab.report.studies import Finding, arms_of, as_typed, conditions, findings_of, sentence, study
 from lab.reproduce import Options, call_python, reproduce, train_command
@@ -124,6 +126,19 @@ def test_contrasts_are_paired_corrected_and_told(runs) -> None:
     assert sentence([short, long, other], {"score": 0.1}).endswith(
         "Of all 3 differences: 2 no difference; 1 above 0."
     )
+    many = sentence([short, long] * 4, {"score": 0.1})
+    assert re.fullmatch(
+        r"low less high: score from .0\.0\d\d to \+2\.0\d\d under 8 conditions "
+        r"\(above 0 under 4; no difference under 4\)\.",
+        many,
+    ), many
+
+
+def test_panels_that_are_too_many_for_a_row_stand_in_rows_of_three() -> None:
+    rows = [Row(str(panel), "all", Interval(0.2, 0.1, 0.1, 0.3), None) for panel in range(5)]
+    figure = interval_chart(rows, "score", walk=False).figure
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 5 + [False]
+    assert figure.axes[3].get_position().y1 < figure.axes[0].get_position().y0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from matplotlib.ticker import MaxNLocator
 from lab.benchmarks.statistics import Interval
 from sgdpo.drawing.style import CHOSEN, GRID, QUIET, Picture, styled
 
+# Panels in one row; more of them stand in rows of three.
+MOST_ABREAST = 4
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,11 +31,15 @@ def interval_chart(rows: Sequence[Row], axis: str, walk: bool, along: str = "") 
     """
     panels = list(dict.fromkeys(row.panel for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
-    size = (5.2 * len(panels), 3.9) if walk else (3.6 * len(panels) + 2.4, 0.34 * len(labels) + 1.5)
+    across = len(panels) if walk or len(panels) <= MOST_ABREAST else 3
+    down = -(-len(panels) // across)
+    size = (5.2 * across, 3.9) if walk else (3.6 * across + 2.4, (0.34 * len(labels) + 1.3) * down + 0.2)
     with styled():
         figure = Figure(figsize=size, layout="constrained")
-        axes_P = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, panel in zip(axes_P, panels, strict=True):
+        axes_P = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+        for axes in axes_P[len(panels) :]:
+            axes.set_visible(False)
+        for axes, panel in zip(axes_P, panels, strict=False):
             axes.set_title(panel)
             own = {row.label: row for row in rows if row.panel == panel}
             (_upright if walk else _lying)(axes, [own.get(label) for label in labels], labels)

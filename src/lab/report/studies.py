@@ -7,7 +7,7 @@ study. A measure with a bound has "no difference" where the interval lies inside
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -37,6 +37,7 @@ from sgdpo.values import Keys
 
 RULE = Keys(dict.fromkeys(("row", "by", "arms"), list[str]), needed=("row", "by", "arms"))
 PROMPTS = ":score_mean"  # a judged score, which every prompt has
+MOST_TOLD = 6  # differences of the first contrast; of more the sentence gives the span of each measure
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def study(
         f"Question: {question}",
         f"Expected, before the runs: {expected}",
         f"Found: {sentence(findings, bounds)}",
+        *([f"A condition: {', '.join(each)}."] if len(each) > 1 else []),
     ]
     works: list[Table | Picture] = [
         findings_table(findings, bounds, [*below, *_how(bounds, findings), *facts(runs)]),
@@ -108,6 +110,7 @@ def study(
     ]
     if figure and (rows := _drawn(cells, findings, arms, measures, tested, bounds, figure)):
         axis = f"{tested[0]}, less that of {list(arms)[-1]}" if figure == "walk" else ", ".join(tested)
+        axis += f" (rows: {', '.join(each)})" if figure == "conditions" and len(each) > 1 else ""
         works.append(
             replace(
                 interval_chart(rows, axis, figure == "walk", along),
@@ -272,10 +275,23 @@ def sentence(findings: Iterable[Finding], bounds: Mapping[str, float]) -> str:
     ]
     if not told:
         return "nothing yet."
+    if len(told) > MOST_TOLD:
+        parts = list(_in_short(told, bounds))
     verdicts = Counter(f.verdict(bounds) for f in findings)
     whole = "; ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     more = f" Of all {len(findings)} differences: {whole}." if len(findings) > len(told) else ""
     return f"{told[0].contrast}: {'; '.join(parts)}.{more}"
+
+
+def _in_short(told: Sequence[Finding], bounds: Mapping[str, float]) -> Iterator[str]:
+    """Yield for each measure between what its differences lie under all conditions, and what can be said of them."""
+    for measure in dict.fromkeys(f.measure for f in told):
+        own = [f for f in told if f.measure == measure]
+        values = [f.difference.value for f in own]
+        low, high = (entry.text for entry in signed(min(values), max(values)))
+        counts = Counter(f.verdict(bounds) for f in own)
+        said = "; ".join(f"{verdict} under {count}" for verdict, count in counts.most_common())
+        yield f"{measure} from {low} to {high} under {len(own)} conditions ({said})"
 
 
 def _signed(found: Interval) -> str:
