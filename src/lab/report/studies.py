@@ -109,8 +109,7 @@ def study(
         _arms_table(cells, arms, measures, seeds_of(runs), [error_fact(runs), *facts(runs)]),
     ]
     if figure and (rows := _drawn(cells, findings, arms, measures, tested, bounds, figure)):
-        axis = f"{tested[0]}, less that of {list(arms)[-1]}" if figure == "walk" else ", ".join(tested)
-        axis += f" (rows: {', '.join(each)})" if figure == "conditions" and len(each) > 1 else ""
+        axis = _axis(arms, each, tested, figure)
         works.append(
             replace(
                 interval_chart(rows, axis, figure == "walk", along),
@@ -119,6 +118,14 @@ def study(
             )
         )
     return works
+
+
+def _axis(arms: Mapping[str, Any], each: Sequence[str], tested: Sequence[str], figure: str) -> str:
+    """Name what a figure's intervals are of and, where they stand in rows of several keys, the keys."""
+    if figure == "walk":
+        return f"{tested[0]}, less that of {list(arms)[-1]}"
+    rows = f" (rows: {', '.join(each)})" if figure == "conditions" and len(each) > 1 else ""
+    return ", ".join(tested) + rows
 
 
 def _refuse_matches(matched: Mapping[str, Any]) -> None:
