@@ -69,7 +69,7 @@ def rotation_turn(config: PreTrainedConfig) -> int | None:
 
 def router_coefficient(config: PreTrainedConfig) -> float | None:
     """Return the weight of a mixture's router loss, None for an architecture that computes none."""
-    if "aux_loss" not in _source(config):
+    if "aux_loss" not in _source(type(config)):
         return None
     config = config.get_text_config()
     places = (config, getattr(config, "ffn_config", None))
@@ -86,7 +86,7 @@ def architecture_errors(config: PreTrainedConfig) -> list[str]:
         ]
     # Some causal architectures keep an is_decoder of False that nothing reads.
     if getattr(config, "is_decoder", None) is False and re.search(
-        r"self\.(config\.)?is_decoder", _source(config)
+        r"self\.(config\.)?is_decoder", _source(type(config))
     ):
         return [
             f"model type {kind!r} attends in both directions, so it gives no probability of a text; take a causal "
@@ -176,10 +176,11 @@ def _refused(key: str, kind: str, error: Exception) -> str:
     return f"{key}: {kind!r} cannot be built so: {str(error).strip().splitlines()[-1].strip()}"
 
 
-def _source(config: PreTrainedConfig) -> str:
-    """Return the code of an architecture's causal model, empty where transformers has none."""
+@cache
+def _source(kind: type[PreTrainedConfig]) -> str:
+    """Return the code of the causal model that a kind of config describes, empty where transformers has none."""
     mapping = AutoModelForCausalLM._model_mapping
-    return inspect.getsource(inspect.getmodule(mapping[type(config)])) if type(config) in mapping else ""
+    return inspect.getsource(inspect.getmodule(mapping[kind])) if kind in mapping else ""
 
 
 def supports_sdpa(config: PreTrainedConfig) -> bool:

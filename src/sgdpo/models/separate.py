@@ -50,9 +50,11 @@ def separate_logprobs(
     """
     ids_QT, mask_QT, slot_N = take_apart(input_ids[0], span_S3)
     coefficient, place_L = router_coefficient(model.config), slot_N[source_L]
-    answer, output = _answered(model, plain_forward, features, ids_QT, mask_QT, place_L, target_L)
+    routed = {"output_router_logits": True} if coefficient else {}
+    forward = partial(plain_forward, model, use_cache=False, return_dict=True, **routed)
+    answer, output = _answered(model, forward, features, ids_QT, mask_QT, place_L, target_L)
     if not getattr(model, "reads_left_to_right", False):
-        again = partial(_answered, model, plain_forward, ())
+        again = partial(_answered, model, forward, ())
         with torch.no_grad():
             _check_alone(model, again, _logp(answer), ids_QT, mask_QT, place_L, target_L)
         model.reads_left_to_right = True
@@ -62,18 +64,15 @@ def separate_logprobs(
 
 
 def _answered(
-    model: PreTrainedModel, plain_forward: Callable[..., Any], features: tuple[str, ...], ids_QT: Tensor,
+    model: PreTrainedModel, forward: Callable[..., Any], features: tuple[str, ...], ids_QT: Tensor,
     mask_QT: Tensor, place_L: Tensor, target_L: Tensor,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Return the log-probs of targets, with features if there are any, and the model's whole output."""
-    head = model.get_output_embeddings()
-    inputs = {"input_ids": ids_QT, "attention_mask": mask_QT, "use_cache": False, "return_dict": True}
-    if router_coefficient(model.config):
-        inputs["output_router_logits"] = True
+    head, inputs = model.get_output_embeddings(), {"input_ids": ids_QT, "attention_mask": mask_QT}
     if isinstance(head, RowHead) and head.last is not False:
         head.wanted = (place_L, target_L)
         try:
-            output = plain_forward(model, **inputs)
+            output = forward(**inputs)
             head.last = head.last or torch.equal(output.logits, _logp(head.answer))
             # What went through the head's hooks (ZeRO-3 brings its weight back for the backward pass by them).
             answer = (output.logits, head.answer[1]) if features else output.logits
@@ -81,7 +80,7 @@ def _answered(
             head.wanted, head.answer = None, None
         if head.last:
             return answer, output
-    output = plain_forward(model, **inputs)
+    output = forward(**inputs)
     return _of_logits(output.logits.flatten(0, 1)[place_L], target_L, features), output
 
 
