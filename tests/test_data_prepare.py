@@ -135,6 +135,9 @@ REFUSED = {
     "half of a surrogate pair": pair("a\ud800"),
     "messages written as one text": pair(str([user("Q"), assistant("a")])),
     "its prompt is empty": pair(" \n"),
+    "ends with an assistant's turn that chosen would": {
+        "prompt": [user("Q"), assistant("Sure:")], "chosen": [assistant("a")], "rejected": [assistant("b")]
+    },
 }  # fmt: skip
 
 

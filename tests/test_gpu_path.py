@@ -138,7 +138,7 @@ def test_the_blocks_are_made_without_a_wait() -> None:
     assert flex_rows.block_mask(spans, 290).kv_num_blocks.device.type == "meta"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_fifty_rows_compile_twice_and_equal_the_dense_mask() -> None:
     """By the CPU's compiler, which knows the forward pass only: once for a row of one block, once for all others."""
     draw, before = np.random.default_rng(1), counters["stats"]["unique_graphs"]

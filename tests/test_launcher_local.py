@@ -188,6 +188,7 @@ class TestCommand:
             (tmp_path / "x").mkdir(exist_ok=True)
             Roster(tmp_path / "x", "", {}, pid=None).write()
 
+    @pytest.mark.proof
     def test_hydras_own_launcher_runs_a_sweep_too(self, tmp_path):
         """Cells in this process, one after the other: n_jobs is no setting of it and does not collide."""
         code, screen = run_app(tmp_path, *PLAIN, "seed=1,2", "hydra/launcher=basic", "n_jobs=2")

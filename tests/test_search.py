@@ -92,6 +92,7 @@ def test_a_trial_whose_values_a_kill_cut_off_is_given_them_before_it_runs(tmp_pa
     ]
 
 
+@pytest.mark.proof
 def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) -> None:
     """And a run that fails is a trial that failed; one that has just finished as it is ended is finished."""
     pruner = "+hydra.sweeper.search.pruner.n_startup_trials=1"
@@ -112,6 +113,7 @@ def test_what_is_bad_on_its_way_is_ended_and_its_record_says_so(tmp_path: Path) 
     assert "1 pruned" in experiment_status(tmp_path / "outputs", "x")
 
 
+@pytest.mark.proof
 def test_what_failed_or_was_killed_is_tried_again_by_the_same_command(tmp_path: Path) -> None:
     """As a sweep's cells are; it counts once. A search of which nothing came out has failed."""
     grid = "+hydra.sweeper.search.sampler.search_space.seed=['5','6']"

@@ -117,6 +117,7 @@ def test_few_and_many_prompts_are_tested_alike():
     assert 0.001 < few.p_value < 0.05
 
 
+@pytest.mark.proof
 def test_the_noise_of_training_makes_no_stars():
     """Tables of six methods against DPO, three seeds each, 150 prompts won or lost; no method differs from another.
 

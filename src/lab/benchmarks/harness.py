@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from lab.answers.prompts import Sample
 from lab.benchmarks.benchmark import Benchmark, Count, Judgment
+from lab.judging.judges import JudgeRequest
 from sgdpo.runs.contents import own_model
 from sgdpo.store import hash_folder, write_json
 from sgdpo.values import Range
@@ -69,10 +70,18 @@ class LmEval(Benchmark):
             tasks=list(self.tasks),
             num_fewshot=self.shots,
             limit=self.limit,
-            random_seed=self.seed,
+            **{
+                f"{kind}_seed": self.seed
+                for kind in ("random", "numpy_random", "torch_random", "fewshot_random")
+            },
             task_manager=task_manager(self.include_path),
             apply_chat_template=True,
         )
+
+    def questions(self, samples: Sequence[Sample], repeat: int = 0) -> list[JudgeRequest]:
+        """Let the harness ask and decide, before anything is written; nothing is left for a judge."""
+        _ = self.results
+        return []
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         numbers = {

@@ -20,7 +20,7 @@ from sgdpo.data.template import TEMPLATE_DATE, require_template
 from sgdpo.data.tokeniser import Tokeniser
 from sgdpo.store import build_once, hash_json, hash_text, hash_tokenizer
 
-FORMAT = 9
+FORMAT = 10
 EXAMPLES = "examples.arrow"
 # Of the counts, what is said only if it happened.
 REMARKS = {

@@ -255,6 +255,10 @@ def _conversation(prompt: Any, response: Any, name: str, mask: Any = None) -> li
         return _full_conversation(prompt, before, answer, name)
     if not before and len(answer) == 1:
         raise ValueError(f"{name} is an answer without a prompt; add a prompt column or the user's turn")
+    if before and before[-1]["role"] == answer[0]["role"] == "assistant":
+        raise RefusedError(
+            f"prompt ends with an assistant's turn that {name} would go on as one of its own: join the two in {name}"
+        )
     return before + answer
 
 
