@@ -82,6 +82,17 @@ def test_the_newest_finished_run_with_pilots_is_taken(tmp_path: Path) -> None:
     assert tables["theorems-run"].origin["commits"] == ["20260201"], "the run's"
 
 
+def test_a_run_of_full_pilots_is_taken_only_where_there_is_no_other(tmp_path: Path) -> None:
+    """At DPO's balance to its end it shows a line at zero."""
+    full = write_run(tmp_path / "a" / "full", started="2026-02-01")
+    record = json.loads((full / "record.json").read_text())
+    record["final"]["train"]["pilot/log_balance"] = 0.0
+    (full / "record.json").write_text(json.dumps(record))
+    assert newest_run(read_runs(tmp_path)) == full
+    older = write_run(tmp_path / "a" / "older", started="2026-01-01")
+    assert newest_run(read_runs(tmp_path)) == older
+
+
 def test_the_tables_state_errors_monotonicity_and_the_three_cases(tmp_path: Path) -> None:
     tables, _ = made(tmp_path, f"run={write_run(tmp_path / 'a' / 'one')}", "count=200")
     run = values(tables["theorems-run"])

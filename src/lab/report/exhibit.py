@@ -232,11 +232,11 @@ def publish(outputs: Path, suffix: str = "", *, mixed: bool = False) -> list[Pat
 
 
 def _mixture(works: Sequence[Work]) -> str:
-    commits: dict[str, list[str]] = {}
-    for path, work in works:
+    commits: dict[str, dict[str, None]] = {}
+    for _, work in works:
         for commit in whose(work).get("commits", ["unknown"]):
-            commits.setdefault(commit, []).append(path.stem)
-    named = [f"{commit} ({', '.join(names)})" for commit, names in commits.items()]
+            commits.setdefault(commit, {})[whose(work)["exhibit"]] = None
+    named = [f"{commit} ({', '.join(exhibits)})" for commit, exhibits in commits.items()]
     return "; ".join(named) if len(named) > 1 else ""
 
 

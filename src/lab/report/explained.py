@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from lab.report.cells import Repeats, measures_of, seeds_of
+from lab.report.cells import Estimate, Repeats, measures_of
 from lab.report.measures import Cells, reader
 from lab.report.studies import conditions, refuse_unnamed, study, title
 from sgdpo.drawing.table import Entry, Table, number
@@ -37,18 +37,18 @@ def explained(
     cells = conditions(runs, arms, each)
     works = study(runs, question=question, expected=expected, arms=arms, contrasts=contrasts, measures=measures,
                   tested=tested, each=each, bounds=bounds, matched=matched)  # fmt: skip
-    return [_correlations(cells, measures, tested[0], predictors, len(seeds_of(runs))), *works]
+    return [_correlations(cells, measures, tested[0], predictors), *works]
 
 
-def _correlations(
-    cells: Cells, measures: Mapping[str, str], score: str, predictors: Sequence[str], seeds: int
-) -> Table:
-    rows = []
+def _correlations(cells: Cells, measures: Mapping[str, str], score: str, predictors: Sequence[str]) -> Table:
+    rows, seeds = [], set()
     for condition, own in cells.items():
         for predictor in predictors:
             means = [_means(repeats, measures[predictor], measures[score]) for repeats in own.values()]
-            pairs = np.array([pair for pair in means if pair])
+            known = [pair for pair in means if pair]
+            pairs = np.array([[each.value for each in pair] for pair in known])
             if len(pairs) > 3:
+                seeds |= {each.seeds for pair in known for each in pair}
                 numbers = [UNRANKED, Entry(), Entry()]
                 if np.ptp(pairs, axis=0).all():
                     numbers = [number(each, 2, sign="+") for each in _spearman(pairs)]
@@ -57,15 +57,16 @@ def _correlations(
     found = "; ".join(f"{row[0]}, {row[1]} {row[2].text} [{row[3].text}, {row[4].text}]" for row in told)
     facts = [
         f"Found: rank correlation of the {score} with {found or 'nothing yet'}.",
-        f"Spearman's, over arms, each the mean of up to {seeds} seeds; 95 % interval: bootstrap over arms.",
+        f"Spearman's, over arms, each the mean of {' or '.join(map(str, sorted(seeds))) or 'no'} seeds; 95 % "
+        "interval: bootstrap over arms.",
     ]
     header = ["Condition", "explained by", "rank correlation", "from", "to", "arms"]
     return Table("-correlations", f"What the {score} goes with", header, rows, 2, facts)
 
 
-def _means(repeats: Repeats, *metrics: str) -> tuple[float, ...] | None:
+def _means(repeats: Repeats, *metrics: str) -> list[Estimate] | None:
     found = [repeats.estimate(reader(metric)) for metric in metrics]
-    return None if None in found else tuple(each.value for each in found if each)
+    return None if None in found else [each for each in found if each]
 
 
 def _spearman(pair_A2: NDArray[np.float64]) -> tuple[float, float, float]:

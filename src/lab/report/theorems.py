@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lab.report.entries import origin
 from sgdpo import theory
-from sgdpo.drawing.style import CHOSEN, INK, MARGIN, QUIET, REJECTED, Picture, styled
+from sgdpo.drawing.style import CHOSEN, INK, MARGIN, QUIET, REJECTED, Picture, captioned, styled
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, view_run
 from sgdpo.values import Range
@@ -47,7 +47,7 @@ def theorems(
     count: Annotated[int, Range("[1, 10000000]")] = 10_000,
     seed: int = 0,
 ) -> list[Table | Picture]:
-    """Show what holds at random points (`count` for each beta), and in a run: `run`, or the newest with pilots."""
+    """Show what holds at random points (`count` for each beta), and in a run: `run`, or the newest that turns it."""
     folder = Path(run) if run else newest_run(runs)
     values = run_values(folder) if folder else None
     errors, monotone = _random_points(count, seed)
@@ -80,10 +80,14 @@ def run_values(folder: Path) -> RunValues:
 
 
 def newest_run(runs: Sequence[RunView]) -> Path | None:
-    """Find the folder of the newest finished run that logged pilots, or None."""
+    """Find the folder of the newest finished run that logged pilots, or None.
+
+    One at DPO's balance to its end (full pilots) shows nothing, and is taken only where there is no other.
+    """
     finished = [run for run in runs if run.status == "finished"]
-    logged = [run for run in finished if "pilot/log_balance" in ((run["final"] or {}).get("train") or {})]
-    return max(logged, key=lambda run: run["started"] or "").folder if logged else None
+    ends = [(((run["final"] or {}).get("train") or {}).get("pilot/log_balance"), run) for run in finished]
+    logged = [(bool(end), run["started"] or "", run.folder) for end, run in ends if end is not None]
+    return max(logged)[2] if logged else None
 
 
 def _table(name: str, title: str, values: dict[str, str], what: str = "largest relative error") -> Table:
@@ -139,9 +143,10 @@ def draw(values: RunValues | None) -> Picture:
         if values is not None:
             axes[1].axhline(0, color=QUIET, linestyle="--", linewidth=1.2)
             axes[1].plot(values.steps, values.log_balance, color=MARGIN, linewidth=2)
-            step = f"optimizer step\n{values.name}"
-            axes[1].set(title="log f of a run", xlabel=step, ylabel="mean log f, 0 is DPO's balance")
-    return Picture(figure, "theorems", "Theorem 3: the balance f", origin=values.origin if values else {})
+            axes[1].set(title="log f", xlabel="optimizer step", ylabel="mean log f, 0 is DPO's balance")
+        title, facts = "Theorem 3: the balance f", [f"log f of {values.name}"] if values else []
+        captioned(figure, title, "\n".join(facts))
+    return Picture(figure, "theorems", title, facts, values.origin if values else {})
 
 
 def _draw_cases(axes: Axes) -> None:
@@ -153,7 +158,7 @@ def _draw_cases(axes: Axes) -> None:
         style = {"ha": "right", "color": colour, "fontweight": "bold", "fontsize": 9}
         axes.annotate(label, (u[-1], f[-1]), **offset, **style)
     axes.set(xscale="log", yscale="log", xlabel="u = (X1/X2)$^β$", ylabel="f(u), 1 is DPO's balance")
-    axes.set_title("Theorem 3: f in its three cases")
+    axes.set_title("f in its three cases")
     axes.set_ylim(0.18, 6.5)
     axes.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     axes.minorticks_off()
