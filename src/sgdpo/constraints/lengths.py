@@ -34,7 +34,7 @@ def lines(answer: str, *, count: int) -> bool:
 
 
 def bullets(answer: str, *, count: int) -> bool:
-    return sum(bool(re.match(r"[-*•] +\S", line)) for line in text.lines(answer)) == count
+    return sum(bool(re.match(r"- +\S", line)) for line in text.lines(answer)) == count
 
 
 def numbered(answer: str, *, count: int) -> bool:
@@ -44,4 +44,4 @@ def numbered(answer: str, *, count: int) -> bool:
 
 
 def headings(answer: str, *, count: int) -> bool:
-    return sum(bool(re.match(r"#+ +\S", line)) for line in text.lines(answer)) == count
+    return sum(bool(re.match(r"# +\S", line)) for line in text.lines(answer)) == count
