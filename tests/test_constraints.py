@@ -89,6 +89,8 @@ WRITTEN = [
     ("ends_with", {"words": "That is all."}, ["So: **That is all.**"], ["xThat is all.", "That is all. Bye"]),
     ("question", {}, ["Do you **agree?**", "_Do you?_", 'She asked: "Do you?"', "Do you? \U0001f600"],
      ["**Do you?** Yes.", "Do you? 5", ""]),
+    ("bullets", {"count": 2}, [], ["- a\n-b", "- a\n\u2022 b"]),
+    ("headings", {"count": 1}, [], ["#A\ntext"]),
     ("bold", {"count": 1}, ["a **b c** d"], ["2 ** 3 and 4 ** 5", "** a **"]),
     ("postscript", {}, ["Text\n\n**P.S.** Bring some.", "Text\nP.S.\nBring some.", "p. s.: more"],
      ["P.S. I love bread.\n\nDear neighbour, come by.", "Hello there.\n\nP.S.:", ""]),
@@ -125,6 +127,10 @@ def test_every_kind_knows_an_answer_that_keeps_it_from_one_that_does_not(name: s
     arguments, kept, broken = CASES[name]
     assert KINDS[name].holds(kept, **arguments)
     assert not KINDS[name].holds(broken, **arguments)
+    said = {KINDS[name].one(Random(n)).text for n in range(20)}
+    assert not [text for text in said if re.search(r"\b(least|most|exactly) 1 \w+s\b", text)], (
+        "one is no plural"
+    )
 
 
 def test_there_are_twenty_kinds_and_none_fails_on_any_string() -> None:
