@@ -11,12 +11,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("settings", nargs="*", help="of its function: metric=eval/rewards/margins")
     parser.add_argument("--experiment", help="whose runs (default: its own)")
     parser.add_argument("--into", type=Path, help="folder for the files (default: OUTPUTS/<name>)")
+    parser.add_argument("--made-by", default="", help="the command that published results name for it")
     parser.add_outputs()
     options = parser.parse_intermixed_args(arguments)
     from lab.report.exhibit import find_exhibit, make
 
     exhibit = find_exhibit(options.name, options.settings)
-    print(make(exhibit, options.outputs, options.experiment, options.into)[1])
+    print(make(exhibit, options.outputs, options.experiment, options.into, options.made_by)[1])
 
 
 if __name__ == "__main__":

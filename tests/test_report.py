@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lab.evaluation.settings import build_benchmark, compose_evaluation
-from lab.report.exhibit import exhibit_names, find_exhibit, make
+from lab.report.exhibit import exhibit_names, find_exhibit, make, publish
 from lab.reproduce import (
     Options,
     judge_command,
@@ -125,6 +126,20 @@ def test_an_exhibit_shows_the_results_that_were_asked_for_where_there_are_others
                 for key, result in (run["eval"] or {}).items()}  # fmt: skip
         (run.folder / "record.json").write_text(json.dumps({**run.record, "eval": both}))
     assert make_commands(exhibit, options)[0][-1] == "evaluation=verifiable-checker"
+
+
+def test_what_was_asked_for_is_the_command_that_the_results_name(tmp_path):
+    """Through the script that makes it: other models, rows and settings are not lost on the way."""
+    table3_runs(tmp_path)
+    asked = Options(
+        "table3", models=("tiny_llama",), outputs=str(tmp_path), arguments=("optimizer.lr=1e-5", "seed=1,2")
+    )
+    (command,) = make_commands(find_exhibit("table3"), asked)
+    runpy.run_path(str(ROOT / command[0]))["main"](command[1:])
+    said = "make table3 MODELS=tiny_llama 'ARGS=optimizer.lr=1e-5 seed=1,2'"
+    assert json.loads((tmp_path / "table3" / "table3.json").read_text())["origin"]["command"] == said
+    publish(tmp_path)
+    assert f"`{said}`" in (tmp_path / "published" / "RESULTS.md").read_text()
 
 
 def test_a_failed_cell_does_not_keep_the_table_from_being_made(tmp_path):

@@ -1,5 +1,6 @@
 """What a reproduction is asked for, and all that is wrong with it, before anything is trained."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -64,6 +65,19 @@ class Options:
     @property
     def places(self) -> list[str]:
         return [f"outputs={self.outputs}", f"cache={self.outputs}/cache"]
+
+    @property
+    def command(self) -> str:
+        """Give what was typed to ask for this, but for places and processes."""
+        seeds = str(self.seeds) if self.seeds > 1 else ""
+        words = {"SCALE": self.suffix[1:], "SEEDS": seeds, "MODELS": ",".join(self.models)}
+        words |= {"BENCHMARK": self.benchmark, "JUDGE": self.judge, "EVALUATION": self.evaluation}
+        words |= {
+            "TRAIN_ROWS": self.train_rows,
+            "TEST_ROWS": self.test_rows,
+            "ARGS": " ".join(self.arguments),
+        }
+        return shlex.join(["make", self.target, *(f"{key}={value}" for key, value in words.items() if value)])
 
     def experiment(self, exhibit: Exhibit) -> str:
         return f"{exhibit.experiment}{self.suffix}"

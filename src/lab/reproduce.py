@@ -177,7 +177,7 @@ def make_commands(exhibit: Exhibit, options: Options) -> list[Command]:
     commands = []
     for made in (exhibit, *map(find_exhibit, exhibit.beside)):
         command = ["scripts/exhibit.py", made.name, "--outputs", options.outputs]
-        command += ["--into", options.folder(made)]
+        command += ["--into", options.folder(made), "--made-by", options.command]
         command += ["--experiment", options.experiment(made)] if made.experiment else []
         command += [f"data={variance_file(made, options)}"] if made.twice else []
         command += [f"evaluation={shown}"] if exhibit.judged and shown else []

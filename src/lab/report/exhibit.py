@@ -142,10 +142,15 @@ def _own_errors(name: str, own: Mapping[str, Any]) -> list[str]:
 
 
 def make(
-    exhibit: Exhibit, outputs: Path, experiment: str | None = None, into: Path | None = None
+    exhibit: Exhibit,
+    outputs: Path,
+    experiment: str | None = None,
+    into: Path | None = None,
+    made_by: str = "",
 ) -> tuple[list[Path], str]:
     """Make the exhibit's tables and pictures; return their files and what to print.
 
+    made_by: the command that published results name, where it is more than the exhibit, its scale and its seeds.
     Raises ValueError if there are no runs, or they do not belong together.
     """
     experiment = experiment or exhibit.experiment
@@ -160,12 +165,12 @@ def make(
     names = [f"{exhibit.name}{work.name}" if work.name[:1] in ("", "-") else work.name for work in works]
     if len(set(names)) < len(names):
         raise ValueError(f"{function} gave two works of one name: {', '.join(names)}")
-    made_by = {"exhibit": exhibit.name, "commits": [commit_text(git_state())]}
-    made_by |= origin(runs) if experiment else {}
+    from_where = {"exhibit": exhibit.name, "commits": [commit_text(git_state())]}
+    from_where |= (origin(runs) if experiment else {}) | ({"command": made_by} if made_by else {})
     paths, shown = [], []
     for name, work in zip(names, works, strict=True):
         title = work.title or exhibit.caption or exhibit.name
-        whole = replace(work, name=name, title=title, origin={**made_by, **work.origin})
+        whole = replace(work, name=name, title=title, origin={**from_where, **work.origin})
         written = whole.write(into or outputs / exhibit.name)
         paths += written
         shown.append(whole.console() if isinstance(whole, Table) else "\n".join(map(str, written[:3])))
@@ -284,8 +289,9 @@ def _sections(works: Sequence[Work], suffix: str) -> dict[str, str]:
     said = {}
     for name, own in exhibits.items():
         seeds = max(len(whose(work).get("seeds", [])) for _, work in own)
-        command = f"`make {name}{scale}{f' SEEDS={seeds}' if seeds > 1 else ''}`"
-        said[name] = "\n".join(["", command, "", *(_shown(*work, suffix) for work in own), ""])
+        command = f"make {name}{scale}{f' SEEDS={seeds}' if seeds > 1 else ''}"
+        command = next((whose(work)["command"] for _, work in own if "command" in whose(work)), command)
+        said[name] = "\n".join(["", f"`{command}`", "", *(_shown(*work, suffix) for work in own), ""])
     return said
 
 
