@@ -34,14 +34,20 @@ def lines(answer: str, *, count: int) -> bool:
 
 
 def bullets(answer: str, *, count: int) -> bool:
-    return sum(bool(re.match(r"- +\S", line)) for line in text.lines(answer)) == count
+    return _begin(answer, r"[-*+•]") == ["-"] * count
 
 
 def numbered(answer: str, *, count: int) -> bool:
     """The items are numbered from 1 on, in their order."""
-    found = [int(item[1]) for line in text.lines(answer) if (item := re.match(r"(\d{1,6})[.)] +\S", line))]
+    lines = text.lines(text.plain(answer))
+    found = [int(item[1]) for line in lines if (item := re.match(r"(\d{1,6})[.)] +\S", line))]
     return found == list(range(1, count + 1))
 
 
 def headings(answer: str, *, count: int) -> bool:
-    return sum(bool(re.match(r"# +\S", line)) for line in text.lines(answer)) == count
+    return _begin(answer, r"#{1,6}") == ["#"] * count
+
+
+def _begin(answer: str, marks: str) -> list[str]:
+    """Return the marks that lines begin with, before what they say: one of another kind is one too many."""
+    return [found[1] for line in text.lines(answer) if (found := re.match(rf"({marks}) +\S", line))]

@@ -17,16 +17,18 @@ def upper(answer: str) -> bool:
 
 
 def starts_with(answer: str, *, words: str) -> bool:
-    return re.match(rf"{re.escape(words)}(?!\w)", text.plain(answer), re.IGNORECASE) is not None
+    """No word comes before them; a quotation mark or an emoji may."""
+    return re.match(rf"[\W_]*{re.escape(words)}(?!\w)", text.plain(answer), re.IGNORECASE) is not None
 
 
 def ends_with(answer: str, *, words: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words)}\Z", text.plain(answer), re.IGNORECASE) is not None
+    """No word comes after them; a quotation mark or an emoji may."""
+    return re.search(rf"(?<!\w){re.escape(words)}[\W_]*\Z", text.plain(answer), re.IGNORECASE) is not None
 
 
 def quoted(answer: str) -> bool:
     """One pair of double quotes, straight or curly, is around everything."""
-    return re.fullmatch(r'"[^"]+"|“[^“”]+”', answer.strip()) is not None
+    return re.fullmatch(r'"[^"]+"|“[^“”]+”', text.plain(answer)) is not None
 
 
 def title(answer: str) -> bool:
@@ -48,8 +50,8 @@ def bold(answer: str, *, count: int) -> bool:
 
 
 def placeholders(answer: str, *, count: int) -> bool:
-    """Brackets around nothing are a box to tick."""
-    return sum(bool(name.strip()) for name in re.findall(r"\[([^\[\]\n]+)\]", answer)) >= count
+    """Brackets around nothing are a box to tick, and before an address a link."""
+    return sum(bool(name.strip()) for name in re.findall(r"\[([^\[\]\n]+)\](?!\()", answer)) >= count
 
 
 def postscript(answer: str) -> bool:
@@ -62,7 +64,8 @@ def json_keys(answer: str, *, keys: Sequence[str]) -> bool:
     """The answer, or the one fenced block that it is, is a JSON object of exactly these keys, none without value."""
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)```", answer.strip(), re.DOTALL)
     try:
-        found = json.loads(fenced[1] if fenced else answer)
+        # NaN and Infinity are no JSON: int takes none of them.
+        found = json.loads(fenced[1] if fenced else answer, parse_constant=int)
         return isinstance(found, dict) and set(found) == set(keys) and all(map(_says, found.values()))
     except (ValueError, RecursionError):
         return False

@@ -5,24 +5,31 @@ from unicodedata import normalize
 
 from sgdpo import overlap
 
-_WORD = re.compile(r"[^\W_]+(?:['’‐‑-][^\W_]+)*")
+# First letters with full stops between (a.m., U.S.), or letters and digits that a mark inside joins (3.5, 10:30).
+_WORD = re.compile(
+    r"(?<![^\W_])[^\W\d_](?:\.[^\W\d_])+(?![^\W_])\.?|[^\W_]+(?:(?:['’‐‑-]|(?<=\d)[.,:](?=\d))[^\W_]+)*"
+)
 # Full stops that end no sentence: always, or where it goes on in small letters.
-_ABBREVIATION = re.compile(r"\b(?:(?i:mrs?|ms|dr|prof|vs|e\.g|i\.e)\.|(?i:[ap]\.m|etc)\.(?=\s+[a-z\d(]))")
+_ABBREVIATION = re.compile(
+    r"\b(?:(?i:mrs?|ms|dr|prof|vs|e\.g|i\.e)\.|(?i:[a-z](?:\.[a-z])+|etc)\.(?=\s+[a-z\d(]))"
+)
 _SENTENCE_END = re.compile(r"[.!?…]+(?=\s|$|[\"'“”’»)\]*_])|\n+")
+# The number of a list's item.
+_NUMBER = re.compile(r"^[ \t]*\d{1,3}[.)](?=[ \t]+\S)", re.MULTILINE)
 # What JSON writes for a line's end, a tab, and letters beyond ASCII.
 _ESCAPE = re.compile(r"\\(?:[nrt]|u([0-9a-fA-F]{4}))")
 RUN = 3  # words that make a repetition when they come again
 
 
 def words(text: str) -> list[str]:
-    """Return the words in lower case; what an apostrophe or a hyphen joins is one."""
+    """Return the words in lower case; what an apostrophe, a hyphen or a number's own mark joins is one."""
     said = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
     return [word.lower() for word in _WORD.findall(normalize("NFC", said))]
 
 
 def sentences(text: str) -> list[str]:
     """Split at full stops, question and exclamation marks, and at line ends; what holds no word is none."""
-    said = _ABBREVIATION.sub(lambda found: found[0].replace(".", ""), text)
+    said = _ABBREVIATION.sub(lambda found: found[0].replace(".", ""), _NUMBER.sub("", text))
     return [part for part in _SENTENCE_END.split(said) if _WORD.search(part)]
 
 
@@ -37,8 +44,8 @@ def lines(text: str) -> list[str]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return what empty lines divide."""
-    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    """Return what empty lines divide; what holds no word (a rule) is none."""
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if _WORD.search(part)]
 
 
 def repetition(text: str) -> float:
