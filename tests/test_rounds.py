@@ -145,6 +145,10 @@ def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start
         (["prompts=parts", "rounds=13"], "12 train prompts cannot be divided into 13 parts"),
         (["dry_run=true"], "nothing can be planned before there are pairs"),
         (["trainer.best=eval/nonsense"], "is no metric of this run"),
+        (["trainer.best=eval/loss", "trainer.benchmark=verifiable", "adapter=lora"],
+         "trainer.best=eval/loss and trainer.benchmark=verifiable: evaluations need held-out pairs, and "
+         "sample.splits=train makes none; take sample.splits=both\n"
+         "adapter=lora: a round leaves an adapter, and the next one goes on from whole weights"),
         *[([word], f"leave {word.split('=')[0]} out: every round has its own")
           for word in ("sample.policy=other", "sample.into=x", "sample.part=1", "sample.parts=2", "evaluate.runs=[a]")],
     ],

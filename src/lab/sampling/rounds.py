@@ -95,6 +95,7 @@ class Chain:
                 f"model={self.run.model.name} is random before it is trained: take init=sft, or a model with a path"
             )
         errors += evaluation_errors(self.evaluation, runs=False)
+        errors += self._errors_between()
         if not errors and not load_dotted(self.sampling.generator["class"], self.run.extra).of_run:
             errors.append(
                 f"sample.generator={self.sampling.generator['name']} answers for another model than the rounds train; "
@@ -111,6 +112,22 @@ class Chain:
                 f"refer_to differs from begin_from, but method={self.run.method['name']} has no reference"
             )
         return list(dict.fromkeys(errors))
+
+    def _errors_between(self) -> Iterator[str]:
+        """Yield what only a round's training would find, after its sampling."""
+        trainer, adapter, settings = self.run.trainer, self.run.adapter, self.settings
+        asked = {"best": trainer.best, "benchmark": trainer.benchmark}
+        if self.sampling.splits == "train" and (named := [f"trainer.{k}={v}" for k, v in asked.items() if v]):
+            yield (
+                f"{' and '.join(named)}: evaluations need held-out pairs, and sample.splits=train makes none; take "
+                "sample.splits=both"
+            )
+        later = settings.rounds > 1 and "previous" in (settings.begin_from, settings.refer_to)
+        if later and adapter.rank is not None and not adapter.merge:
+            yield (
+                f"adapter={adapter.name}: a round leaves an adapter, and the next one goes on from whole weights; set "
+                "adapter.merge=true, or begin_from=first refer_to=first"
+            )
 
     def go(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Do the rounds; yield (run folder, evaluation) of the start and of each round. Raise ValueError at once."""
