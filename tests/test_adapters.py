@@ -131,6 +131,8 @@ def test_what_cannot_be_merged_or_pushed_is_named(place: Path, lora: Path, tmp_p
     assert "adapter" not in [file.name for file in upload(merged).files]
     with pytest.raises(ValueError, match="its base is on this machine alone"):
         upload(lora)
+    with pytest.raises(ValueError, match="'me/my model' is no name of a repository on the hub"):
+        upload(merged, repo="me/my model")
     for key, words in (("quantise", "cannot be merged into them: what was learned would be rounded"),
                        ("trust_remote_code", "say --trust-remote-code on this command")):  # fmt: skip
         received = shutil.copytree(lora, tmp_path / key)

@@ -7,7 +7,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from lab.evaluation.settings import read_config
 from sgdpo.config.schema import ModelConfig
-from sgdpo.hub import first_line
+from sgdpo.hub import HUB_ID, first_line
 from sgdpo.models.adapters import BASE, is_adapter
 from sgdpo.models.load import load_model, load_tokenizer
 from sgdpo.runs.card import model_card
@@ -38,6 +38,8 @@ def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) 
 
     Raise ValueError if the run is not finished, or its weights are not whole or of no use without this machine.
     """
+    if not HUB_ID.fullmatch(repo):
+        raise ValueError(f"{repo!r} is no name of a repository on the hub; it looks like YOU/NAME")
     run, source = _finished(folder), folder / MODEL
     if is_adapter(source) and (base := read_json(source / BASE))["beside"] is not None:
         raise ValueError(
