@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -118,47 +117,6 @@ def test_pairs_of_a_tiny_models_own_answers_train_and_are_not_made_twice(policy,
         sample(compose_sample([*command, "seed=1", f"into='{folder}'"]))
 
 
-def test_a_reward_model_scores_any_prompts_and_keeps_its_scores(policy, prompts, tmp_path) -> None:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    place = tmp_path / "reward"
-    config = AutoConfig.from_pretrained(policy / "model", num_labels=1)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(place)
-    AutoTokenizer.from_pretrained(policy / "model").save_pretrained(place)
-    command = words(tmp_path, f"policy='{policy}'", "data=local", f"data.train='{prompts}'", "answers=3",
-                    "scorer=reward_model", f"scorer.path='{place}'")  # fmt: skip
-    folder = sample(compose_sample(command))
-    assert read_json(folder / "pairs.json")["splits"]["train"]["prompts"] == 4, "one prompt came twice"
-    (scores,) = (tmp_path / "outputs" / "cache" / "scores").glob("*.jsonl")
-    kept = read_jsonl(scores)
-    again = [*command, f"into='{tmp_path / 'again'}'", "margin=0.0001"]
-    sample(compose_sample(again))
-    assert read_jsonl(scores) == kept
-    (place / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}<|end|>")
-    with pytest.raises(ValueError, match=r"pairs of another sampling .*scorer"):
-        sample(compose_sample(again))
-    rows = read_jsonl(prompts)
-    write_jsonl(prompts, [*({**row, "reference": "what a scorer may look at"} for row in rows)])
-    with pytest.raises(ValueError, match=r"pairs of another sampling .*prompts\.train"):
-        sample(compose_sample(again))
-
-
-def test_a_model_that_would_score_at_random_scores_nothing(policy, prompts, tmp_path) -> None:
-    """Of a language model the head of one number would be drawn anew in every process; of two it is none."""
-    config = json.loads((policy / "model" / "config.json").read_text())
-    for labels, message in ((1, r"lacks 1 tensors of the model: score\.weight"), (2, "gives 2 numbers")):
-        place = shutil.copytree(policy / "model", tmp_path / str(labels))
-        names = {str(n): f"L{n}" for n in range(labels)}
-        (place / "config.json").write_text(json.dumps({**config, "id2label": names}))
-        command = words(tmp_path, f"policy='{policy}'", "data=local", f"data.train='{prompts}'", "answers=2",
-                        "scorer=reward_model", f"scorer.path='{place}'")  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            sample(compose_sample(command))
-    assert not list((tmp_path / "outputs" / "cache").rglob("scores/*.jsonl")) or not any(
-        read_jsonl(file) for file in (tmp_path / "outputs" / "cache" / "scores").glob("*.jsonl")
-    )
-
-
 def test_a_users_own_rows_are_not_written_over(policy, prompts, tmp_path) -> None:
     """The folder of the pairs is where the prompts lie; answers beside the rows would show them to be a sampling's."""
     own = tmp_path / "mine" / "train.jsonl"
@@ -207,6 +165,7 @@ def test_a_served_model_and_a_judge_make_pairs_of_any_prompts(prompts, tmp_path,
         assert len(row["chosen"]) > len(row["rejected"])
         assert row["score_chosen"] == 1 + row["chosen"].count("so")
     found = read_json(folder / "pairs.json")
+    assert found["policy"] is None, "somebody else's model answered"
     assert found["generation_cost"]["requests"] == 16
     assert found["generation_cost"]["completion_tokens"] == 16 * 7
     assert found["scoring_cost"]["dollars"] > 0

@@ -43,6 +43,9 @@ class Generator(Service):
         """Return the generator that answers for this model; the same for all if it is not of the run."""
         return self
 
+    def fits(self, prompt: Prompt) -> None:
+        """Raise RefusedError if this prompt cannot be answered; asked before anything is."""
+
     def how(self) -> dict[str, Any]:
         """Return all that an answer depends on beside prompt, sampling and the run's own model."""
         return super().identity()
@@ -80,6 +83,8 @@ def generate(
         log.warning(
             "%d of %d answers are unusable and count as empty: %s", len(problems), len(prompts), problems[0]
         )
+    if cut := sum(sample.prompt_cut for sample in samples.values()):
+        log.warning("%d of %d prompts pass the model's context and lost their beginning", cut, len(prompts))
     return [samples[prompt.prompt_id] for prompt in prompts]
 
 

@@ -40,6 +40,10 @@ class OwnModel(Generator):
         made.model, made.device = model, device
         return made
 
+    def fits(self, prompt: Prompt) -> None:
+        """Raise RefusedError for a conversation that the model's chat template does not render."""
+        prompt_ids(self.tokenizer, prompt)
+
     def identity(self) -> dict[str, Any]:
         from sgdpo.models.load import content_hashes
 

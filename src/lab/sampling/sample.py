@@ -10,7 +10,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -64,21 +64,29 @@ def sample(config: SampleConfig, model: ModelConfig | None = None) -> Path:
         if generator.of_run:
             policy = model or model_of(config.policy, config.cache, config.trust_remote_code)
             generator = generator.of(policy, config.device)
-        asked = find_prompts(config, scorer)
+        asked = find_prompts(config, scorer, generator)
         identity = _identity(config, generator, scorer, asked)
-        folder = _folder(config, identity)
+        folder = _folder(config, generator, identity)
         with held(cache / "locks" / f"pairs-{hash_json(str(folder.resolve()))}", "these pairs"):
             if not _is_done(folder, identity):
                 _make(config, generator, scorer, asked, identity, folder)
     return folder
 
 
-def find_prompts(config: SampleConfig, scorer: Scorer) -> dict[str, list[Asked]]:
-    """Return the prompts of each split. Raise ValueError for none, and for one whose answers cannot be scored."""
-    asked = {split: found for split in ("train", "test") if (found := _prompts(config, split))}
-    for prompt in (prompt for found in asked.values() for prompt in found):
-        scorer.fits(Answered(prompt.row, prompt.messages, ""))
-    return asked
+def find_prompts(
+    config: SampleConfig, scorer: Scorer, generator: Generator | None = None
+) -> dict[str, list[Asked]]:
+    """Return the prompts of each split. Raise ValueError for none, and for one whose answers cannot be scored.
+
+    What a template refuses, the scorer's or the generator's, follows `data.refused`, as in training.
+    """
+
+    def fits(asked: Asked) -> None:
+        if generator is not None:
+            generator.fits(Prompt(asked.prompt_id, asked.messages))
+        scorer.fits(Answered(asked.row, asked.messages, ""))
+
+    return {split: found for split in ("train", "test") if (found := _prompts(config, split, fits))}
 
 
 def prompt_errors(config: SampleConfig, parts: int = 1) -> list[str]:
@@ -97,7 +105,7 @@ def prompt_errors(config: SampleConfig, parts: int = 1) -> list[str]:
     ]
 
 
-def _prompts(config: SampleConfig, split: str) -> list[Asked]:
+def _prompts(config: SampleConfig, split: str, fits: Callable[[Asked], None]) -> list[Asked]:
     """Return the different prompts of a split that are asked, in the source's order."""
     if split == "test" and config.splits == "train":
         return []
@@ -111,6 +119,7 @@ def _prompts(config: SampleConfig, split: str) -> list[Asked]:
     for read, row in enumerate(islice(rows.read(), limit), 1):
         try:
             asked = Asked(row, tuple(prompt_row(row)))
+            fits(asked)
         except ValueError as error:
             wrong = f"row {read - 1}: {error}"
             if not isinstance(error, RefusedError):
@@ -125,9 +134,7 @@ def _prompts(config: SampleConfig, split: str) -> list[Asked]:
     if twice := read - len(refused) - len(found):
         log.info("%s: %d prompts that come again are asked once", rows.name, twice)
     if refused:
-        log.warning(
-            "%s: %d rows are left out, as in training; the first: %s", rows.name, len(refused), refused[0]
-        )
+        log.warning("%s: %d rows are left out; the first: %s", rows.name, len(refused), refused[0])
     chosen = list(found.values())[config.part :: config.parts]
     if not chosen:
         first = f" ({refused[0]})" if refused else ""
@@ -157,10 +164,10 @@ def _identity(
     }
 
 
-def _folder(config: SampleConfig, identity: Mapping[str, Any]) -> Path:
+def _folder(config: SampleConfig, generator: Generator, identity: Mapping[str, Any]) -> Path:
     if config.into is not None:
         return Path(config.into).expanduser()
-    who = Path(config.policy).name if "weights" in identity["generator"] else config.generator["name"]
+    who = Path(config.policy).name if generator.of_run else config.generator["name"]
     return Path(config.outputs) / "sampled" / f"{config.data.name}-{who}-{hash_json(identity, 8)}"
 
 
@@ -199,8 +206,9 @@ def _make(
         scores = score(scorer, flat, Path(config.cache))
         splits[split] = _write(config, folder, split, prompts, samples, scores)
     write_json(folder / PAIRS, {
-        "identity": identity, "policy": config.policy, "splits": splits, "seconds": round(time.monotonic() - began, 1),
-        "generation_cost": generator.cost(), "scoring_cost": scorer.cost(),
+        "identity": identity, "policy": config.policy if generator.of_run else None, "splits": splits,
+        "seconds": round(time.monotonic() - began, 1), "generation_cost": generator.cost(),
+        "scoring_cost": scorer.cost(),
     })  # fmt: skip
 
 
@@ -233,7 +241,8 @@ def _write(
     write_jsonl(folder / f"answers-{split}.jsonl", answers)
     _refuse_few(split, counts, folder)
     write_jsonl(folder / f"{split}.jsonl", pairs)
-    return {**counts, **_means(answers, pairs)}
+    cut = sum(several[0].prompt_cut for several in samples)
+    return {**counts, "prompts_cut": cut, **_means(answers, pairs)}
 
 
 def _refuse_few(split: str, counts: Counter[str], folder: Path) -> None:

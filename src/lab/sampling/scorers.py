@@ -22,6 +22,7 @@ from lab.judging.judges import Judge, JudgeRequest, ask_all, judge_errors, open_
 from lab.serving.service import Service, open_service, service_errors
 from sgdpo.config.schema import ModelConfig
 from sgdpo.contract import Kind, binding_errors
+from sgdpo.data.rows import RefusedError
 from sgdpo.hub import HUB_ID
 from sgdpo.runs.contents import hash_place
 from sgdpo.source import load_dotted, module_texts
@@ -189,53 +190,74 @@ class RewardModel(Scorer):
             return []
         return [f"path={self.path} is no reward model; give a folder with config.json, or a hub id"]
 
+    def fits(self, prompt: Answered) -> None:
+        """Raise RefusedError for a conversation that its chat template does not render."""
+        try:
+            self._text(prompt)
+        except RefusedError as error:
+            raise RefusedError(f"{self.path}: {error}") from None
+
     def open(self, stack: ExitStack) -> None:
         """Raise ValueError for what no score could come from, before anything is answered."""
         from sgdpo.models.device import device_of
         from sgdpo.models.load import load_config
 
         device_of(self.device)
+        self._tokenizer  # noqa: B018 one without a template is found before anything is answered
         if (labels := load_config(ModelConfig(name="reward", path=self.path)).num_labels) != 1:
             raise ValueError(f"{self.path} gives {labels} numbers; a reward model gives one")
 
     def scores(self, answers: Sequence[Answered]) -> Iterator[float | None]:
         import torch
 
-        tokenizer, model = self._loaded
-        texts = [
-            tokenizer.apply_chat_template(
-                [*map(dict, answer.messages), {"role": "assistant", "content": answer.text}], tokenize=False
-            )
-            for answer in answers
-        ]
+        tokenizer, model = self._tokenizer, self._model
+        texts = [self._text(answer) for answer in answers]
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        for start in range(0, len(texts), self.batch_size):
+        pads = tokenizer.pad_token_id is not None
+        size = self.batch_size if pads else 1
+        for start in range(0, len(texts), size):
             batch = tokenizer(
-                texts[start : start + self.batch_size], return_tensors="pt", padding=True, truncation=True,
+                texts[start : start + size], return_tensors="pt", padding=pads, truncation=True,
                 max_length=context, add_special_tokens=False,
             )  # fmt: skip
             with torch.inference_mode():
                 yield from model(**batch.to(model.device)).logits[:, 0].float().tolist()
 
+    def _text(self, answer: Answered) -> str:
+        from sgdpo.data.template import render
+
+        return render(self._tokenizer, [*answer.messages, {"role": "assistant", "content": answer.text}])
+
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _tokenizer(self) -> Any:
+        from sgdpo.data.template import default_template
+        from sgdpo.models.load import loaded, tokenizer_class
+
+        place = str(self.path)
+        model = ModelConfig(name="reward", path=place)
+        tokenizer = loaded(lambda: tokenizer_class(model).from_pretrained(place), "the tokenizer", place)
+        if not default_template(tokenizer.chat_template, f"the tokenizer of {place}"):
+            raise ValueError(
+                f"{place} has no chat template, which puts a conversation to a reward model; save it with one"
+            )
+        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+        return tokenizer
+
+    @cached_property
+    def _model(self) -> Any:
         import torch
         from transformers import AutoModelForSequenceClassification
 
         from sgdpo.models.device import device_of
-        from sgdpo.models.load import check_tensors, tokenizer_class
+        from sgdpo.models.load import check_tensors, loaded
 
-        tokenizer = tokenizer_class(ModelConfig(name="reward", path=self.path)).from_pretrained(self.path)
-        tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            self.path, dtype=getattr(torch, self.dtype), output_loading_info=True
-        )
-        check_tensors(
-            report, str(self.path)
-        )  # a language model without a head of its own would score at random
+        place, kind = str(self.path), AutoModelForSequenceClassification
+        how = {"dtype": getattr(torch, self.dtype), "output_loading_info": True}
+        model, report = loaded(lambda: kind.from_pretrained(place, **how), "the reward model", place)
+        check_tensors(report, place)  # a language model without a head of its own would score at random
         if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
-        return tokenizer, model.to(device_of(self.device)).eval()
+            model.config.pad_token_id = self._tokenizer.pad_token_id
+        return model.to(device_of(self.device)).eval()
 
     def identity(self) -> dict[str, Any]:
         folder = Path(str(self.path))

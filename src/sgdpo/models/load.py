@@ -57,7 +57,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if model.path is None:
         tokenizer = tiny_tokenizer()
     else:
-        tokenizer = _loaded(
+        tokenizer = loaded(
             lambda: tokenizer_class(model).from_pretrained(model.path, **_hub_arguments(model)),
             "the tokenizer", model.path,
         )  # fmt: skip
@@ -76,7 +76,7 @@ def load_config(model: ModelConfig, weights: Path | None = None) -> PreTrainedCo
     elif is_adapter(Path(folder)):
         return load_config(model, base_of(Path(folder)))
     else:
-        config = _loaded(
+        config = loaded(
             lambda: AutoConfig.from_pretrained(folder, **_hub_arguments(model, weights)), "the config", folder
         )
     _drop_nothing(config)
@@ -113,7 +113,7 @@ def load_model(
             torch.manual_seed(seed)
             built = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     else:
-        built, report = _loaded(
+        built, report = loaded(
             lambda: AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `check_tensors` names them
@@ -154,7 +154,7 @@ def check_tensors(report: dict[str, Any], folder: str | Path) -> None:
         log.warning("%s holds tensors that the model does not know, which are left out: %s", folder, found)
 
 
-def _loaded(load: Callable[[], T], what: str, place: str | Path) -> T:
+def loaded(load: Callable[[], T], what: str, place: str | Path) -> T:
     """Return what `load` gets from a folder or the hub; whatever the libraries raise becomes one line that names it."""
     if not Path(place).is_dir():
         return from_hub(load, f"{what} of {place}")
@@ -330,7 +330,7 @@ def _read_template(model: ModelConfig) -> str:
             return source.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"model.chat_template={source} cannot be read: {error}") from None
-    template = _loaded(
+    template = loaded(
         lambda: AutoTokenizer.from_pretrained(model.chat_template), "the chat template", model.chat_template
     ).chat_template
     if not (found := default_template(template, f"model.chat_template={model.chat_template}")):
