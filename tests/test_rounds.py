@@ -78,14 +78,23 @@ def test_rounds_of_sft_are_no_starts_and_a_broken_record_is_named(tmp_path: Path
     assert "Left out, unreadable record: rounds/dpo-" in "\n".join(table.facts)
 
 
-def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_was(start, tmp_path) -> None:
-    """The second start of the chain, after one round, trains one run more; the third none."""
-    chain = Chain.of(words(start, tmp_path / "o", "refer_to=first"))
+def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_was(
+    start, tmp_path, monkeypatch
+) -> None:
+    """The second start of the chain, after one round, trains one run more; the third none. Its model is the hub's."""
+    kept = tmp_path / "models--org--name"
+    start = shutil.copytree(start, kept / "snapshots" / ("0" * 40))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(start.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    given = words(Path("org/name"), tmp_path / "o", "refer_to=first", "model.trust_remote_code=true")
+    chain = Chain.of(given)
     steps = chain.go()
     begun, first = next(steps), next(steps)
     steps.close()  # the chain ends after its first round
     before = Path(first[0], "record.json").read_bytes()
-    results = dict(Chain.of(words(start, tmp_path / "o", "refer_to=first")).go())
+    results = dict(Chain.of(given).go())
     assert list(results)[:2] == [begun[0], first[0]]
     assert Path(first[0], "record.json").read_bytes() == before
     assert len(results) == 3
@@ -111,7 +120,7 @@ def test_each_round_answers_with_the_last_policy_and_a_chain_goes_on_where_it_wa
     ]
     assert picture.figure.axes
     records = {folder: Path(folder, "record.json").read_bytes() for folder in results}
-    assert list(dict(Chain.of(words(start, tmp_path / "o", "refer_to=first")).go())) == list(results)
+    assert list(dict(Chain.of(given).go())) == list(results)
     assert {folder: Path(folder, "record.json").read_bytes() for folder in results} == records
 
 
@@ -166,8 +175,10 @@ def test_bad_rounds_are_refused_before_the_first(start, tmp_path, change, messag
 
 def test_the_prompts_are_the_runs_data_whether_it_is_named_or_not(start, tmp_path) -> None:
     given = [word for word in words(start, tmp_path) if word != "data=verifiable"]
-    chain = Chain.of(given)
+    chain = Chain.of([*given, "++data.limit=7", f"++cache='{tmp_path / 'c'}'"])
     assert chain.sampling.data.name == chain.run.data.name == "verifiable"
+    assert chain.run.data.limit == 7
+    assert {each.cache for each in (chain.run, chain.sampling, chain.evaluation)} == {str(tmp_path / "c")}
 
 
 def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity(

@@ -72,13 +72,15 @@ class Chain:
         )
         words_of_run = [word for word in words if not word.startswith((*ours, "sample.", "evaluate."))]
         run = to_run_config(compose_run(words_of_run))
-        shared = [word for word in words_of_run if word.split("=")[0] in SHARED]
-        data = [word for word in words_of_run if word.startswith(("data=", "data.", "+data."))]
+        keys = {word: word.lstrip("+").split("=")[0] for word in words_of_run}
+        shared = [word for word, key in keys.items() if key in SHARED]
+        data = [word for word, key in keys.items() if key == "data" or key.startswith("data.")]
+        trust = f"trust_remote_code={run.model.trust_remote_code}"
         return cls(
             to_typed(compose_alone("rounds", RoundsConfig, own), RoundsConfig),
             run,
             compose_sample([*shared, f"data={run.data.name}", *data, *asked]),
-            compose_evaluation([*shared, *judged]),
+            compose_evaluation([*shared, trust, *judged]),
         )
 
     def errors(self) -> list[str]:
@@ -161,6 +163,8 @@ class Chain:
         return replace(self.sampling, policy=named, seed=seed, part=parts[0], parts=parts[1], into=None)
 
     def _round(self, number: int, pairs: Path, first: ModelConfig, previous: ModelConfig) -> RunConfig:
+        from sgdpo.models.load import weights_folder  # torch and all that
+
         start, reference = (
             first if word == "first" else previous
             for word in (self.settings.begin_from, self.settings.refer_to)
@@ -170,7 +174,8 @@ class Chain:
             self.run.data, name=read.name, function=read.function, columns=read.columns, limit=None, test_limit=None,
             facts=None, settings={"folder": str(pairs), "world": self.run.data.settings.get("world")},
         )  # fmt: skip
-        other = None if reference.path == start.path else str(reference.path)
+        # A folder: the model's path may be a hub id.
+        other = None if reference.path == start.path else str(weights_folder(reference))
         label = "-".join(word for word in (self.run.label, f"round{number + 1}") if word)
         return replace(
             self.run, data=data, model=start, init="pretrained", reference_weights=other, label=label
