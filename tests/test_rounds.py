@@ -154,6 +154,9 @@ def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start
         (["prompts=parts", "rounds=13"], "12 train prompts cannot be divided into 13 parts"),
         (["dry_run=true"], "nothing can be planned before there are pairs"),
         (["trainer.best=eval/nonsense"], "is no metric of this run"),
+        (["evaluate.benchmark=alpaca_eval", "evaluate.benchmark.baseline=hub:a/b/c", "evaluate.judge=openai",
+          "evaluate.judge.base_url=https://a/v1", "evaluate.judge.model=m", "evaluate.judge.key_variable=NO_KEY"],
+         "https://a/v1 needs a key: export NO_KEY"),
         (["trainer.best=eval/loss", "trainer.benchmark=verifiable", "adapter=lora"],
          "trainer.best=eval/loss and trainer.benchmark=verifiable: evaluations need held-out pairs, and "
          "sample.splits=train makes none; take sample.splits=both\n"

@@ -262,6 +262,10 @@ def test_the_word_that_is_printed_reads_the_folder_whatever_it_is_called(tmp_pat
         ("data=sampled", "data.folder: is not set"),
         ("+nonsense=1", "unknown key 'nonsense'"),
         ("generator=openai", "base_url must look like"),
+        (
+            "generator=openai generator.base_url=https://a/v1 generator.model=m generator.key_variable=NO_KEY",
+            "https://a/v1 needs a key: export NO_KEY",
+        ),
         ("into={file}", "is a file, not a folder"),
     ],
 )

@@ -86,8 +86,11 @@ def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]
     return errors
 
 
-def absent(config: EvaluateConfig) -> list[str]:
-    """List what is not at hand yet for the judge and the generator of a sound evaluation: an endpoint's key."""
+def absent(config: Any) -> list[str]:
+    """List what is not at hand yet for the judge and the generator of what is sound: an endpoint's key.
+
+    config: an EvaluateConfig, or a SampleConfig.
+    """
     kinds = ((JUDGE, config.judge), (GENERATOR, config.generator))
     return [error for kind, given in kinds for error in build(kind, given, config.extra).absent()]
 

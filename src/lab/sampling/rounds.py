@@ -14,7 +14,13 @@ from typing import Annotated, Any
 
 from lab.benchmarks.benchmark import Subject
 from lab.evaluation.evaluate import evaluate
-from lab.evaluation.settings import EvaluateConfig, build_benchmark, compose_evaluation, evaluation_errors
+from lab.evaluation.settings import (
+    EvaluateConfig,
+    absent,
+    build_benchmark,
+    compose_evaluation,
+    evaluation_errors,
+)
 from lab.sampling.sample import prompt_errors, sample
 from lab.sampling.settings import SampleConfig, compose_sample, sample_errors
 from sgdpo.config.compose import compose_alone, compose_run, to_run_config, to_typed
@@ -113,7 +119,7 @@ class Chain:
             errors.append(
                 f"refer_to differs from begin_from, but method={self.run.method['name']} has no reference"
             )
-        return list(dict.fromkeys(errors))
+        return list(dict.fromkeys(errors or absent(self.evaluation)))
 
     def _errors_between(self) -> Iterator[str]:
         """Yield what only a round's training would find, after its sampling."""
