@@ -14,11 +14,12 @@ from sgdpo.console import expected_failures, fail, hydra_command, run_command, s
 def main(config: Any) -> None:
     """Do one composed sampling."""
     set_up_process()
+    from lab.evaluation.settings import absent
     from lab.sampling.sample import folder_word, prompt_errors, sample, show
     from lab.sampling.settings import sample_errors, to_sample_config
 
     sampling = to_sample_config(config)
-    if errors := sample_errors(sampling) or prompt_errors(sampling):
+    if errors := sample_errors(sampling) or absent(sampling) or prompt_errors(sampling):
         fail(errors)
 
     with expected_failures(code=1):

@@ -19,6 +19,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from evaluation_fixtures import KEY, Cut, chat, chat_server, finished_run
+from lab.evaluation.settings import absent
 from lab.sampling.pairs import Candidate, make_pair
 from lab.sampling.sample import folder_word, prompt_errors, sample, show
 from lab.sampling.scorers import SCORER
@@ -275,7 +276,8 @@ def test_bad_input_is_named_before_anything_loads(policy, tmp_path, change, mess
     changes = change.format(file=f"'{file}'").split()
     given = words(tmp_path, *([] if "policy" in change else [f"policy='{policy}'"]), *changes)
     try:
-        said = "\n".join(sample_errors(compose_sample(given)))
+        config = compose_sample(given)
+        said = "\n".join(sample_errors(config) or absent(config))
     except ValueError as error:
         said = str(error)
     assert message in said, said

@@ -119,7 +119,7 @@ class Chain:
             errors.append(
                 f"refer_to differs from begin_from, but method={self.run.method['name']} has no reference"
             )
-        return list(dict.fromkeys(errors or absent(self.evaluation)))
+        return list(dict.fromkeys(errors or [*absent(self.sampling), *absent(self.evaluation)]))
 
     def _errors_between(self) -> Iterator[str]:
         """Yield what only a round's training would find, after its sampling."""

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab.answers.generate import GENERATOR, generator_errors
 from lab.answers.prompts import Sampling
-from lab.evaluation.settings import absent
 from lab.sampling.scorers import scorer_errors
 from sgdpo.config.compose import (
     compose_alone,
@@ -90,8 +89,7 @@ def sample_errors(config: SampleConfig, *, policy: bool = True) -> list[str]:
     bound = not binding_errors(GENERATOR, config.generator, config.extra)
     if policy and bound and load_dotted(config.generator["class"], config.extra).of_run:
         errors += _model_errors(config)
-    errors += data_errors(config.data, "prompts", config.extra, config_folders())
-    return errors or absent(config)
+    return errors + data_errors(config.data, "prompts", config.extra, config_folders())
 
 
 def _model_errors(config: SampleConfig) -> list[str]:
