@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.evaluation.comparison import compare_runs, prompt_scores, show
+from lab.evaluation.comparison import by_prompt, compare_runs, judged_scores, show
 from sgdpo.store import write_jsonl
 
 
@@ -76,13 +76,33 @@ def test_a_question_of_two_turns_is_one_prompt_and_unparsable_turns_are_left_out
         {"prompt_id": "2-2", "question_id": 2, "turn": 2, "score": -1},
     ]
     write_jsonl(tmp_path / "judgments.jsonl", rows)
-    assert prompt_scores(tmp_path) == {"1": 6.0, "2": 7.0}
+    scores = judged_scores(tmp_path)
+    assert by_prompt(scores, scores) == {"1": 6.0, "2": 7.0}
+
+
+def test_a_turn_that_one_judgment_says_nothing_of_counts_on_neither_side(tmp_path):
+    """First turns score 9, second ones 3, of both runs alike; of one run eight second turns are unparsable."""
+    runs = [run_with(tmp_path / "exp" / name, [], "mt_bench-j") for name in ("whole", "lacking")]
+    for run, lost in zip(runs, (0, 8), strict=True):
+        rows = [
+            {"prompt_id": f"{n}-{turn}", "question_id": n, "turn": turn, "score": 15 - 6 * turn}
+            for n in range(80)
+            for turn in (1, 2)
+        ]
+        gone = [
+            {**row, "score": -1} if row["turn"] == 2 and row["question_id"] < lost else row for row in rows
+        ]
+        write_jsonl(run / "eval" / "mt_bench-j" / "judgments.jsonl", gone)
+    (verdict,) = compare_runs(runs, None)
+    assert (verdict.winner, verdict.comparison.difference.value, verdict.comparison.ties) == (None, 0.0, 80)
+    assert "whole – lacking: 8 judgments that only one of them has are left out" in show([verdict])[0].facts
 
 
 def test_preferences_are_the_scores_of_a_pairwise_benchmark(tmp_path):
     rows = [{"prompt_id": "a", "preference": 0.75}, {"prompt_id": "b", "preference": None}]
     write_jsonl(tmp_path / "judgments.jsonl", rows)
-    assert prompt_scores(tmp_path) == {"a": 0.75}
+    scores = judged_scores(tmp_path)
+    assert by_prompt(scores, scores) == {"a": 0.75}
 
 
 def test_runs_of_one_name_are_told_apart_by_their_experiment(tmp_path):

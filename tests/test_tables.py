@@ -80,6 +80,19 @@ def test_mtbench(tmp_path):
     golden(mtbench(read_runs(tmp_path, "mt")))
 
 
+def test_the_gain_on_mt_bench_is_over_the_seeds_that_both_have(tmp_path):
+    """Seed 43 is two points better for whoever has it: DPO has both seeds, SGDPO one, NCA another one."""
+    scores = {("dpo", 42): 4.0, ("dpo", 43): 6.0, ("sgdpo", 42): 5.0, ("nca", 44): 9.0}
+    for (method, seed), score in scores.items():
+        folder = write_run(tmp_path, "mt", method, seed=seed, ratio=(0.6, 0.9) if method == "sgdpo" else None)
+        set_eval(folder, {"mt_bench-gpt4": {"overall": score, "overall_se": 0.1}})
+    table = mtbench(read_runs(tmp_path, "mt"))
+    gains = [entry(table, "tiny Llama", name, column="over DPO, %") for name in ("DPO", "SGDPO", "NCA")]
+    assert [found.text for found in gains] == ["+0.00", "+25.00", "–"]
+    assert gains[1].note == "over the seeds that both have: 42"
+    assert gains[2].note == "no seed in common with the baseline"
+
+
 def test_a_mean_and_its_error_are_over_seeds(outputs):
     """DPO's win rates are 52.0 and 52.1: mean 52.05, standard error 0.1 / 2 = 0.05."""
     found = entry(table3(read_runs(outputs, "table3")), "tiny Llama", "DPO", column="win rate, %")

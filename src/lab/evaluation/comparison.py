@@ -1,11 +1,12 @@
-"""Who beats whom beyond noise: evaluated runs compared pair by pair, prompt by prompt.
+"""Who beats whom beyond noise: evaluated runs compared pair by pair, judgment by judgment.
 
 One test a pair decides both who is better and how surely (`statistics.compare`); Holm's correction is over all
 pairs. One beats the other only if the corrected test and the interval both say so; else it is not known, which
 is not the same as equal. Results of different identity (sampling, prompts, judge ...) are not compared.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,15 +17,22 @@ from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, differences, view_run
 from sgdpo.store import read_jsonl
 
+# By prompt, or question; by the name of the judgment; and its place among those of one name.
+Scores = dict[tuple[str, str, int], float]
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """Hold the comparison of two runs; `adjusted` is Holm's p-value over all pairs of the table."""
+    """Hold the comparison of two runs.
+
+    adjusted: Holm's p-value over all pairs of the table. alone: judgments that only one of the two runs has.
+    """
 
     first: str
     second: str
     comparison: Comparison
     adjusted: float
+    alone: int = 0
 
     @property
     def winner(self) -> str | None:
@@ -69,14 +77,17 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
                 f"{view.folder} holds no judgments by {evaluation}: evaluate it first (scripts/evaluate.py); it has "
                 f"{there}"
             )
-    scores = {str(view.folder): prompt_scores(view.folder / "eval" / evaluation) for view in views}
+    scores = {str(view.folder): judged_scores(view.folder / "eval" / evaluation) for view in views}
     for view in views[1:]:
         refuse_other_identity(views[0], view, evaluation)
     names, pairs = _short(list(scores)), list(combinations(scores, 2))
     compared = [compare(*_paired(a, b, scores[a], scores[b]), seed=seed) for a, b in pairs]
     adjusted = holm([comparison.p_value for comparison in compared])
     found = zip(pairs, compared, adjusted, strict=True)
-    return [Verdict(names[a], names[b], comparison, p) for (a, b), comparison, p in found]
+    return [
+        Verdict(names[a], names[b], comparison, p, len(scores[a].keys() ^ scores[b].keys()))
+        for (a, b), comparison, p in found
+    ]
 
 
 def refuse_other_identity(first: RunView, second: RunView, evaluation: str) -> None:
@@ -90,8 +101,8 @@ def refuse_other_identity(first: RunView, second: RunView, evaluation: str) -> N
         )
 
 
-def prompt_scores(folder: Path) -> dict[str, float]:
-    """Return each prompt's score: the checker's, the preference, or the mean over the turns of a question.
+def judged_scores(folder: Path) -> Scores:
+    """Return the score of each judgment: the checker's, the preference, or that of a question's turn.
 
     The checker's own score is taken before the preference over a baseline: it says more. Unparsable judgments
     are left out. Raises ValueError if the folder holds no judgments, or none of a prompt (lm-eval's).
@@ -101,17 +112,28 @@ def prompt_scores(folder: Path) -> dict[str, float]:
         raise ValueError(
             f"{folder} holds no judgments: evaluate {folder.parents[1]} first (scripts/evaluate.py)"
         )
-    by_prompt: dict[str, list[float]] = {}
+    scores: Scores = {}
+    seen: Counter[str] = Counter()
     for number, row in enumerate(read_jsonl(file), 1):
         value, prompt = row.get("score", row.get("preference")), row.get("question_id", row.get("prompt_id"))
         if prompt is None or not isinstance(value, int | float | None):
             raise ValueError(f"{file}, line {number}: not a judgment (prompt_id, score or preference)")
+        name = str(row.get("prompt_id", prompt))
+        seen[name] += 1
         if value is None or ("question_id" in row and value < 0):
             continue
-        by_prompt.setdefault(str(prompt), []).append(float(value))
-    if not by_prompt:
+        scores[str(prompt), name, seen[name]] = float(value)
+    if not scores:
         raise ValueError(f"{file} scores no prompt: such an evaluation cannot be compared prompt by prompt")
-    return {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
+    return scores
+
+
+def by_prompt(scores: Scores, judgments: Iterable[tuple[str, str, int]]) -> dict[str, float]:
+    """Return the mean over these judgments of each prompt: both turns of a question are one."""
+    values: dict[str, list[float]] = {}
+    for judgment in sorted(judgments):
+        values.setdefault(judgment[0], []).append(scores[judgment])
+    return {prompt: sum(own) / len(own) for prompt, own in values.items()}
 
 
 def show(verdicts: Sequence[Verdict]) -> tuple[Table, list[str]]:
@@ -122,7 +144,12 @@ def show(verdicts: Sequence[Verdict]) -> tuple[Table, list[str]]:
         counts = [str(count) for count in (c.wins, c.losses, c.ties)]
         p_values = [f"{c.p_value:.3g}", f"{verdict.adjusted:.3g}"]
         rows.append([f"{verdict.first} – {verdict.second}", verdict.numbers, *counts, *p_values])
-    table = Table("comparison", "", header, rows, 1, [TEST_OVER_PROMPTS])
+    left = [
+        f"{v.first} – {v.second}: {v.alone} judgments that only one of them has are left out"
+        for v in verdicts
+        if v.alone
+    ]
+    table = Table("comparison", "", header, rows, 1, [TEST_OVER_PROMPTS, *left])
     return table, [verdict.sentence() for verdict in verdicts]
 
 
@@ -136,14 +163,17 @@ def _shared(runs: Sequence[RunView]) -> str:
     return common.pop()
 
 
-def _paired(a: str, b: str, first: Mapping[str, float], second: Mapping[str, float]) -> tuple[list, list]:
-    """Return both runs' scores on the prompts that both have; refuse runs of different prompts."""
-    common = sorted(set(first) & set(second))
-    most = max(len(first), len(second))
-    # Unparsable judgments may leave a few prompts out on one side, no more than the benchmarks allow.
+def _paired(a: str, b: str, first: Scores, second: Scores) -> tuple[list, list]:
+    """Return both runs' scores of each prompt, over the judgments that both have; refuse runs of different prompts.
+
+    A turn that one judge's reply says nothing of counts on neither side: second turns score lower than first ones.
+    """
+    common, most = first.keys() & second.keys(), max(len(first), len(second))
+    # Unparsable judgments may leave a few out on one side, no more than the benchmarks allow.
     if not common or len(common) < 0.9 * most:
         raise ValueError(f"{a} and {b} answered different prompts: {len(common)} of {most} are the same")
-    return [first[key] for key in common], [second[key] for key in common]
+    ours, theirs = (list(by_prompt(scores, common).values()) for scores in (first, second))
+    return ours, theirs
 
 
 def _short(runs: list[str]) -> dict[str, str]:

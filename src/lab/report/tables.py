@@ -13,6 +13,7 @@ from scipy import stats
 
 from lab.benchmarks.statistics import Comparison, holm
 from lab.report.cells import (
+    Read,
     Repeats,
     Selection,
     choose_evaluation,
@@ -229,10 +230,8 @@ def mtbench(
     for model, method in _lines(runs, cells):
         readers = [read_metric(f"{key}:{name}") for name in ("overall", "turn1", "turn2")]
         scores = [number_entry(cells.get((model, method)), read, 2, seeds, key) for read in readers]
-        base = cells.get((model, baseline), Repeats()).estimate(readers[0])
-        unknown = base is None or scores[0].value is None
-        gain = None if unknown else 100 * (scores[0].value / base.value - 1)
-        rows.append([paper.title(model), method_title(method, runs), *scores, number(gain, 2, sign="+")])
+        both = [cells.get((model, name), Repeats()) for name in (baseline, method)]
+        rows.append([paper.title(model), method_title(method, runs), *scores, _gain(*both, readers[0])])
     low, high = paper.mtbench["gain_low"], paper.mtbench["gain_high"]
     notes = [
         error_fact(runs),
@@ -240,6 +239,21 @@ def mtbench(
     ]
     header = ["Model", "Method", "overall", "turn 1", "turn 2", f"over {method_title(baseline, runs)}, %"]
     return Table("mtbench-table", f"MT-Bench: {key}", header, rows, 2, [*facts(runs, key), *notes])
+
+
+def _gain(base: Repeats, ours: Repeats, read: Read) -> Entry:
+    """Give ours over the baseline, per cent, of the seeds that both have: another seed is another start."""
+    values = [
+        {run["seed"]: value for run in side.finished if (value := read(run)[0]) is not None}
+        for side in (base, ours)
+    ]
+    shared = sorted(set.intersection(*map(set, values)))
+    if not shared:
+        return Entry(note="no seed in common with the baseline" if all(values) else None, status="missing")
+    theirs, mine = (np.mean([side[seed] for seed in shared]) for side in values)
+    left_out = len(set.union(*map(set, values))) > len(shared)
+    note = f"over the seeds that both have: {', '.join(map(str, shared))}" if left_out else None
+    return number(float(100 * (mine / theirs - 1)), 2, sign="+", note=note)
 
 
 @dataclass(frozen=True)
