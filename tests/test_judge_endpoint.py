@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import replace
+from email.utils import formatdate
 
 import pytest
 
@@ -126,6 +127,34 @@ def test_the_servers_retry_after_is_obeyed(ask):
     assert time.monotonic() - start >= 0.3
 
 
+@pytest.mark.parametrize(
+    ("header", "waited"),
+    [
+        (lambda: "90", 90),
+        (lambda: formatdate(time.time() + 90, usegmt=True), 90),
+        (lambda: formatdate(time.time() - 90, usegmt=True), 0),
+        (lambda: "soon", 0),
+    ],
+    ids=["seconds", "date", "date that is past", "no time"],
+)
+def test_a_pause_is_as_long_as_the_server_asks_in_either_form(ask, monkeypatch, header, waited):
+    """The wait itself is taken out: what it was asked for is looked at."""
+    failure = (429, {"error": {"message": "slow down"}}, {"Retry-After": header()})
+    pauses = []
+    monkeypatch.setattr("lab.serving.endpoint._wait", pauses.append)
+    with chat_server(lambda request, n: failure if n == 0 else chat("fine")) as server:
+        assert ask(server)[1]().text == "fine"
+    assert max(pauses) == pytest.approx(waited, abs=2)
+
+
+def test_nobody_waits_for_hours_and_the_server_is_not_asked_again(ask):
+    failure = (429, {"error": {"message": "no more today"}}, {"Retry-After": "30000"})
+    with chat_server(lambda request, n: failure) as server:
+        with pytest.raises(EndpointError, match=r"no more today; it asks for a pause of 30000 s"):
+            ask(server)[1]()
+        assert len(server.requests) == 1
+
+
 def test_a_wrong_key_is_refused_at_once_and_appears_nowhere(ask, caplog, capsys):
     def refuse(request, n):
         return 401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, {}
@@ -221,7 +250,10 @@ def test_a_budget_in_dollars_without_prices_is_refused():
     ]
 
 
-@pytest.mark.parametrize("url", ["", "judge:8000/v1", "https://user:pass@host/v1", "https://host/v1?key=abc"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "judge:8000/v1", "https://user:pass@host/v1", "https://host/v1?key=abc", "http://127.0.0.1/v1\n"],
+)
 def test_an_address_that_is_none_or_holds_a_key_is_refused(url, tmp_path):
     with pytest.raises(EndpointError, match="base_url must"):
         Endpoint(EndpointSettings(url, "m"), tmp_path)

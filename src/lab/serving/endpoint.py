@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -32,6 +33,8 @@ log = logging.getLogger("sgdpo")
 FORMAT = 2
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_PAUSE = 60.0
+# A server may ask for more, up to this.
+LONGEST_ASKED = 3600.0
 LARGEST_ANSWER = 32 << 20  # bytes
 # The share of replies that may be unusable or name no verdict; with more, the mean of the others would mislead.
 MOST_UNUSABLE = 0.05
@@ -80,7 +83,9 @@ class EndpointSettings:
         errors = []
         try:
             address = urlsplit(self.base_url)
-            known = address.scheme in ("http", "https") and address.hostname and address.port != 0
+            # urlsplit drops line ends without a word.
+            spelled = self.base_url.isprintable() and " " not in self.base_url
+            known = spelled and address.scheme in ("http", "https") and address.hostname and address.port != 0
         except ValueError:  # a port that is none
             known = False
         if not known:
@@ -188,6 +193,9 @@ class Endpoint:
             self.ledger.give_up(sent, outcome.problem, billed=outcome.billed, answer=outcome.text)
             if outcome.final:
                 raise outcome.final(self._named(outcome.problem))
+            if (outcome.pause or 0) > LONGEST_ASKED:
+                later = f"it asks for a pause of {outcome.pause:.0f} s, and nobody waits for that here"
+                raise EndpointError(self._named(f"{outcome.problem}; {later}"))
             if attempt < self.settings.retries:
                 self._pause(attempt, outcome.pause)
         tries = f"{self.settings.retries + 1} tries"
@@ -228,7 +236,9 @@ class Endpoint:
     def _pause(self, attempt: int, asked: float | None) -> None:
         """Wait as long as the server asked, else twice as long each time, with jitter, a minute at most."""
         doubled = self.settings.backoff * 2 ** min(attempt, 10) * random.uniform(0.75, 1.25)
-        _wait(min(LONGEST_PAUSE, doubled if asked is None else asked))
+        if asked is not None and asked > LONGEST_PAUSE:
+            log.info("%s asks for a pause of %.0f s", self.settings.base_url, asked)
+        _wait(min(LONGEST_PAUSE, doubled) if asked is None else asked)
 
     def _named(self, problem: str) -> str:
         return self._scrub(f"{self.settings.base_url}: {problem}")
@@ -262,9 +272,15 @@ class _Wire:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a server asks for, as such or as a date; None if it does not."""
+    asked = headers.get("retry-after", "")
     try:
-        return max(0.0, float(headers.get("retry-after", "")))
+        return max(0.0, float(asked))
     except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
 
 
