@@ -25,11 +25,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="data of the figure")
     options = parser.parse_intermixed_args(arguments)
     set_up_process()
+    from lab.evaluation.settings import is_setting
     from lab.evaluation.variance import DEFAULT_OUTPUT, asked, measure_all
 
     output, files = options.output or DEFAULT_OUTPUT, options.files or []
-    folder = [f"--config-dir={options.config_dir}"] if options.config_dir else []
-    configs = [] if files else asked([*options.words, *folder], options.benchmarks, options.repeats)
+    # An override behind the benchmarks is none of them.
+    names = [word for word in options.benchmarks if not is_setting(word)]
+    words = [*options.words, *filter(is_setting, options.benchmarks)]
+    if not names:
+        parser.error("--benchmarks names none")
+    if files and words:
+        parser.error(f"--files compares the judgments in files: leave {' '.join(words)} out")
+    words += [f"--config-dir={options.config_dir}"] if options.config_dir else []
+    configs = [] if files else asked(words, names, options.repeats)
     with expected_failures(code=1) if configs else nullcontext():
         table = measure_all(configs, options.repeats, files, output)
     print(table.console())

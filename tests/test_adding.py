@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+import judge_variance
 import recipes
 from evaluation_fixtures import baseline_rows, chat, chat_server, finished_run, http_judge
 from lab.evaluation.command import show
 from lab.evaluation.comparison import compare_runs
 from lab.evaluation.evaluate import evaluate
 from lab.evaluation.settings import compose_evaluation, runs_first
-from lab.evaluation.variance import asked, measure_all
 from report_fixtures import write_run
 from sgdpo.config.compose import CONF, register_schema, to_run_config
 from sgdpo.data.sources import load_rows
@@ -172,7 +172,7 @@ def test_a_judge_and_a_generator_are_used_together(house):
     assert "generator.times must be at most 10, not 99 (conf/generator/echo.yaml)" in wrong
 
 
-def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch, tmp_path):
+def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch, capsys, tmp_path):
     """The judge gives the number of letters e, at most 10; nothing is asked twice."""
     monkeypatch.chdir(house)
     monkeypatch.setenv("COLUMNS", "200")
@@ -194,9 +194,8 @@ def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch
         command = runs_first([*compared, *evaluated[1:], short, *http_judge(server)])
         results = evaluate(compose_evaluation(command))
         again = evaluate(compose_evaluation(command))
-        at = varied.index("--benchmarks")
-        words = [*compared, *varied[1:at], *varied[at + 2 :], short, *http_judge(server)]
-        table = measure_all(asked(words, [varied[at + 1]], 2), 2, [], tmp_path / "variance.json")
+        output = ["--output", str(tmp_path / "variance.json")]
+        judge_variance.main([*compared, *output, short, *http_judge(server), *varied[1:]])
     for folder, result in results.items():
         rows = read_jsonl(Path(folder) / result["samples"])
         assert [row["prompt"] for row in rows][:2] == ["Ask me to close the door.", "Ask me to lend a book."]
@@ -207,7 +206,7 @@ def test_a_benchmark_is_answered_judged_repeated_and_compared(house, monkeypatch
     assert verdict.comparison.wins + verdict.comparison.losses + verdict.comparison.ties == 4
     found = json.loads((tmp_path / "variance.json").read_text())["politeness-m1"]
     assert (found["scale"], found["repeats"], found["n"]) == (10.0, 2, 8)
-    assert "politeness-m1" in table.console()
+    assert "politeness-m1" in capsys.readouterr().out
     shown = show(compose_evaluation(command).benchmark, results).console()
     assert re.search(r"RUN.* 4\b", shown)
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import judge_variance
 from evaluation_fixtures import chat, chat_server, finished_run
 from lab.evaluation.variance import asked, measure_all, spread
 from lab.report.entries import commit_text
 from lab.report.figures import figure1
+from sgdpo.console import run_command
 from sgdpo.runs.records import view_run
+from sgdpo.store import write_jsonl
 
 
 def test_the_spread_by_hand():
@@ -139,6 +142,32 @@ def test_files_of_other_answers_are_refused(tmp_path):
     files = ["mt_bench", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     with pytest.raises(ValueError, match=r"b\.jsonl judges other answers"):
         measure_all([], 2, [files], tmp_path / "out.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["outputs/exp/run", "judge=openai", "--files", "mt_bench", "a", "b"],
+            "leave outputs/exp/run judge=op",
+        ),
+        (["--files", "mt_bench", "a", "b", "--files", "mt_bench", "a", "none"], "none: no such file"),
+        (["--files", "mt_bench", "a", "b", "--files", "mt_bench", "b", "a"], "names a benchmark twice"),
+        (["outputs/exp/run", "--benchmarks", "judge=openai"], "--benchmarks names none"),
+    ],
+)
+def test_nothing_is_passed_over_and_nothing_is_kept_of_a_command_that_cannot_work(
+    tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        write_jsonl(Path(name), [{"question_id": n, "turn": 1, "score": 5 + n} for n in range(3)])
+    monkeypatch.setattr("sys.argv", ["judge_variance.py", "--output", "out.json", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_command(judge_variance.main)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lab.benchmarks.statistics import NORMAL_95
 from lab.evaluation.evaluate import judge_samples, opened
 from lab.evaluation.settings import (
     EvaluateConfig,
+    absent,
     build_benchmark,
     compose_evaluation,
     evaluation_errors,
@@ -107,18 +108,23 @@ def _errors(config: EvaluateConfig) -> list[str]:
         return ["a file of judgments answers the same each time; give the files with --files instead"]
     if not build_benchmark(config).answered:
         return [f"judge variance needs a judge, and benchmark={config.benchmark['name']} has none"]
-    return []
+    return absent(config)
 
 
 def measure_all(
     configs: Sequence[EvaluateConfig], repeats: int, files: Sequence[Sequence[str]], output: Path
 ) -> Table:
     """Measure the variance of each evaluation and of each set of files, keep it, and return a table."""
-    spreads: dict[str, Spread] = {}
+    read: dict[str, tuple[Spread, dict[str, Any]]] = {}
     for name, *paths in files:
-        benchmark, key = build_benchmark(compose_evaluation([f"benchmark={name}"])), f"{name}-files"
-        spreads[key] = read_spread(benchmark, paths)
-        keep(output, key, spreads[key], scale=benchmark.scale, files=list(paths))
+        benchmark = build_benchmark(compose_evaluation([f"benchmark={name}"]))
+        about = {"scale": benchmark.scale, "files": list(paths)}
+        read[f"{name}-files"] = read_spread(benchmark, paths), about
+    if len(read) < len(files):
+        raise ValueError("--files names a benchmark twice: all its files go behind one --files")
+    for key, (found, about) in read.items():  # all of them can be read
+        keep(output, key, found, **about)
+    spreads = {key: found for key, (found, _) in read.items()}
     for config in configs:
         key, spread_of_it, about = measure(config, repeats)
         spreads[key] = spread_of_it
