@@ -214,6 +214,21 @@ def test_fastchats_judgments_move_in_and_those_of_other_answers_are_refused(setu
     assert evaluate(chosen)[str(run)]["overall"] == first["overall"]
 
 
+def test_a_judging_that_is_refused_leaves_the_result_that_there_is_and_its_judgments(setup, tmp_path):
+    """The judge says nothing readable any more, and what it once said is no longer kept."""
+    run, words = setup
+    with chat_server(verdict) as server:
+        folder = result_folder(run, evaluate(compose_evaluation([*words, *http_judge(server)]))[str(run)])
+        before = {file.name: file.read_bytes() for file in [*folder.iterdir(), run / "record.json"]}
+        server.reply = lambda request, n: chat("I would rather not.")
+        anew = f"cache='{tmp_path / 'another cache'}'"
+        with pytest.raises(ValueError, match="6 of 6 judgments"):
+            evaluate(compose_evaluation([*words, *http_judge(server), anew]))
+    assert before == {file.name: file.read_bytes() for file in [*folder.iterdir(), run / "record.json"]}
+    refused = read_jsonl(folder.with_name(f"{folder.name}-refused") / "judgments.jsonl")
+    assert [row["judgment"] for row in refused] == ["I would rather not."] * 6
+
+
 def test_unparsable_judgments_are_counted_and_refused_above_five_per_cent(folder, setup, tmp_path):
     rows = [{**QUESTIONS[n % 3], "question_id": n} for n in range(30)]
     write_jsonl(folder / "mt_bench" / "question.jsonl", rows)

@@ -2,7 +2,8 @@
 
 A run's folder gets `eval/<key>/` with every sample and every judgment. The key is `<benchmark>-<judge>`, and the
 hash of the evaluation's identity is added where benchmark or generator are not set as conf/ has them, or where
-the place is taken by another judge of that name: a result replaces only one of the same identity. What was
+the place is taken by another judge of that name: a result replaces only one of the same identity. A judging whose
+verdicts cannot be read is refused; its files lie in `eval/<key>-refused/`, beside a result that there may be. What was
 generated or judged before comes from the cache, so the same command continues an interrupted evaluation and pays
 for nothing twice.
 """
@@ -109,15 +110,20 @@ class Evaluation:
         asked = prompts if benchmark.answered else []
         samples = answer(own, asked, benchmark.sampling(), self.cache)
         judgments = judge_samples(benchmark, samples, self.judge)
-        folder = run / "eval" / key
-        folder.mkdir(parents=True, exist_ok=True)
         rows = [benchmark.row(judgment, judged_by) for judgment in judgments]
-        shown = sample_rows(prompts, samples, rows)
-        # All is on the disk before a summary can refuse it.
-        write_jsonl(folder / "samples.jsonl", shown)
-        write_jsonl(folder / "judgments.jsonl", rows)
-        benchmark.write(folder, samples, judgments)
-        result = {**benchmark.summarise(rows), **lengths(samples), "identity": identity}
+        shown, place = sample_rows(prompts, samples, rows), key
+        try:
+            summary = benchmark.summarise(rows)
+        except Exception:
+            place = f"{key}-refused"  # a result of that name that there is keeps its files
+            raise
+        finally:  # all that was answered and judged is on the disk, whatever the summary says of it
+            folder = run / "eval" / place
+            folder.mkdir(parents=True, exist_ok=True)
+            write_jsonl(folder / "samples.jsonl", shown)
+            write_jsonl(folder / "judgments.jsonl", rows)
+            benchmark.write(folder, samples, judgments)
+        result = {**summary, **lengths(samples), "identity": identity}
         result |= {"sampling": asdict(benchmark.sampling()), "judge": judged_by}
         result |= {"samples": f"eval/{key}/samples.jsonl", **self._paid_since(before)}
         write_json(folder / "result.json", result)
