@@ -14,11 +14,11 @@ from sgdpo.console import expected_failures, fail, hydra_command, run_command, s
 @expected_failures()
 def main(config: Any) -> None:
     set_up_process()
-    from lab.evaluation.settings import EvaluateConfig, evaluation_errors
+    from lab.evaluation.settings import EvaluateConfig, absent, evaluation_errors
     from sgdpo.config.compose import to_typed
 
     evaluation = to_typed(config, EvaluateConfig)
-    if errors := evaluation_errors(evaluation):
+    if errors := evaluation_errors(evaluation) or absent(evaluation):
         fail(errors)
     from lab.evaluation.command import show  # heavy imports only once the settings are sound
     from lab.sweeps.evaluations import evaluate_all

@@ -25,3 +25,12 @@ def test_a_wrong_word_is_one_error_before_anything_is_trained(tmp_path: Path, wo
     with pytest.raises(ValueError, match=said):
         demonstrate([f"outputs={tmp_path / 'o'}", word])
     assert not (tmp_path / "o").exists()
+
+
+def test_data_that_no_checker_knows_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Say a.", "chosen": "a", "rejected": "b"}\n' * 8)
+    words = ["data=local", *(f"data.{key}='{rows}'" for key in ("train", "test", "sft"))]
+    with pytest.raises(ValueError, match="needs the world of data=verifiable; the run's data is 'local'"):
+        demonstrate([f"outputs={tmp_path / 'o'}", *words])
+    assert not (tmp_path / "o").exists()

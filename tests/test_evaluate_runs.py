@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import evaluate as command
 from evaluation_fixtures import finished_run
 from killed_run import EVERY_SPOIL, SPOILS, spoiled
 from lab.answers.generate import Generator
@@ -20,11 +21,18 @@ from lab.benchmarks.benchmark import Subject
 from lab.benchmarks.verifiable import Verifiable
 from lab.evaluation.command import show
 from lab.evaluation.evaluate import answer, evaluate, judge_samples, lengths, read_config, sample_rows
-from lab.evaluation.settings import compose_evaluation, evaluation_errors, is_usual, runs_first
+from lab.evaluation.settings import (
+    EvaluateConfig,
+    compose_evaluation,
+    evaluation_errors,
+    is_usual,
+    runs_first,
+)
 from lab.judging.judges import Checker
 from lab.report.cells import Repeats, read_metric
 from lab.report.entries import number_entry
 from lab.sampling.settings import model_of
+from sgdpo.config.compose import compose_alone
 from sgdpo.runs.records import RunView
 from sgdpo.store import read_json, read_jsonl, write_jsonl
 from sgdpo.world.checker import check
@@ -281,6 +289,24 @@ def test_the_command_prints_a_table_and_leaves_nothing_beside_the_outputs(runs, 
     failed = subprocess.run([*command[:2], "nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1].startswith("error: nowhere is not a run")
+
+
+def test_a_missing_key_is_bad_input_and_nothing_is_begun(runs, monkeypatch, capsys):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    words = [f"runs=['{runs / 'exp' / 'dpo'}']", "benchmark=alpaca_eval", "judge=openai"]
+    with pytest.raises(SystemExit) as ended:
+        command.main(compose_alone("evaluate", EvaluateConfig, words))
+    assert ended.value.code == 2
+    assert "https://api.openai.com/v1 needs a key: export OPENAI_API_KEY" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("paid", "said"), [(0.0, "7 tokens"), (1.5, "7 tokens, 1.5000 dollars")])
+def test_a_bill_without_prices_names_no_dollars_and_one_prompt_has_no_error(paid, said):
+    cost = {"requests": 3, "prompt_tokens": 6, "completion_tokens": 1, "dollars": paid}
+    alone = Verifiable().summarise([{"score": 10.0}])
+    table = show({}, {"run": {**alone, "cost": cost}})
+    assert table.facts == [f"run: 3 judgments paid for now, {said}"]
+    assert [entry.text for entry in table.rows[0]] == ["run", "10.00", "0", "1"]
 
 
 def test_a_missing_number_is_a_dash():

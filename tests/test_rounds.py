@@ -147,6 +147,9 @@ def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start
         (["method=simpo", "refer_to=first"], "method=simpo has no reference"),
         (["model.path=no/such/place"], "model.path=no/such/place does not exist"),
         (["evaluate.benchmark=alpaca_eval"], "judge=checker judges nothing by itself"),
+        (["evaluate.benchmark=alpaca_eval", "evaluate.benchmark.baseline=hub:a/b/c", "evaluate.judge=openai"],
+         "needs a key: export OPENAI_API_KEY"),
+        (["sample.scorer=judge", "sample.judge=openai"], "needs a key: export OPENAI_API_KEY"),
         (["data=constraints", "sample.scorer=constraints"],
          "evaluate.benchmark=verifiable needs the world of data=verifiable; the run's data is 'constraints'"),
         (["model=tiny_llama", "model.path=null", "sample.scorer=constraints"], "is no instruction"),
@@ -165,8 +168,9 @@ def test_every_round_may_begin_at_the_first_policy_with_prompts_of_its_own(start
           for word in ("sample.policy=other", "sample.into=x", "sample.part=1", "sample.parts=2", "evaluate.runs=[a]")],
     ],
 )  # fmt: skip
-def test_bad_rounds_are_refused_before_the_first(start, tmp_path, change, message) -> None:
+def test_bad_rounds_are_refused_before_the_first(start, tmp_path, monkeypatch, change, message) -> None:
     """A scorer that cannot score such prompts is found before anything is answered."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "no prompt"}\n')
     given = words(start, tmp_path / "o", *[word.format(file=f"'{file}'") for word in change])

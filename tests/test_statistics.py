@@ -90,6 +90,16 @@ def test_equal_values_have_no_spread():
     assert (interval.value, interval.error, interval.low, interval.high) == (0.5, 0.0, 0.5, 0.5)
 
 
+def test_one_value_says_nothing_of_others():
+    """Its interval has no ends, and no error stands behind it; one prompt won lies between nearly none and all."""
+    alone, won, against = bootstrap([7.0], [2]), share([1.0]), compare([2.0], [1.0])
+    assert (alone.value, alone.low, alone.high) == (3.5, -math.inf, math.inf)
+    assert math.isnan(alone.error)
+    assert math.isnan(won.error)
+    assert 0 < won.low < 50 < won.high == 100
+    assert (against.p_value, against.difference.low, against.difference.high) == (1.0, -math.inf, math.inf)
+
+
 def test_the_sign_test_by_hand():
     """8 wins, 2 losses, 1 tie: two-sided 2 * (C(10,0) + C(10,1) + C(10,2)) / 2^10 = 112 / 1024."""
     ours, theirs = [1] * 8 + [0] * 2 + [1], [0] * 8 + [1] * 2 + [1]

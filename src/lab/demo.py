@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab.benchmarks.benchmark import Subject
 from lab.evaluation.evaluate import evaluate
-from lab.evaluation.settings import compose_evaluation
+from lab.evaluation.settings import build_benchmark, compose_evaluation
 from lab.report.cells import last_metric
 from lab.report.entries import facts, origin
 from lab.report.names import method_title
@@ -19,6 +20,7 @@ from sgdpo.runs.run import execute
 from sgdpo.runs.validate import config_errors
 
 EVALUATION = "verifiable-checker"
+JUDGED = ("benchmark=verifiable",)
 METHODS = ("sgdpo", "dpo")
 # Six times the default rate, where DPO overshoots; the README says how surely SGDPO leads there.
 SETTINGS = ("experiment=demo", "optimizer.lr=6e-4")
@@ -39,6 +41,8 @@ def demonstrate(overrides: list[str]) -> str:
             "the demonstration trains an SFT start, then SGDPO and DPO from it: it takes no other method, "
             "no init=pretrained or instruct model, and no dry_run=true; src/train.py does"
         )
+    if errors := build_benchmark(compose_evaluation(JUDGED), Subject("", config=configs[0])).errors():
+        raise ValueError("\n".join(errors))
     folders = [execute(config) for config in configs]
     config = configs[0]
     start = folders[0].parent / str(view_run(folders[0])["start"])
@@ -54,7 +58,7 @@ def demonstrate(overrides: list[str]) -> str:
 def _evaluate(config: RunConfig, folders: Sequence[Path]) -> None:
     """Evaluate as scripts/evaluate.py does; answers that there are already come from the cache."""
     places = [f"{key}={getattr(config, key)}" for key in ("outputs", "cache", "device")]
-    evaluation = compose_evaluation(["benchmark=verifiable", *places])
+    evaluation = compose_evaluation([*JUDGED, *places])
     evaluation.runs = [str(folder) for folder in folders]
     evaluate(evaluation)
 

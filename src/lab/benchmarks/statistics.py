@@ -4,6 +4,7 @@ Win rates are in per cent, as AlpacaEval prints them; a preference of one prompt
 (tied). A comparison has one test of the mean difference: it decides both who is better and how surely.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,11 +78,14 @@ def bootstrap(
 ) -> Interval:
     """Return the mean with a 95 % percentile bootstrap over the values, drawn with the seed.
 
+    One value says nothing of others: its error is NaN, its interval has no ends.
     counts: values are then sums of so many judgments each, which stay together (both turns of a question).
     """
     values_B = _checked(values)
     counts_B = np.ones(len(values_B)) if counts is None else np.asarray(counts, dtype=float)
     mean = float(values_B.sum() / counts_B.sum())
+    if len(values_B) == 1:
+        return Interval(mean, math.nan, -math.inf, math.inf)
     if np.ptp(values_B / counts_B) == 0:
         return Interval(mean, 0.0, mean, mean)
     draws, means = np.random.default_rng(seed), []
@@ -103,10 +107,11 @@ def share(values: ArrayLike) -> Interval:
     """Return the mean of values from 0 to 1 in per cent (a win rate, ties counted half), with error and interval.
 
     The interval is Agresti and Coull's (1998), Wilson's made simple and open to values between: two of 1 and two of 0
-    join them. So it has a width also where every prompt was won.
+    join them. So it has a width also where every prompt was won. The error of one value is NaN.
     """
     values_B = _checked(values)
     value, error = mean_error(values_B)
+    error = error if len(values_B) > 1 else math.nan
     with_four = np.concatenate([values_B, [0, 0, 1, 1]])
     middle, half = with_four.mean(), NORMAL_95 * with_four.std() / np.sqrt(len(with_four))
     low, high = max(0.0, middle - half), min(1.0, middle + half)

@@ -99,7 +99,7 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     for bill, what in {"generation_cost": "answers", "cost": "judgments"}.items():
         if (cost := result.get(bill)) and "prompt_tokens" in cost:
             tokens = cost["prompt_tokens"] + cost["completion_tokens"]
-            notes.append(
-                f"{cost['requests']} {what} paid for now, {tokens} tokens, {cost['dollars']:.4f} dollars"
-            )
+            # Without prices nobody knows: 0 dollars would be a wrong bill.
+            dollars = f", {cost['dollars']:.4f} dollars" if cost["dollars"] else ""
+            notes.append(f"{cost['requests']} {what} paid for now, {tokens} tokens{dollars}")
     return notes

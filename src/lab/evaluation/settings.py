@@ -87,10 +87,7 @@ def evaluation_errors(config: EvaluateConfig, *, runs: bool = True) -> list[str]
 
 
 def absent(config: Any) -> list[str]:
-    """List what is not at hand yet for the judge and the generator of what is sound: an endpoint's key.
-
-    config: an EvaluateConfig, or a SampleConfig.
-    """
+    """List what is not at hand yet for the judge and the generator of a sound evaluation or sampling: a key."""
     kinds = ((JUDGE, config.judge), (GENERATOR, config.generator))
     return [error for kind, given in kinds for error in build(kind, given, config.extra).absent()]
 

@@ -78,10 +78,9 @@ def _entry(row: Row, metric: str, digits: int) -> Entry:
     if found is None:
         states = sorted({run.status for run in row.runs.runs})
         return Entry(status=states[0] if len(states) == 1 and states != ["finished"] else "missing")
-    error = None if found.error is None or math.isnan(found.error) else found.error
     finished = len(row.runs.finished)
     note = f"{found.seeds} of its {finished} seeds have it" if found.seeds < finished else None
-    return number(found.value, digits, error, seeds=found.seeds, note=note)
+    return number(found.value, digits, found.error, seeds=found.seeds, note=note)
 
 
 def _text(value: Any) -> str:

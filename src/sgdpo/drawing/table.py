@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,7 +52,8 @@ class Entry:
 def number(
     value: float | None, digits: int, error: float | None = None, *, sign: str = "", **more: Any
 ) -> Entry:
-    """Make an entry of a number: "27.53 ± 0.41", or a dash. sign: "+" shows it on positive numbers too."""
+    """Make an entry of a number: "27.53 ± 0.41", or a dash; a NaN is no error. sign: "+" also on positive numbers."""
+    error = None if error is None or math.isnan(error) else error
     if value is None:
         return Entry(**{"status": "missing", **more})
     text = f"{value:{sign}.{digits}f}".replace("-", "−")
