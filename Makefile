@@ -14,14 +14,16 @@ help: ## List every target
 # TORCH=cpu or cuda overrules what the machine looks like; LOCK= takes requirements.txt instead of the locked versions.
 TORCH ?= auto
 LOCK ?= 1
-$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.txt requirements.lock pyproject.toml $(if $(filter-out auto,$(TORCH)),named-build)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: $(PYTHON) is Python %d.%d, and 3.11 or newer \
 	is needed: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) scripts/install.py --torch $(TORCH) $(if $(LOCK),,--no-lock)
 	@touch $@
 
-.PHONY: setup lock
+# Which build of torch there is, no file's date says.
+.PHONY: setup lock named-build
+named-build: ;
 setup: $(VENV)/.installed ## Make .venv: the torch build for this machine, then the locked packages (TORCH=cpu or cuda)
 
 # What torch's CUDA build brings differs from machine to machine and stays out of the lock.

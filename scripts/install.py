@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # torch's builds differ from machine to machine, so the lock leaves them out. PyPI's build for Linux is the CUDA one.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CUDA_PACKAGES = ("nvidia-", "cuda-")
 PATIENCE = 5  # seconds
 
 
@@ -46,12 +47,13 @@ def main() -> None:
 
 
 def install_torch(version: str, wanted: str) -> None:
-    """Install torch unless this version is there; say which build and how large before anything is downloaded."""
-    try:
-        if metadata.version("torch").split("+")[0] == version:
-            return
-    except metadata.PackageNotFoundError:
-        pass
+    """Install torch unless this version is there, in the build that is wanted if one is named.
+
+    Which build and how large is said before anything is downloaded.
+    """
+    there = build_there(version)
+    if there and wanted in ("auto", there):
+        return
     gpu = has_gpu()
     build = wanted if wanted != "auto" else "cuda" if gpu else "cpu"
     index: list[str] = []
@@ -60,9 +62,21 @@ def install_torch(version: str, wanted: str) -> None:
             index = ["--index-url", CPU_INDEX]
         else:
             print(f"{CPU_INDEX} does not answer: taking the build that the configured index has", flush=True)
-    report = json.loads(pip("install", "--dry-run", "--quiet", "--report", "-", *index, f"torch=={version}"))
+    # Both builds have one version, of which pip says that it is there.
+    torch = [*index, *(["--force-reinstall"] if there else []), f"torch=={version}"]
+    report = json.loads(pip("install", "--dry-run", "--quiet", "--report", "-", *torch))
     print(describe(report["install"], "a GPU was found" if gpu else "no GPU was found"), flush=True)
-    pip("install", "--quiet", *index, f"torch=={version}")
+    pip("install", "--quiet", *torch)
+
+
+def build_there(version: str) -> str | None:
+    """Return the build of torch that is installed, "cpu" or "cuda"; None if there is none of this version."""
+    try:
+        torch = metadata.distribution("torch")
+    except metadata.PackageNotFoundError:
+        return None
+    libraries = [need for need in torch.requires or [] if need.startswith(CUDA_PACKAGES)]
+    return None if torch.version.split("+")[0] != version else "cuda" if libraries else "cpu"
 
 
 def has_gpu() -> bool:
@@ -76,7 +90,7 @@ def has_gpu() -> bool:
 def describe(packages: list[dict], machine: str) -> str:
     """Return what is about to be installed: version, build, number of packages and size."""
     names = {package["metadata"]["name"].lower(): package for package in packages}
-    libraries = [name for name in names if name.startswith(("nvidia-", "cuda-"))]
+    libraries = [name for name in names if name.startswith(CUDA_PACKAGES)]
     build = f"the CUDA build with {len(libraries)} CUDA libraries" if libraries else "the CPU build"
     sizes = [size_of(package["download_info"]["url"]) for package in packages]
     known = sum(size or 0 for size in sizes) / 1e6

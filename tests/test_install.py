@@ -1,6 +1,9 @@
 """The environment is what the files say: the lock holds every requirement, and set-up says what it will download."""
 
+import json
 import re
+import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,29 @@ def test_a_cuda_build_and_sizes_that_nobody_tells_are_said(tmp_path: Path) -> No
     }
     said = install.describe([torch, cublas], "a GPU was found")
     assert said.endswith("the CUDA build with 1 CUDA libraries, 2 packages, 2 MB and 1 of unknown size")
+
+
+def test_a_build_that_is_asked_for_by_name_takes_the_place_of_the_other(tmp_path: Path, monkeypatch) -> None:
+    """An environment made where there is no GPU, as on a login node: TORCH=cuda puts the other build in."""
+    version = metadata.version("torch").split("+")[0]
+    there = install.build_there(version)
+    other = {"cpu": "cuda", "cuda": "cpu"}[there]
+    torch = package("torch", version, tmp_path / "torch.whl", 1)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        install, "pip", lambda *words: asked.append(words) or json.dumps({"install": [torch]})
+    )
+    monkeypatch.setattr(install, "answers", lambda url: True)
+    for wanted in ("auto", there):
+        install.install_torch(version, wanted)
+    assert not asked
+    install.install_torch(version, other)
+    assert [("--dry-run" in words, "--force-reinstall" in words) for words in asked] == [
+        (True, True),
+        (False, True),
+    ]
+    (tmp_path / ".installed").touch()
+    for word, runs in (("TORCH=auto", False), ("TORCH=cuda", True)):
+        make = ["make", "-n", "setup", word, f"VENV={tmp_path}"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert ("scripts/install.py --torch cuda" in done.stdout) == runs
