@@ -6,6 +6,7 @@ python scripts/evaluate.py RUN... benchmark=mt_bench judge=local
 python scripts/evaluate.py RUN... n_jobs=2                   # so many runs at a time
 """
 
+from pathlib import Path
 from typing import Any
 
 from sgdpo.console import expected_failures, fail, hydra_command, run_command, set_up_process
@@ -24,7 +25,11 @@ def main(config: Any) -> None:
     from lab.sweeps.evaluations import evaluate_all
 
     with expected_failures(code=1):
-        print(show(evaluation.benchmark, evaluate_all(evaluation)).console())
+        results = evaluate_all(evaluation)
+        print(show(evaluation.benchmark, results).console())
+        print(
+            "\n".join(f"result    {Path(run, result['samples']).parent}" for run, result in results.items())
+        )
 
 
 def prepare(arguments: list[str]) -> list[str]:

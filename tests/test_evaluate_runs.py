@@ -284,6 +284,8 @@ def test_the_command_prints_a_table_and_leaves_nothing_beside_the_outputs(runs, 
     )
     assert done.returncode == 0, done.stderr
     assert "score" in done.stdout
+    (folder,) = re.findall(r"^result    (.*)$", done.stdout, re.M)
+    assert (Path(folder) / "result.json").is_file()
     assert "Loading weights" not in done.stderr, "one bar at a time, and that is ours"
     assert not list(tmp_path.iterdir())
     failed = subprocess.run([*command[:2], "nowhere"], cwd=tmp_path, capture_output=True, text=True)
@@ -307,6 +309,13 @@ def test_a_bill_without_prices_names_no_dollars_and_one_prompt_has_no_error(paid
     table = show({}, {"run": {**alone, "cost": cost}})
     assert table.facts == [f"run: 3 judgments paid for now, {said}"]
     assert [entry.text for entry in table.rows[0]] == ["run", "10.00", "0", "1"]
+
+
+def test_files_of_one_name_are_told_apart():
+    results = {f"results/{name}/annotations.json": {"score_mean": 1.0, "won_over": name} for name in "ab"}
+    table = show({}, results)
+    assert [row[0].text for row in table.rows] == ["a/annotations.json", "b/annotations.json"]
+    assert [fact.split(":")[0] for fact in table.facts] == ["a/annotations.json", "b/annotations.json"]
 
 
 def test_a_missing_number_is_a_dash():

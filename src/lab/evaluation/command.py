@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lab.evaluation.comparison import short_names
 from lab.evaluation.settings import build_benchmark, compose_evaluation
 from sgdpo.drawing.table import Entry, Table, number
 from sgdpo.places import CONF
@@ -23,12 +24,13 @@ def show(benchmark: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     if any("tasks" in result for result in results.values()):
         results = {run: _by_task(result) for run, result in results.items()}
         metrics = {key: key for result in results.values() for key in result}
+    names = short_names(list(results))
     headings = {**metrics, **{key: text for key, text in COUNTS.items() if key not in metrics}}
     shown = [key for key in headings if any(result.get(key) is not None for result in results.values())]
     rows: list[list[Entry | str]] = [
-        [Path(run).name, *[_entry(result, key) for key in shown]] for run, result in results.items()
+        [names[run], *[_entry(result, key) for key in shown]] for run, result in results.items()
     ]
-    facts = [f"{Path(run).name}: {note}" for run, result in results.items() for note in _notes(result)]
+    facts = [f"{names[run]}: {note}" for run, result in results.items() for note in _notes(result)]
     header = ["run", *[headings[key] for key in shown]]
     return Table("evaluation", "", header, rows, 1, list(dict.fromkeys(facts)))
 

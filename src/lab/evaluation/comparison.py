@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from lab.benchmarks.statistics import LEVEL, TEST_OVER_PROMPTS, Comparison, compare, holm
 from sgdpo.drawing.table import Table
@@ -80,7 +79,7 @@ def compare_runs(runs: Sequence[Path], evaluation: str | None, *, seed: int = 0)
     scores = {str(view.folder): judged_scores(view.folder / "eval" / evaluation) for view in views}
     for view in views[1:]:
         refuse_other_identity(views[0], view, evaluation)
-    names, pairs = _short(list(scores)), list(combinations(scores, 2))
+    names, pairs = short_names(list(scores)), list(combinations(scores, 2))
     compared = [compare(*_paired(a, b, scores[a], scores[b]), seed=seed) for a, b in pairs]
     adjusted = holm([comparison.p_value for comparison in compared])
     found = zip(pairs, compared, adjusted, strict=True)
@@ -176,9 +175,11 @@ def _paired(a: str, b: str, first: Scores, second: Scores) -> tuple[list, list]:
     return ours, theirs
 
 
-def _short(runs: list[str]) -> dict[str, str]:
-    """Return names for the runs: the folder's, with the experiment's in front where two would be the same."""
-    names: dict[str, Any] = {run: Path(run).name for run in runs}
-    if len(set(names.values())) < len(runs):
-        names = {run: "/".join(Path(run).parts[-2:]) for run in runs}
+def short_names(places: Sequence[str]) -> dict[str, str]:
+    """Return names for runs or files: the last part of each path, or as many as tell them all apart."""
+    names: dict[str, str] = {}
+    for parts in range(1, 1 + max((len(Path(place).parts) for place in places), default=0)):
+        names = {place: "/".join(Path(place).parts[-parts:]) for place in places}
+        if len(set(names.values())) == len(places):
+            break
     return names
