@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.evaluation.comparison import by_prompt, compare_runs, judged_scores, show
+from lab.evaluation.comparison import compare_runs, judged_scores, prompt_means, show
+from lab.report.cells import by_prompt
+from sgdpo.runs.records import RunView
 from sgdpo.store import write_jsonl
 
 
@@ -77,7 +79,12 @@ def test_a_question_of_two_turns_is_one_prompt_and_unparsable_turns_are_left_out
     ]
     write_jsonl(tmp_path / "judgments.jsonl", rows)
     scores = judged_scores(tmp_path)
-    assert by_prompt(scores, scores) == {"1": 6.0, "2": 7.0}
+    assert prompt_means(scores, scores) == {"1": 6.0, "2": 7.0}
+    write_jsonl(tmp_path / "eval" / "mt_bench-j" / "judgments.jsonl", rows)
+    run = RunView(tmp_path, {"eval": {"mt_bench-j": {}}}, "finished")
+    assert by_prompt(run, "mt_bench-j", "score") == {"1-1": 8.0, "1-2": 4.0, "2-1": 7.0}, (
+        "nor by a table's test"
+    )
 
 
 def test_a_turn_that_one_judgment_says_nothing_of_counts_on_neither_side(tmp_path):
@@ -102,7 +109,7 @@ def test_preferences_are_the_scores_of_a_pairwise_benchmark(tmp_path):
     rows = [{"prompt_id": "a", "preference": 0.75}, {"prompt_id": "b", "preference": None}]
     write_jsonl(tmp_path / "judgments.jsonl", rows)
     scores = judged_scores(tmp_path)
-    assert by_prompt(scores, scores) == {"a": 0.75}
+    assert prompt_means(scores, scores) == {"a": 0.75}
 
 
 def test_runs_of_one_name_are_told_apart_by_their_experiment(tmp_path):

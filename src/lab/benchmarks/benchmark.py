@@ -32,6 +32,7 @@ BENCHMARK = Kind(
     given=("subject",),
     parts=("prompts", "questions", "read", "summarise", "write"),
 )
+UNPARSABLE = -1  # in FastChat's rows
 Count = Annotated[int, Range("[1, inf)")]
 Seed = Annotated[int, Range("[0, 2147483647]")]
 Temperature = Annotated[float, Range("[0, 10]")]
@@ -150,6 +151,12 @@ class Sampled(Benchmark):
 
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.max_new_tokens, self.seed)
+
+
+def number_of(row: Mapping[str, Any], field: str) -> Any:
+    """Return a number of a judgment's row, None where it says nothing: FastChat's rows mark that with -1."""
+    value = row.get(field)
+    return None if value == UNPARSABLE and "question_id" in row else value
 
 
 def markers_met(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from lab.answers.formats import of_one_model, read_answers, texts
 from lab.answers.prompts import Prompt, Sample, Sampling
-from lab.benchmarks.benchmark import Benchmark, Count, Judgment, markers_met
+from lab.benchmarks.benchmark import UNPARSABLE, Benchmark, Count, Judgment, markers_met
 from lab.judging.guard import fill, guard, markers_of
 from lab.judging.judges import JudgeRequest
 from lab.serving.reply import Reply
@@ -187,7 +187,7 @@ class MTBench(Benchmark):
             "judge": [judge, row["prompt"]],
             "user_prompt": request.messages[1]["content"],
             "judgment": judgment.reply.text if judgment.reply else "",
-            "score": -1 if judgment.score is None else judgment.score,
+            "score": UNPARSABLE if judgment.score is None else judgment.score,
         }
 
     def score_of(self, row: Mapping[str, Any]) -> float | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from lab.benchmarks.benchmark import number_of
 from lab.benchmarks.statistics import LEVEL, TEST_OVER_PROMPTS, Comparison, compare, holm
 from sgdpo.drawing.table import Table
 from sgdpo.runs.records import RunView, differences, view_run
@@ -114,20 +115,20 @@ def judged_scores(folder: Path) -> Scores:
     scores: Scores = {}
     seen: Counter[str] = Counter()
     for number, row in enumerate(read_jsonl(file), 1):
-        value, prompt = row.get("score", row.get("preference")), row.get("question_id", row.get("prompt_id"))
+        value = number_of(row, "score" if "score" in row else "preference")
+        prompt = row.get("question_id", row.get("prompt_id"))
         if prompt is None or not isinstance(value, int | float | None):
             raise ValueError(f"{file}, line {number}: not a judgment (prompt_id, score or preference)")
         name = str(row.get("prompt_id", prompt))
         seen[name] += 1
-        if value is None or ("question_id" in row and value < 0):
-            continue
-        scores[str(prompt), name, seen[name]] = float(value)
+        if value is not None:
+            scores[str(prompt), name, seen[name]] = float(value)
     if not scores:
         raise ValueError(f"{file} scores no prompt: such an evaluation cannot be compared prompt by prompt")
     return scores
 
 
-def by_prompt(scores: Scores, judgments: Iterable[tuple[str, str, int]]) -> dict[str, float]:
+def prompt_means(scores: Scores, judgments: Iterable[tuple[str, str, int]]) -> dict[str, float]:
     """Return the mean over these judgments of each prompt: both turns of a question are one."""
     values: dict[str, list[float]] = {}
     for judgment in sorted(judgments):
@@ -171,7 +172,7 @@ def _paired(a: str, b: str, first: Scores, second: Scores) -> tuple[list, list]:
     # Unparsable judgments may leave a few out on one side, no more than the benchmarks allow.
     if not common or len(common) < 0.9 * most:
         raise ValueError(f"{a} and {b} answered different prompts: {len(common)} of {most} are the same")
-    ours, theirs = (list(by_prompt(scores, common).values()) for scores in (first, second))
+    ours, theirs = (list(prompt_means(scores, common).values()) for scores in (first, second))
     return ours, theirs
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lab.benchmarks.benchmark import number_of
 from lab.benchmarks.statistics import Comparison, compare_over_seeds, mean_error, t_test
 from lab.report.names import headline, lower_is_better
 from sgdpo.runs.records import RunView, differences
@@ -215,7 +216,8 @@ def by_prompt(run: RunView, key: str, field: str) -> dict[str, float]:
     """
     path = run.folder / "eval" / key / JUDGMENTS
     rows = read_jsonl(path) if key in (run["eval"] or {}) and path.is_file() else []
-    return {str(row["prompt_id"]): float(row[field]) for row in rows if row.get(field) is not None}
+    values = {str(row["prompt_id"]): number_of(row, field) for row in rows}
+    return {prompt: float(value) for prompt, value in values.items() if value is not None}
 
 
 def compare_preferences(ours: Repeats, theirs: Repeats, key: str) -> Comparison | None:
