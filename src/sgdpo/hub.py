@@ -83,7 +83,8 @@ def _advice(causes: list[BaseException], errors: Any) -> str:
     if not _reachable():
         return (
             "the hub cannot be reached and this machine has no whole copy; check the network (or unset "
-            "HF_HUB_OFFLINE), or download it elsewhere and give a folder or files (model.path, data=local)"
+            "HF_HUB_OFFLINE), or download it elsewhere and give a folder or files (model.path, data=local, a "
+            "path in place of hub:...)"
         )
     if is_a(errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         return "the hub knows no such repository or revision; check the name"
