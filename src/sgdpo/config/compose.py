@@ -212,6 +212,8 @@ def list_errors(arguments: Sequence[str]) -> list[str]:
             continue
         try:
             override = parser.parse_override(word)
+            if override.is_sweep_override():  # its values are checked cell by cell
+                continue
             OmegaConf.update(OmegaConf.structured(RunConfig), override.key_or_group, override.value())
         except (ConfigTypeError, ValidationError):
             values: Any = override.value()
