@@ -158,6 +158,9 @@ def corners(*arguments: str):
         (["optimizer.batch_size=interval(2.5,8)"], "could not be converted to Integer"),
         (["method=dpo,nothing"], "Could not find 'method/nothing'"),
         (["method=dpo", "ratio.chosen=interval(0,1)"], "method 'dpo' takes no ratio"),
+        (["optimizer.lr=range(1e-5,inf,1e-5)"], "a range needs finite numbers"),
+        (["optimizer.lr=tag(lgo,interval(1e-5,1e-3))"], "tag lgo says nothing here; there is tag(log,"),
+        (["seed=tag(log,range(1,9))"], "tag log says nothing here"),
         (["trainer.save_steps=interval(1,5)"], "does not depend on trainer.save_steps"),
     ],
 )
@@ -183,6 +186,7 @@ def test_the_values_of_a_key_are_of_its_kind_and_the_ends_are_tried() -> None:
     assert {cell.config.data.limit for cell in cells} == {99}
     assert _text(0.000123456, space.keys["optimizer.lr"]) == "0.0001235"
     assert _text(0.00099999, space.keys["optimizer.lr"]) == "0.001"
+    assert corners("method=glob([dpo,ip*])")[0].keys == {"method": CategoricalDistribution(["dpo", "ipo"])}
     with pytest.raises(
         SweepError, match="eval/nothing is not logged by every run of this search; there are: eval/dis"
     ):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import optuna
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
@@ -32,6 +32,7 @@ from lab.sweeps.cells import (
     SweepError,
     check_cells,
     checked_cell,
+    exact_count,
     grids_of,
     label_cells,
     label_runs,
@@ -301,7 +302,13 @@ def _space(params: Mapping[str, Any], arguments: Sequence[str], composer: Compos
 def _distribution(override: Override, now: Any) -> BaseDistribution:
     """Return what an override sweeps over; an interval of a key whose value is a whole number holds whole numbers."""
     sweep: Any = override.value()
+    steps = exact_count(override) - 1 if isinstance(sweep, RangeSweep) else 0
     try:
+        known = {"log"} if isinstance(sweep, IntervalSweep) else set()
+        if unknown := getattr(sweep, "tags", known) - known:
+            raise ValueError(
+                f"tag {', '.join(sorted(unknown))} says nothing here; there is tag(log,interval(a,b))"
+            )
         if isinstance(sweep, IntervalSweep):
             ends = (sweep.start, sweep.end)
             whole = type(now) is int and all(float(end).is_integer() for end in ends)
@@ -310,10 +317,8 @@ def _distribution(override: Override, now: Any) -> BaseDistribution:
             return FloatDistribution(*ends, log="log" in sweep.tags)
         if isinstance(sweep, RangeSweep):
             whole = all(isinstance(number, int) for number in (sweep.start, sweep.step))
-            steps = len(list(override.sweep_iterator())) - 1
             kind = IntDistribution if whole else FloatDistribution
             return kind(sweep.start, sweep.start + steps * sweep.step, step=sweep.step)
-        assert isinstance(sweep, ChoiceSweep), f"{override.input_line} is a sweep that Hydra did not have"
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except ValueError as error:
         raise SweepError(f"{override.input_line}: {error}") from None
