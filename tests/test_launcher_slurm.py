@@ -11,13 +11,17 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from lab.sweeps import worker
-from lab.sweeps.slurm import why_it_failed
+from lab.sweeps.cells import SweepError
+from lab.sweeps.pool import Task
+from lab.sweeps.slurm import SlurmQueue, why_it_failed
 from sgdpo.runs.records import read_runs
 from sgdpo.store import write_json
+from sweep_fixtures import cells_of, composer_for
 from test_sweep_continues import SMALL, numbers, sweep
 
 HERE = Path(__file__).with_name("slurm_here.py")
@@ -159,6 +163,23 @@ def test_without_slurm_it_is_one_clear_error(tmp_path):
     assert done.returncode == 2
     assert "error: launcher=slurm needs sbatch, srun, sacct, squeue on the PATH" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_what_sbatch_refuses_is_one_clear_error(tmp_path, monkeypatch):
+    for command in COMMANDS:
+        (tmp_path / command).write_text(
+            "#!/bin/sh\necho 'sbatch: error: Invalid partition name' >&2\nexit 1\n"
+        )
+        (tmp_path / command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    words = ("experiment=x", "init=pretrained", "tracking=off", f"outputs={tmp_path}")
+    launcher = composer_for(*words, "launcher=slurm", "hydra.launcher.partition=gpuu").master.hydra.launcher
+    settings = {key: value for key, value in launcher.items() if key != "_target_"}
+    queue = SlurmQueue(Task(TRAIN, "main"), settings, Mock(), Mock(jobs=[]))
+    with pytest.raises(
+        SweepError, match=r"^sbatch took no jobs: sbatch: error: Invalid partition name .*slurm.yaml"
+    ):
+        queue.run(cells_of(*words, "seed=1,2"))
 
 
 @pytest.mark.parametrize("given", [(True, "auto"), (False, "never"), (False, "auto"), (False, "anyway")])

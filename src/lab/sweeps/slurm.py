@@ -11,6 +11,7 @@ from typing import Any
 import submitit
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from lab.sweeps.cells import Cell, SweepError, missing_starts
 from lab.sweeps.pool import OUTPUT, Outcome, Runner
@@ -73,6 +74,12 @@ class SlurmQueue(Runner):
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             submitted = executor.submit_array(jobs)
+        except (FailedJobError, FailedSubmissionError) as error:  # of a partition, or a limit of the cluster
+            words = "; ".join(str(error).splitlines())
+            raise SweepError(
+                f"sbatch took no jobs: {words} (its settings are hydra.launcher.KEY=..., see conf/launcher/slurm.yaml)"
+            ) from None
+        else:
             self._note_jobs([*self.roster.jobs, submitted[0].job_id.split("_")[0]])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
