@@ -6,10 +6,12 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from lab.evaluation.settings import build_benchmark, compose_evaluation
 from lab.report.exhibit import exhibit_names, find_exhibit, make, publish
 from lab.reproduce import (
     Options,
+    before_commands,
     judge_command,
     make_commands,
     option_errors,
@@ -229,6 +232,30 @@ def test_a_killed_reproduction_leaves_no_sweep_behind(tmp_path):
         wait_until(lambda: note.is_file() and note.read_text().endswith("\n"))
         parent.kill()
     wait_until(lambda: not Path(f"/proc/{note.read_text().strip()}").exists())
+
+
+def test_ctrl_c_waits_until_the_command_has_cleaned_up(tmp_path):
+    """A sweep that is told to end cancels its jobs of a queue, which takes seconds."""
+    note, sweep = tmp_path / "note", tmp_path / "sweep.py"
+    sweep.write_text(
+        f"import pathlib, time\nnote = pathlib.Path({str(note)!r})\ntry:\n    note.touch()\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.6)\n    note.write_text('cancelled')\n"
+    )
+    code = f"from lab.reproduce import call_python; call_python([{str(sweep)!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, start_new_session=True,
+        stderr=subprocess.DEVNULL, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as parent:  # fmt: skip
+        wait_until(note.is_file)
+        os.killpg(parent.pid, signal.SIGINT)
+    assert note.read_text() == "cancelled"
+
+
+def test_a_folder_with_a_space_is_one_word_of_what_comes_before():
+    options = Options("smollm2-ultrafeedback", outputs="my runs")
+    assert before_commands(find_exhibit(options.target), options) == [
+        ["scripts/smollm2.py", "--cache", "my runs/cache"]
+    ]
 
 
 def wait_until(holds, seconds: float = 30) -> None:

@@ -26,7 +26,7 @@ from lab.report.cells import choose_evaluation, evaluation_keys
 from lab.report.exhibit import Exhibit, exhibit_names, find_exhibit
 from lab.report.league import TUNING, best_values
 from sgdpo.places import ROOT
-from sgdpo.processes import run
+from sgdpo.processes import run_shown
 from sgdpo.runs.records import RunView, read_runs
 
 Command = list[str]
@@ -37,7 +37,7 @@ REFUSED = 2  # exit code of a command that did not begin (sgdpo.console)
 def before_commands(exhibit: Exhibit, options: Options) -> list[Command]:
     """Give the commands that make what the sweep reads; `sample.KEY=VALUE` among the arguments is of the sampling."""
     places = {"outputs": options.outputs, "experiment": options.experiment(exhibit)}
-    commands = [shlex.split(command.format(**places)) for command in exhibit.before]
+    commands = [[word.format(**places) for word in shlex.split(command)] for command in exhibit.before]
     asked = [a.removeprefix(SAMPLING) for a in options.arguments if a.startswith(SAMPLING)]
     return [[*c, *asked] if c[0] == "scripts/sample.py" else c for c in commands]
 
@@ -272,4 +272,4 @@ def call_python(command: Command) -> int:
     """
     print(f"$ {shlex.join(['python', *command])}", flush=True)
     arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
-    return run(arguments, show=True).returncode
+    return run_shown(arguments)

@@ -27,6 +27,16 @@ def start(command: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
     return subprocess.Popen(command, preexec_fn=partial(die_with_parent, os.getpid()), **popen)
 
 
+def run_shown(command: Sequence[str]) -> int:
+    """Run a command that writes to this process's output; return its exit code."""
+    process = start(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has told it too, and it may have jobs to cancel; a second Ctrl-C ends both
+        raise
+
+
 def ask(*command: str, timeout: float | None = None) -> str:
     """Return what a command prints, "" if it fails or is not there: some fail when there is nothing to tell."""
     try:
@@ -39,15 +49,14 @@ def run(
     command: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
-    show: bool = False,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; it ends with this process, however this process ends.
 
-    env: set on top of this process's. show: let it write to this process's output; else the result holds it.
+    env: set on top of this process's. The result holds its output.
     """
     return subprocess.run(
-        command, env={**os.environ, **(env or {})}, capture_output=not show, text=True, errors="replace",
+        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, errors="replace",
         check=False, timeout=timeout, preexec_fn=partial(die_with_parent, os.getpid()),
     )  # fmt: skip
 

