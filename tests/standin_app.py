@@ -13,21 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from sgdpo.config.compose import register_schema, to_run_config
-from sgdpo.console import run_command
+from sgdpo.config.compose import to_run_config
+from sgdpo.console import hydra_command, run_command
 from sgdpo.runs.records import Record
 from sgdpo.runs.run import Run
 from sgdpo.store import seal
 
-register_schema()
 
-
-@hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Write the record of one pretended run."""
     whole = Run.of(to_run_config(config))
@@ -65,4 +61,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda arguments: main())
+    run_command(hydra_command("config", __doc__, main))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -30,7 +31,8 @@ FAILURES = {1: "fail", 2: "die", 3: "exit", 4: "lazy"}
 def broken_sweep(tmp_path_factory):
     """Return (folder, exit code, screen) of a sweep over six seeds of which four fail, each in its own way."""
     folder = tmp_path_factory.mktemp("broken")
-    return (folder, *run_app(folder, *PLAIN, "seed=0,1,2,3,4,5", "n_jobs=2", todo=FAILURES))
+    named = ("sweep=seeds", *PLAIN[1:], "seed=0,1,2,3,4,5", "n_jobs=2")
+    return (folder, *run_app(folder, *named, todo=FAILURES))
 
 
 class TestFailures:
@@ -61,6 +63,15 @@ class TestFailures:
         assert re.search(rf"-s{seed}-\w+: .*{why}", end)
         assert re.search(rf"alone   python src/train.py .*seed={seed} .*hydra.mode=RUN", end)
         assert "run them again (finished cells are skipped): python" in end
+
+    def test_the_command_of_a_failed_cell_runs_it_alone(self, broken_sweep, tmp_path):
+        """Of a named sweep, whose grid stands in a YAML; the others stay as they are."""
+        shutil.copytree(broken_sweep[0] / "outputs", tmp_path / "outputs")
+        (command,) = re.findall(r"alone   python src/train.py (.*\bseed=1 .*)", broken_sweep[2])
+        code, screen = run_app(tmp_path, *shlex.split(command))
+        assert code == 0, screen
+        finished = {seed for seed, run in runs_by_seed(tmp_path).items() if run.status == "finished"}
+        assert finished == {0, 1, 5}
 
     def test_status_names_them_too(self, broken_sweep):
         page = experiment_status(broken_sweep[0] / "outputs", "x")

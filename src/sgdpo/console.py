@@ -201,7 +201,8 @@ def hydra_command(
 
 
 def _one_run(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return `main` that refuses a YAML's grid in a single run: Hydra drops it there without a word."""
+    """Return `main` that refuses a YAML's grid in a single run, unless the user's word hydra.mode=RUN leaves it out:
+    Hydra drops it there without a word."""
 
     @functools.wraps(main)
     def checked(config: Any) -> None:
@@ -210,7 +211,8 @@ def _one_run(main: Callable[[Any], None]) -> Callable[[Any], None]:
 
         hydra = HydraConfig.get()
         sweeper = hydra.sweeper
-        if hydra.mode != RunMode.MULTIRUN and any(sweeper.get(key) for key in ("params", "also", "search")):
+        single = hydra.mode != RunMode.MULTIRUN and "hydra.mode=RUN" not in hydra.overrides.hydra
+        if single and any(sweeper.get(key) for key in ("params", "also", "search")):
             advice = "add -m, or `hydra: {mode: MULTIRUN}` to the YAML"
             fail([f"hydra.sweeper: there is a grid, but this is a single run: {advice}"])
         main(config)

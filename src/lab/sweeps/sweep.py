@@ -18,6 +18,7 @@ from lab.sweeps.cells import Cell, Composer, SweepError, check_cells, expand, la
 from lab.sweeps.pool import OUTPUT, Outcome, Runner, Task
 from lab.sweeps.screen import Screen, clock
 from lab.sweeps.status import Roster, last_line, open_roster, read_roster, what_again
+from sgdpo.config.compose import options_apart
 from sgdpo.config.schema import RunConfig
 from sgdpo.processes import termination_as_exit
 from sgdpo.runs.records import RunView, read_runs, view_run
@@ -139,12 +140,18 @@ def summarise(
     lines += _shared([cell for cell in todo if cell.name not in failed])
     lines += ["failed:"] if failed else []
     for cell in (cell for cell in todo if cell.name in failed):
-        own = [o for o in cell.overrides if not o.startswith(("n_jobs=", "launcher="))]
         lines.append(f"  {cell.name}: {last_line(failed[cell.name])}")
         lines += [f"    output  {cell.folder / OUTPUT}"] if (cell.folder / OUTPUT).exists() else []
-        lines += [f"    alone   {shlex.join(['python', 'src/train.py', *own, 'hydra.mode=RUN'])}"]
+        lines += [f"    alone   {_alone(cell)}"]
     lines += [f"run them again ({what_again(command)}): {command}"] if failed else []
     return "\n".join(lines)
+
+
+def _alone(cell: Cell) -> str:
+    """Return the command that runs one cell of this sweep by itself, with the options it was given (--config-dir)."""
+    options = [word for word in options_apart(sys.argv[1:])[0] if word not in ("-m", "--multirun")]
+    own = [word for word in cell.overrides if not word.startswith(("n_jobs=", "launcher="))]
+    return shlex.join(["python", "src/train.py", *options, *own, "hydra.mode=RUN"])
 
 
 def _shared(cells: Sequence[Cell]) -> list[str]:
