@@ -84,10 +84,11 @@ class TestPage:
 
     def test_a_forced_sweep_does_not_promise_to_skip_what_is_finished(self, tmp_path):
         cells = cells_of(*ARGUMENTS, f"outputs={tmp_path}")
-        with open_roster(cells, "python src/train.py force=true"):
-            pass
-        page = experiment_status(tmp_path, "x")
-        assert page.endswith("next (force=true: finished cells too): python src/train.py force=true")
+        for word in ("force=true", "force=True"):
+            with open_roster(cells, f"python src/train.py {word}"):
+                pass
+            page = experiment_status(tmp_path, "x")
+            assert page.endswith(f"next (force=true: finished cells too): python src/train.py {word}")
 
     @pytest.mark.parametrize("hours", [-3, 3])
     def test_a_clock_that_is_set_ends_no_sweep(self, tmp_path, monkeypatch, hours):

@@ -151,7 +151,8 @@ class TestRefused:
          ("optimizer.lrr=1,2", "did you mean optimizer.lr?"), ("seed=interval(0,1)", "give some: a,b,c or a range"),
          ("seed=range(0,100000000)", "has 100,000,000 cells"), ("seed=range(0,3,0)", "a step that is not 0"),
          ("optimizer.lr=range(0,inf)", "finite numbers"), ("model=nope,tiny_llama", "Could not find 'model/nope'"),
-         ("+typo=1,2", "unknown key 'typo'"), ("experiment=a,b", "experiment must be one for all cells")],
+         ("+typo=1,2", "unknown key 'typo'"), ("experiment=a,b", "experiment must be one for all cells"),
+         ("label=a,b", "does not depend on label, so")],
     )  # fmt: skip
     def test_unknown_groups_keys_and_two_experiments(self, argument, words):
         message = self.refused(argument)
@@ -186,6 +187,20 @@ class TestRefused:
         assert (
             list_errors(["optimizer.typo=[1]", "seed=[1", "hydra.verbose=[a]", "tracking.tags=[a,b]"]) == []
         )
+
+    def test_hydras_sweeps_that_hold_a_list_are_left_to_the_cells(self):
+        words = [
+            "adapter.targets=[q_proj],[q_proj,v_proj]",
+            "method=glob(*,exclude=[sft,mix])",
+            "seed=[0,1],2",
+        ]
+        assert list_errors(["-m", *words]) == []
+
+    def test_a_file_that_is_not_there_is_said_of_every_cell(self):
+        message = self.refused("data=local", "data.train=a.jsonl,b.jsonl")
+        for file in ("a.jsonl", "b.jsonl"):
+            assert f"{file} does not exist" in message
+            assert f"\n      in data.train={file}" in message
 
     def test_a_yaml_list_says_comma_string(self):
         with pytest.raises(SweepError, match=r'params: ratio.chosen is a YAML list.*ratio.chosen: "0.6,0.7"'):

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sgdpo.config.compose import composition_words, inside_nothing, to_run_config, unknown_key, unknown_keys
 from sgdpo.config.schema import RunConfig, TrainerConfig
+from sgdpo.console import is_advice
 from sgdpo.runs.records import RECORD, flatten, view_run
 from sgdpo.runs.run import Run
 
@@ -203,7 +204,7 @@ def _grid(where: str, entries: Any, errors: list[str]) -> dict[str, str]:
 
 def _product(overrides: list[Override]) -> list[list[str]]:
     # Counted before the combinations are made. The last override of a key wins.
-    lengths = {o.key_or_group: _exact(o) if o.is_sweep_override() else 1 for o in overrides}
+    lengths = {o.key_or_group: exact_count(o) if o.is_sweep_override() else 1 for o in overrides}
     total = math.prod(lengths.values())
     if total > MOST_CELLS:
         what = " x ".join(f"{key} {length:,}" for key, length in lengths.items() if length > 1)
@@ -211,7 +212,7 @@ def _product(overrides: list[Override]) -> list[list[str]]:
     return BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
 
 
-def _exact(override: Override) -> int:
+def exact_count(override: Override) -> int:
     """Return how many values an override sweeps over; a range counts in the decimals that were typed.
 
     Hydra adds up binary fractions: range(0.6,1.0,0.1) would hold 0.7999999999999999, a run of its own.
@@ -283,6 +284,10 @@ def checked_cell(overrides: Sequence[str], composer: Composer) -> Cell | list[st
         return config_errors(config) or cell
     except (HydraException, OmegaConfBaseException) as error:
         return [composition_words(error) + _list_advice(overrides, composer)]
+    except ValueError as error:  # what the run reads is not there
+        if not is_advice(error):
+            raise
+        return str(error).split("\n")
 
 
 def _list_advice(overrides: Sequence[str], composer: Composer) -> str:
@@ -310,7 +315,9 @@ def _duplicates(found: Sequence[tuple[int, str, Cell]]) -> dict[str, list[str]]:
 def _same_run(first: Cell, second: Cell) -> str:
     if first.overrides == second.overrides:
         return "the same cell is there twice: a value is repeated in the grid"
-    differing = {o.split("=")[0] for o in set(first.overrides) ^ set(second.overrides)} - {"label"}
+    differing = {o.split("=")[0] for o in set(first.overrides) ^ set(second.overrides)} - {"label"} or {
+        "label"
+    }
     return (
         f"two cells are one run ({first.name}): a {first.config.method['name']} run does not depend on "
         f"{', '.join(sorted(differing))}, so sweeping over it repeats the run; leave it out of the sweep"

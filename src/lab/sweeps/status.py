@@ -262,7 +262,9 @@ def _beside(runs: Sequence[RunView]) -> list[str]:
 def what_again(command: str) -> str:
     """Say what the same command does with cells that are finished."""
     return (
-        "force=true: finished cells too" if "force=true" in command.split() else "finished cells are skipped"
+        "force=true: finished cells too"
+        if "force=true" in command.lower().split()
+        else "finished cells are skipped"
     )
 
 
