@@ -157,9 +157,17 @@ def test_a_run_that_starts_again_from_nothing_replaces_its_offline_file(tmp_path
     assert history(again) == mirrored(rows(range(1, 3)))
 
 
-@pytest.mark.parametrize("ended", ["finished", "failed"])
-@pytest.mark.parametrize("synced", [True, False])
-def test_a_run_that_is_told_to_start_again_is_never_mixed_with_the_earlier_one(tmp_path, ended, synced):
+@pytest.mark.parametrize(
+    ("ended", "sent"),
+    [
+        ("finished", "synced"),
+        ("failed", "synced"),
+        ("finished", None),
+        ("failed", None),
+        ("failed", "syncstate"),
+    ],
+)
+def test_a_run_that_is_told_to_start_again_is_never_mixed_with_the_earlier_one(tmp_path, ended, sent):
     """What is offline is replaced by the first row, a further file of it too; what W&B has stays a run of its own."""
     folder = tmp_path / "default" / "run"
     record = open_record(folder)
@@ -168,8 +176,8 @@ def test_a_run_that_is_told_to_start_again_is_never_mixed_with_the_earlier_one(t
     tracker.finish({})
     record.finish() if ended == "finished" else record.fail("out of memory")
     old = offline_file(record).parent
-    if synced:
-        (old / "run.wandb.synced").touch()
+    if sent:
+        (old / f"run.wandb.{sent}").touch()  # W&B's own: it has all rows, or those of a run that was killed
     else:
         shutil.copytree(old, old.with_name(f"offline-run-20200101_000000-{old.name.split('-')[-1]}"))
     again = open_record(folder)
@@ -178,9 +186,10 @@ def test_a_run_that_is_told_to_start_again_is_never_mixed_with_the_earlier_one(t
     log(again, tracker, rows(range(1, 3)))
     tracker.finish({})
     again.finish()
-    assert old.exists() == synced
-    if synced:
+    assert old.exists() == (sent == "synced")
+    if sent:
         assert again.fields["tracker"]["id"] not in old.name
+    if sent == "synced":
         shutil.rmtree(old)
     assert history(view_run(folder)) == mirrored(rows(range(1, 3)))
 

@@ -183,7 +183,8 @@ def open_tracker(
     before = record.fields.get("tracker") or {}
     offline = sorted((record.folder / "wandb").glob("offline-run-*"))
     synced = {_id_of(folder) for folder in offline if any(folder.glob("*.synced"))}
-    if again and (before.get("mode") == "online" or before.get("id") in synced):
+    sent = {_id_of(folder) for folder in offline if any(folder.glob("*.sync*"))}  # of a killed run a part
+    if again and (before.get("mode") == "online" or before.get("id") in sent):
         before = {}
     # The second: a W&B agent's name for the run that it started.
     run_id = before.get("id") or os.environ.get("WANDB_RUN_ID") or uuid4().hex[:8]
