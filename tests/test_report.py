@@ -215,7 +215,8 @@ def test_paper_goes_on_after_a_failure_and_names_it(tmp_path, capsys):
     def call(command):
         return int(command[0] == "src/train.py" and "sweep=table4" in command)
 
-    assert reproduce(Options("paper", judge="local", outputs=str(tmp_path)), call) == 1
+    options = Options("paper", judge="local", outputs=str(tmp_path), arguments=("optimizer.max_steps=5",))
+    assert reproduce(options, call) == 1
     assert "not complete: table4, figure1" in capsys.readouterr().out
 
 
@@ -296,6 +297,10 @@ def test_wrong_options_are_named_together():
         ("table3", {"benchmark": "nope"}, "benchmark=nope"),
         ("figure1", {"judge": "nope"}, "judge=nope"),
         ("table3", {"evaluation": "nope"}, "EVALUATION is 'nope'"),
+        ("table3", {"test_rows": "x.jsonl"}, "TEST_ROWS=x.jsonl: held-out rows go with rows to train on"),
+        ("table3", {"arguments": ("sample.data.limit=5",)}, "ARGS=sample.data.limit=5: nothing that is done"),
+        ("figure2", {"arguments": ("seed=1", "judge.budget=5")}, "ARGS=judge.budget=5: nothing that is done"),
+        ("table2", {"arguments": ("optimizer.lr=1e-4",)}, "ARGS=optimizer.lr=1e-4: nothing that is done"),
         ("table3", {"arguments": ("benchmark.limit=0",)}, "benchmark.limit"),
         ("table3", {"arguments": ("benchmark.limit_=1",)}, "limit_"),
         ("table3", {"benchmark": "mt_bench", "arguments": ("benchmark.folder=nowhere",)}, "nowhere"),

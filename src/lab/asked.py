@@ -100,6 +100,10 @@ def option_errors(options: Options) -> list[str]:
         errors.append(f"SCALE is {options.scale!r}; it is one of {', '.join(load_scales())}")
     if options.seeds < 1 or options.n_jobs < 1:
         errors.append(f"SEEDS ({options.seeds}) and N_JOBS ({options.n_jobs}) must be 1 or more")
+    if options.test_rows and not options.train_rows:
+        errors.append(
+            f"TEST_ROWS={options.test_rows}: held-out rows go with rows to train on; give TRAIN_ROWS too"
+        )
     benchmarks = tuple(f"{path.stem}-" for path in sorted((CONF / "benchmark").glob("*.yaml")))
     if options.evaluation and not options.evaluation.startswith(benchmarks):
         errors.append(
@@ -123,8 +127,19 @@ def option_errors(options: Options) -> list[str]:
     return errors + [error for pair in pairs for error in _judging_errors(*pair, options)]
 
 
+def taken(exhibit: Exhibit, options: Options) -> tuple[str, ...]:
+    """Return the arguments that a step of the exhibit takes: its sampling, its judging or its training."""
+    samples = any("scripts/sample.py" in command for command in exhibit.before)
+    found = dict.fromkeys(options.arguments, bool(exhibit.sweep))
+    found |= dict.fromkeys(options.judging, bool(exhibit.judged or exhibit.twice))
+    found |= {word: samples for word in found if word.startswith(SAMPLING)}
+    return tuple(word for word, takes in found.items() if takes)
+
+
 def _ignored(exhibit: Exhibit, options: Options) -> Iterator[str]:
     """Yield what is asked for and the exhibit would pass over without a word."""
+    if idle := [word for word in options.arguments if word not in taken(exhibit, options)]:
+        yield f"ARGS={' '.join(idle)}: nothing that is done for {exhibit.name} takes it; leave it out"
     if options.suffix and exhibit.models == "own":
         yield f"SCALE={options.scale}: {exhibit.name} has models and data of its own; leave it out"
     if 1 < options.seeds < exhibit.seeds:

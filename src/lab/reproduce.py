@@ -19,6 +19,7 @@ from lab.asked import (
     data_words,
     judged_by,
     option_errors,
+    taken,
     twice_judged,
 )
 from lab.evaluation.settings import compose_evaluation, results_asked
@@ -247,7 +248,8 @@ def _everything(options: Options, call: Callable[[Command], int]) -> int:
         print(f"\n== {name}", flush=True)
         checked = exhibit.judged and judged_by(exhibit, options)[1] != options.judge
         try:
-            code = reproduce(replace(options, target=name, judge="" if checked else options.judge), call)
+            judge, arguments = "" if checked else options.judge, taken(exhibit, options)
+            code = reproduce(replace(options, target=name, judge=judge, arguments=arguments), call)
         except ValueError as error:
             print(f"error: {error}")
             code = 1
