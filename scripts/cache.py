@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("list", help="what is there, the largest first")
     shown.add_argument("--check", action="store_true", help="read the files and compare their hashes")
-    pruned = commands.add_parser("prune", help="what would go; --yes deletes it. What a run uses now stays")
+    pruned = commands.add_parser("prune", help="what would go; --yes deletes it. What a run writes now stays")
     pruned.add_argument("--kind", choices=KINDS, help=f"only this kind; {', '.join(PAID)} goes only if named")
     pruned.add_argument(
         "--older-than", type=number(float, "[0, 100000]"), metavar="DAYS", help="only what was written before"

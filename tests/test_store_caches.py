@@ -1,4 +1,4 @@
-"""The shared cache can be looked at and cleaned; what a run uses stays, and what no run made is not touched."""
+"""The shared cache can be looked at and cleaned; what a run writes stays, and what no run made is not touched."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from wandb.sdk.lib import wbauth
 
 from lab.report.wandb_views import push, validated, views
 from sgdpo.runs.tracking import wandb_row
@@ -67,4 +68,11 @@ def test_the_library_is_the_one_these_views_were_written_for():
 def test_push_without_a_key_says_how_to_get_one(offline, monkeypatch):
     monkeypatch.setattr("wandb.login", lambda **options: False)
     with pytest.raises(ValueError, match="WANDB_API_KEY"):
+        push("", "sgdpo")
+
+
+def test_push_with_a_malformed_key_is_one_clear_error(offline, monkeypatch):
+    wbauth.unauthenticate_session(update_settings=True)
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(ValueError, match=r"^W&B: WANDB_API_KEY invalid: .*; put it right, then --push again"):
         push("", "sgdpo")

@@ -84,13 +84,19 @@ def validated(entity: str, project: str) -> tuple[dict[str, Any], dict[str, Any]
 def push(entity: str, project: str) -> list[str]:
     """Send workspace and report to W&B and return their addresses; a report stays a draft.
 
-    Raises ValueError if there is no key or no entity.
+    Raises ValueError if there is no key or no entity, or if W&B does not take them.
     """
     import wandb
 
-    if not wandb.login(prompt=False, verify=False):
-        raise ValueError("no W&B key: set WANDB_API_KEY or run `wandb login`, then --push again")
-    entity = entity or wandb.Api().default_entity
-    if not entity:
-        raise ValueError("no W&B entity: give --entity NAME")
-    return [build_workspace(entity, project).save().url, build_report(project, entity).save(draft=True).url]
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            raise ValueError("no W&B key: set WANDB_API_KEY or run `wandb login`, then --push again")
+        entity = entity or wandb.Api().default_entity
+        if not entity:
+            raise ValueError("no W&B entity: give --entity NAME")
+        return [
+            build_workspace(entity, project).save().url,
+            build_report(project, entity).save(draft=True).url,
+        ]
+    except wandb.errors.Error as error:  # a malformed or unknown key, no network
+        raise ValueError(f"W&B: {' '.join(str(error).split())}; put it right, then --push again") from None
