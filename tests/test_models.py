@@ -145,15 +145,22 @@ DROPPING = [
     {"model_type": "biogpt", "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, **SMALL},
     {"model_type": "opt", "layerdrop": 0.5, "ffn_dim": 64, "word_embed_proj_dim": 32, **SMALL},
     {"model_type": "gpt2", "resid_pdrop": 0.5, "embd_pdrop": 0.5, "n_embd": 32, "n_layer": 2, "n_head": 2},
-]
+    # Not dropout: routers that draw the experts by their scores, or jitter what they read.
+    {"model_type": "phimoe", "num_key_value_heads": 2, "num_local_experts": 4, "intermediate_size": 64, **SMALL},
+    {"model_type": "mixtral", "router_jitter_noise": 0.1, "num_key_value_heads": 2, "intermediate_size": 64, **SMALL},
+    {"model_type": "dbrx", "ffn_config": {"moe_jitter_eps": 0.1, "ffn_hidden_size": 64, "moe_num_experts": 4},
+     "d_model": 32, "n_layers": 2, "n_heads": 2, "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("tiny", DROPPING, ids=lambda tiny: tiny["model_type"])
-def test_dropout_is_off_whatever_an_architecture_calls_it(tiny: dict) -> None:
+def test_nothing_is_drawn_in_training_whatever_an_architecture_calls_it(tiny: dict) -> None:
+    """Else the policy would not be its reference, which is evaluated."""
     model = load_model(ModelConfig(name="tiny", tiny=tiny), seed=0)
     ids_QT = torch.arange(8, 40)[None]
-    assert model.training
-    assert torch.equal(model(ids_QT).logits, model(ids_QT).logits)
+    first, again = model(ids_QT).logits, model.train()(ids_QT).logits
+    assert torch.equal(first, again)
+    assert torch.equal(first, model.eval()(ids_QT).logits)
 
 
 def test_a_rate_of_a_part_of_the_config_is_0_and_stays_an_integer_where_it_must_be_one() -> None:

@@ -1,12 +1,15 @@
 """Load a model and its tokenizer: from a folder, the hub, or a tiny architecture's config; check them first.
 
-Only safetensors are read. Dropout is off in both phases: at step 0 the policy must equal its reference.
+Only safetensors are read. Dropout and whatever else draws in training is off in both phases: at step 0 the policy must
+equal its reference.
 """
 
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +51,10 @@ ATTENTIONS = ("sdpa", "eager", "flex_attention")
 NO_OUTPUT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 # How configs call the rates of what they drop: attention_dropout, resid_pdrop, hidden_dropout_prob, layerdrop.
 DROPOUT = re.compile(r"drop(out)?(_p|_prob)?$")
+# How a forward draws: routers that jitter their input, or draw experts by their scores.
+DRAWS = re.compile(
+    r"\b(rand|randn|bernoulli|multinomial)(_like)?\(|\.(uniform|normal|exponential|bernoulli)_\("
+)
 NAMES_SHOWN = 4
 T = TypeVar("T")
 
@@ -125,7 +132,19 @@ def load_model(
     for module in built.modules():
         if isinstance(module, nn.Dropout):  # also one whose rate stands in a model's code
             module.p = 0.0
+        elif _draws_in_training(type(module)):
+            module.register_forward_pre_hook(_as_evaluated)
     return built.train()
+
+
+@cache
+def _draws_in_training(kind: type[nn.Module]) -> bool:
+    code = inspect.getsource(kind.forward)
+    return "self.training" in code and DRAWS.search(code) is not None
+
+
+def _as_evaluated(module: nn.Module, _: Any) -> None:
+    module.training = False
 
 
 def check_tensors(report: dict[str, Any], folder: str | Path) -> None:
