@@ -52,7 +52,7 @@ def test_every_step_is_one_batch_of_the_epochs_permutation() -> None:
 @pytest.mark.parametrize("layout", ["shared_prefix", "separate"])
 def test_no_row_exceeds_the_budget_and_rows_are_even(layout) -> None:
     lengths = some_lengths(400)
-    rows = rows_per_step(lengths, 32, 1, 500, layout, seed=3, epochs=2)
+    rows = rows_per_step(lengths, 32, 1, 500, layout, seed=3, steps=24)
     sampler = StepSampler(lengths, 32, rows, 1, 3, layout)
     tokens = tokens_of(lengths, layout)
     for epoch in range(2):
@@ -63,11 +63,22 @@ def test_no_row_exceeds_the_budget_and_rows_are_even(layout) -> None:
             assert max(loads) - min(loads) <= tokens.max()
 
 
+def test_every_epoch_that_the_steps_reach_is_looked_at() -> None:
+    """Five steps an epoch, of which the longest of the first just fits a row; a later one does not."""
+    lengths = some_lengths(40)
+    sampler = StepSampler(lengths, 8, 1, 1, 0, "shared_prefix")
+    budget = max(int(tokens_of(lengths, "shared_prefix")[step].sum()) for step in sampler)
+    found = [rows_per_step(lengths, 8, 1, budget, "shared_prefix", seed=0, steps=n) for n in (5, 6, 15)]
+    assert found[0] == 1
+    assert found[-1] == 2
+    assert found == sorted(found)
+
+
 def test_rows_are_as_few_as_fit() -> None:
     """Every pair takes 30 tokens: 8 pairs in rows of at most 100 make 3 rows; on 2 ranks 2 each."""
     lengths = np.tile([10, 10, 10], (16, 1))
-    assert rows_per_step(lengths, 8, 1, 100, "shared_prefix", seed=0) == 3
-    assert rows_per_step(lengths, 8, 2, 100, "shared_prefix", seed=0) == 2
+    assert rows_per_step(lengths, 8, 1, 100, "shared_prefix", seed=0, steps=1) == 3
+    assert rows_per_step(lengths, 8, 2, 100, "shared_prefix", seed=0, steps=1) == 2
 
 
 @pytest.mark.parametrize(("rows", "world"), [(1, 1), (4, 1), (2, 2), (1, 4)])
@@ -119,12 +130,12 @@ def test_a_budget_below_every_pair_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"max_tokens_per_row=20 is too small for any example: the shortest takes 30"
     ):
-        rows_per_step(np.array([[10, 10, 10]] * 4), 2, 1, 20, "shared_prefix", seed=0)
+        rows_per_step(np.array([[10, 10, 10]] * 4), 2, 1, 20, "shared_prefix", seed=0, steps=1)
 
 
 def test_a_batch_smaller_than_the_ranks_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"batch_size=2 leaves some of 4 processes without an example"):
-        rows_per_step(some_lengths(9), 2, 4, 500, "shared_prefix", seed=0)
+        rows_per_step(some_lengths(9), 2, 4, 500, "shared_prefix", seed=0, steps=1)
 
 
 def test_a_batch_larger_than_the_data_is_an_error() -> None:
@@ -136,4 +147,4 @@ def test_fewer_examples_than_ranks_or_none_is_an_error() -> None:
     with pytest.raises(ValueError, match="2 examples cannot be dealt to 4 processes"):
         RowSampler(some_lengths(2), 500, 4, "shared_prefix")
     with pytest.raises(ValueError, match="there is no example to put into rows"):
-        rows_per_step(np.zeros((0, 3), int), 1, 1, 500, "shared_prefix", seed=0)
+        rows_per_step(np.zeros((0, 3), int), 1, 1, 500, "shared_prefix", seed=0, steps=1)

@@ -49,6 +49,22 @@ def test_the_first_dpo_step_starts_at_ln_2_and_the_margin_then_grows(tmp_path: P
     assert last["loss"] < first["loss"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "rates"), [(1, [1]), (4, [0, *((1 + math.cos(math.pi * step / 3)) / 2 for step in range(3))])]
+)
+def test_rates_are_the_schedules_and_reach_their_peak_however_few_the_steps(
+    steps: int, rates: list[float], tmp_path: Path
+) -> None:
+    """A warm-up of one step and a cosine; of a single step both would be a rate of 0."""
+    config = tiny_config("method=sft")
+    trainer = tiny_trainer(config, tmp_path, steps=steps)
+    before = weights(trainer)
+    trainer.train()
+    found = [row["learning_rate"] / config.optimizer.lr for row in trainer.rows_written]
+    assert found == pytest.approx(rates)
+    assert not torch.equal(weights(trainer), before)
+
+
 def test_sgdpo_moves_the_weights_half_as_far_as_dpo_when_pilots_are_whole(tmp_path: Path) -> None:
     """r1 = r2 = 1 and equal lengths: DPO's value and exactly half its gradient (identity 2 of the objectives)."""
     random = np.random.default_rng(3)

@@ -1,5 +1,6 @@
 """Whole numbers times decimals, exactly: 0.7 of 90 is 63, where floats say 62."""
 
+import math
 from decimal import Decimal
 
 import torch
@@ -22,3 +23,8 @@ def floor_product(count_B: Tensor, share: float) -> Tensor:
         left, limb = divmod(left, 10**_LIMB_DIGITS)
         carry_B = (count_B * limb + carry_B) // 10**_LIMB_DIGITS
     return count_B * left + carry_B
+
+
+def ceil_product(count: int, share: float) -> int:
+    """Return ceil(share * count), exact for the decimal that `share` prints as: 1.1 of 90 is 99, not 100."""
+    return math.ceil(Decimal(str(share)) * count)

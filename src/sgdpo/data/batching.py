@@ -100,12 +100,12 @@ def rows_per_step(
     layout: str,
     *,
     seed: int,
-    epochs: int = 1,
+    steps: int,
 ) -> int:
     """Return how many rows each rank runs in a step: the fewest for which no row of any step is too long.
 
-    batch_size: examples of a step over all ranks. max_tokens: of one row. seed, epochs: the orders to look
-    at. Raise ValueError if the batch cannot be dealt out or no example fits.
+    batch_size: examples of a step over all ranks. max_tokens: of one row. seed, steps: the orders to look at, those
+    of every epoch that so many steps reach into. Raise ValueError if the batch cannot be dealt out or no example fits.
     """
     if batch_size < world_size:
         raise ValueError(
@@ -115,7 +115,7 @@ def rows_per_step(
     tokens = tokens_of(lengths, layout)
     budget = row_budget(tokens, max_tokens)
     most = 1
-    for epoch in range(epochs):
+    for epoch in range(-(-steps // max(1, len(tokens) // batch_size))):
         for step in _steps(len(tokens), batch_size, seed, epoch):
             # Only a step that does not fit the rows so far needs a closer look.
             rows = even_rows(tokens[step], most * world_size)

@@ -49,7 +49,7 @@ from sgdpo.runs.records import CHECKPOINTS, MODEL, why_foreign
 from sgdpo.runs.run import Run, stale
 from sgdpo.runs.validate import asker
 from sgdpo.store import read_seal, write_json
-from sgdpo.training.arguments import compensated_adamw, on_gpu, phase_key, total_steps, training_arguments
+from sgdpo.training.arguments import compensated_adamw, on_gpu, total_steps, training_arguments
 from sgdpo.training.checkpoints import checkpoint_step, find_resumable, full_disk_named
 from sgdpo.training.progress import Progress
 from sgdpo.training.samples import Samples
@@ -112,8 +112,8 @@ def train(run: Run) -> None:
             config.data, method.phase, tokenizer, Path(config.cache), config.extra, scores=method.scores
         )
         parts = Parts(run, method, prepared, tokenizer, start_weights(run), state.num_processes)
-        notes = [*method.notes, *check_fit(parts)]
         parts = plan_steps(parts)
+        notes = [*method.notes, *check_fit(parts)]
         attempt.say("\n".join([describe(prepared.counts), *notes]))
         reference = find_reference(parts)
         attempt.plan(notes=notes, **planned(parts, reference))
@@ -192,15 +192,14 @@ def start_weights(run: Run) -> Path | None:
 def check_fit(parts: Parts) -> list[str]:
     """Return what is to be said of how the model trains.
 
-    Raise ValueError if there is too little data for a step, or the data does not fit the model.
+    Raise ValueError if the data does not fit the model, or its held-out rows the processes.
     """
-    train, batch = parts.prepared.train, parts.config.optimizer.batch_size
-    if len(train) < batch:
+    sets = [each for each in (parts.prepared.train, parts.prepared.test) if each is not None]
+    if len(sets[-1]) < parts.world:
         raise ValueError(
-            f"{len(train)} training examples are left but a step takes {batch}; "
-            f"set {phase_key(parts.method.phase, 'batch_size')} to at most {len(train)}, or bring more data"
+            f"{len(sets[-1])} held-out rows cannot be dealt to {parts.world} processes; bring more (data.test,"
+            " data.test_limit), leave them out, or set engine.num_processes"
         )
-    sets = [train] if parts.prepared.test is None else [train, parts.prepared.test]
     longest = max(int((s.lengths[:, 0] + s.lengths[:, 1:].max(1)).max()) for s in sets)
     config = load_config(parts.config.model, parts.start)
     if errors := fit_errors(config, len(parts.tokenizer), longest):
@@ -209,13 +208,17 @@ def check_fit(parts: Parts) -> list[str]:
 
 
 def plan_steps(parts: Parts) -> Parts:
-    """Return the parts with how many steps the run takes, and how many rows a step has on each rank."""
+    """Return the parts with how many steps the run takes, and how many rows a step has on each rank.
+
+    Raise ValueError if there is too little data for a step.
+    """
     config, train = parts.config, parts.prepared.train
+    steps = total_steps(config, len(train))
     rows = rows_per_step(
         train.lengths, config.optimizer.batch_size, parts.world, config.trainer.max_tokens_per_row,
-        config.trainer.layout, seed=config.seed, epochs=math.ceil(config.optimizer.epochs),
+        config.trainer.layout, seed=config.seed, steps=steps,
     )  # fmt: skip
-    return replace(parts, steps=total_steps(config, len(train)), rows=rows)
+    return replace(parts, steps=steps, rows=rows)
 
 
 def find_reference(parts: Parts) -> Reference:

@@ -1,6 +1,5 @@
 """Turn the typed config into transformers' TrainingArguments, with the traps of its defaults closed."""
 
-import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,26 @@ import torch
 from transformers import TrainingArguments
 
 from sgdpo.config.schema import RunConfig, TrainerConfig
+from sgdpo.decimals import ceil_product
 
 # Evaluations and checkpoints of a run when the config leaves their interval at 0.
 EVALS_A_RUN, SAVES_A_RUN = 10, 5
 
 
 def total_steps(config: RunConfig, examples: int) -> int:
-    """Return the optimizer steps of a run over so many examples; a remainder below a batch is left out."""
-    if config.optimizer.max_steps > 0:
-        return config.optimizer.max_steps
-    return math.ceil(config.optimizer.epochs * (examples // config.optimizer.batch_size))
+    """Return the optimizer steps of a run over so many examples; a remainder below a batch is left out.
+
+    Raise ValueError if there are too few for a step.
+    """
+    optimizer = config.optimizer
+    if examples < optimizer.batch_size:
+        raise ValueError(
+            f"{examples} training examples are left but a step takes {optimizer.batch_size}; set "
+            f"{phase_key(config.method['phase'], 'batch_size')} to at most {examples}, or bring more data"
+        )
+    if optimizer.max_steps > 0:
+        return optimizer.max_steps
+    return ceil_product(examples // optimizer.batch_size, optimizer.epochs)
 
 
 def phase_key(phase: str, key: str) -> str:
@@ -59,7 +68,8 @@ def training_arguments(
         gradient_accumulation_steps=rows,
         learning_rate=optimizer.lr,
         lr_scheduler_type=optimizer.schedule,
-        warmup_steps=math.ceil(steps * optimizer.warmup_ratio),
+        # A warm-up begins at 0: one that took all steps would never reach its peak, and train nothing if there is one.
+        warmup_steps=min(ceil_product(steps, optimizer.warmup_ratio), steps - 1),
         weight_decay=optimizer.weight_decay,
         adam_beta1=optimizer.beta1,
         adam_beta2=optimizer.beta2,
