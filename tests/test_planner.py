@@ -13,10 +13,20 @@ import yaml
 from transformers import AutoConfig
 
 from lab.plan.memory import GB, Row, activations, model_shape, model_states, shape_of, whole_weights
-from lab.plan.planner import METHODS_OF_A_TABLE, Workload, gpu_hours, plan, render, train_flops, ways_to_fit
+from lab.plan.planner import (
+    METHODS_OF_A_TABLE,
+    OWN_FORWARD,
+    Workload,
+    gpu_hours,
+    plan,
+    render,
+    train_flops,
+    ways_to_fit,
+)
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.models.architectures import skeleton
+from sgdpo.training.arguments import total_steps
 from step_memory import packed_row, step_peak
 
 SMOLLM2 = Path("outputs/cache/models/smollm2-135m-instruct")
@@ -132,6 +142,7 @@ def test_the_papers_run_fits_four_gpus_and_is_planned_without_data_or_weights() 
     text = render(planned)
     assert "it fits" in text
     assert "estimated" in text
+    assert "own forward" not in text
 
 
 def test_one_gpu_does_not_hold_8b_and_the_plan_says_what_to_do() -> None:
@@ -220,6 +231,26 @@ def test_local_data_is_counted_not_estimated(tmp_path: Path) -> None:
     assert planned.work.examples == 64
     assert planned.work.steps == 2
     assert planned.memory < 2 * GB
+
+
+def test_a_plan_refuses_too_few_rows_as_the_run_does() -> None:
+    with pytest.raises(ValueError, match="64 training examples are left but a step takes 65"):
+        plan(run("data=ultrafeedback", "data.limit=64", "optimizer.batch_size=65"))
+
+
+def test_a_fraction_of_an_epoch_is_exact() -> None:
+    """1.1 epochs of 90 steps are 99, where floats say 99.00000000000001."""
+    assert total_steps(run("optimizer.batch_size=32", "optimizer.epochs=1.1"), 90 * 32) == 99
+
+
+def test_a_plan_says_that_a_model_trains_through_its_own_forward_and_holds_more() -> None:
+    config = run("data=ultrafeedback", "init=pretrained")
+    small = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    mixtral = AutoConfig.for_model("mixtral", **small, vocab_size=100, intermediate_size=64).to_diff_dict()
+    text = render(plan(replace(config, model=replace(config.model, facts=mixtral))))
+    assert "'mixtral' trains through its own forward" in text
+    assert "the router's loss is trained with weight" in text
+    assert OWN_FORWARD in text
 
 
 @pytest.mark.slow

@@ -38,12 +38,18 @@ from sgdpo.data.sources import load_rows
 from sgdpo.data.tokeniser import SIDES
 from sgdpo.mixtures import needs_of
 from sgdpo.models.adapters import trained_parameters
+from sgdpo.models.architectures import fast_facts, path_words
 from sgdpo.models.load import load_tokenizer
+from sgdpo.training.arguments import total_steps
 
 # The rows of the paper's table 3 beside SFT: DPO, NCA, BCO, IPO, SamPO, SGDPO. They share start and reference.
 METHODS_OF_A_TABLE = 6
 # Files above this are estimated rather than tokenised for a plan.
 CHEAP_MB = 64
+# Measured on tiny gpt2, mixtral, gemma2, gpt_oss, phi and bloom against the packed rows that are counted.
+OWN_FORWARD = (
+    "    of packed rows: its own forward holds 2 to 8 times as much, 1 to 3 times with checkpointing"
+)
 # What is assumed of a set of which nothing is known: UltraFeedback's size and lengths (conf/data/ultrafeedback.yaml).
 UNKNOWN = {
     "preference": {"rows": 61135, "prompt": 175, "chosen": 295, "rejected": 258},
@@ -83,24 +89,22 @@ def workload(config: RunConfig) -> Workload:
     layout, batch, world = config.trainer.layout, config.optimizer.batch_size, config.engine.world
     tokens, predicted = tokens_of(lengths, layout), lengths[:, 1] + lengths[:, 2]
     budget = config.trainer.max_tokens_per_row
-    per_step = rows_per_step(lengths, batch, world, budget, layout, seed=config.seed)
+    examples = len(lengths)
+    steps, epochs = _steps(config, examples)
+    per_step = rows_per_step(lengths, batch, world, budget, layout, seed=config.seed, steps=steps)
     longest = int(min(max(budget, tokens.max()), math.ceil(tokens.mean() * batch / (per_step * world) * 1.1)))
     longest = max(longest, int(tokens.max()))
     share = predicted.sum() / tokens.sum()
-    examples = len(lengths)
     return Workload(
-        examples, int(tokens.sum()), int(predicted.sum()), *_steps(config, examples), per_step,
+        examples, int(tokens.sum()), int(predicted.sum()), steps, epochs, per_step,
         Row(longest, math.ceil(longest * share)), True, "counted on the tokenised training set",
     )  # fmt: skip
 
 
 def _steps(config: RunConfig, examples: int) -> tuple[int, float]:
-    """Return the optimizer steps and the passes they make; a remainder below a batch is left out."""
-    optimizer = config.optimizer
-    per_epoch = max(examples // optimizer.batch_size, 1)
-    if optimizer.max_steps > 0:
-        return optimizer.max_steps, optimizer.max_steps / per_epoch
-    return math.ceil(optimizer.epochs * per_epoch), optimizer.epochs
+    """Return the optimizer steps and the passes they make."""
+    steps = total_steps(config, examples)
+    return steps, steps / (examples // config.optimizer.batch_size)
 
 
 def _estimated(config: RunConfig, training_rows: Rows) -> Workload:
@@ -131,7 +135,10 @@ def _estimated_row(config: RunConfig, lengths: np.ndarray) -> Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what a run takes. Bytes are of one GPU, or of the disk; hours are of one GPU at full count."""
+    """Hold what a run takes. Bytes are of one GPU, or of the disk; hours are of one GPU at full count.
+
+    words: on how the model trains. packed: whether in packed rows, of which its activations are counted.
+    """
 
     config: RunConfig
     shape: ModelShape
@@ -144,6 +151,8 @@ class Plan:
     checkpoint_on_disk: int
     train_hours: float
     reference_hours: float
+    words: list[str]
+    packed: bool
     start: Plan | None
 
     @property
@@ -158,7 +167,7 @@ class Plan:
 
 def plan(config: RunConfig) -> Plan:
     """Return the plan of a run and, if it needs one, of its SFT start; loads no weights."""
-    shape, work = model_shape(config.model), workload(config)
+    model, shape, work = config_of(config.model), model_shape(config.model), workload(config)
     method = method_of(config)
     trained, size = adapted(config) or shape.parameters, 2 if config.precision.lean else FLOAT
     live, pairs = config.reference == "live", work.steps * config.optimizer.batch_size
@@ -176,6 +185,8 @@ def plan(config: RunConfig) -> Plan:
         checkpoint_on_disk=(size + config.precision.facts.moments + 4 * config.engine.sharded) * trained,
         train_hours=gpu_hours(config, train_flops(config, shape, work)),
         reference_hours=gpu_hours(config, forward * passes),
+        words=path_words(model, config.data.max_length),
+        packed=fast_facts(model) is not None,
         start=plan(start_config(config)) if needs_start(config) else None,
     )
 
@@ -278,6 +289,7 @@ def _work_lines(plan: Plan) -> list[str]:
         f"steps         {work.steps:,} of {config.optimizer.batch_size} {unit} ({work.epochs:g} epochs), "
         f"{work.rows} rows a process and step, up to {work.row.tokens:,} tokens a row",
         f"engine        {config.engine.name}, {world} processes, {config.precision.name}{_adapter_words(config)}",
+        *(f"note          {word}" for word in plan.words),
     ]
 
 
@@ -298,6 +310,7 @@ def _memory_lines(plan: Plan) -> list[str]:
         *([f"  live reference                  {_gb(states.reference)}"] if states.reference else []),
         f"  activations                     {_gb(plan.activations)}{'' if used else '  <- this run'}",
         f"    with checkpointing            {_gb(plan.activations_checkpointed)}{'  <- this run' if used else ''}",
+        *([] if plan.packed else [OWN_FORWARD]),
         f"  CUDA context and collectives    {_gb(CONTEXT)}",
         f"  in all                          {_gb(plan.memory)}: {verdict}",
     ]
