@@ -285,6 +285,10 @@ def test_a_full_rank_adapter_has_the_full_gradient_seen_through_its_first_matrix
         (["adapter=lora", "adapter.rank=0"], "adapter.rank must be at least 1"),
         (["adapter=lora", "adapter.rank=null"], "adapter.rank=None and adapter=lora contradict"),
         (["adapter.rank=4"], "adapter.rank=4 and adapter=none contradict"),
+        (
+            ["adapter.merge=true"],
+            "adapter=none trains every weight, but adapter.merge is set; say adapter=lora",
+        ),
         (["adapter=lora", "adapter.targets=[]"], "adapter.targets is empty"),
         (
             ["adapter=lora", "adapter.targets=[q_proj,qproj]"],

@@ -19,6 +19,7 @@ from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.data.template import render, require_template
 from sgdpo.models.architectures import fit_errors
+from sgdpo.models.load import config_errors as why_not
 from sgdpo.models.load import (
     content_hashes,
     load_config,
@@ -62,22 +63,38 @@ def test_a_saved_tiny_tokenizer_is_the_same_to_everybody_who_loads_it(name: str,
         assert loaded.eos_token_id == tokenizer.eos_token_id
 
 
+def in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder whose files are those of the hub's org/name, which is not asked."""
+    kept = tmp_path / "models--org--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return kept / "snapshots" / ("0" * 40)
+
+
 def test_a_tokenizer_of_ones_own_is_loaded_as_it_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AutoTokenizer would make it Qwen-2's, which knows no such words; by a hub id, here in the hub's cache, too."""
-    kept = tmp_path / "models--org--name"
-    here = kept / "snapshots" / ("0" * 40)
+    here = in_the_hubs_cache(tmp_path, monkeypatch)
     words = Tokenizer(WordLevel({"<unk>": 0, "two words": 1}, unk_token="<unk>"))
     own = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", chat_template="{{ messages }}")
     own.save_pretrained(here)
     load_config(model_config("tiny_qwen2")).save_pretrained(here)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text(here.name)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for place in (here, "org/name"):
         assert load_tokenizer(local(place))("two words").input_ids == [1]
+
+
+def test_quantised_weights_of_the_hub_are_refused_by_their_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's are refused before anything is downloaded; these as soon as the config is here."""
+    config = load_config(model_config())
+    config.quantization_config = {"quant_method": "awq"}
+    config.save_pretrained(in_the_hubs_cache(tmp_path, monkeypatch))
+    (error,) = why_not(load_config(local("org/name")))
+    assert error.startswith("model.path=org/name holds quantised weights (awq)")
 
 
 def test_special_tokens_are_distinct_and_a_turn_closes_with_what_generation_stops_at() -> None:

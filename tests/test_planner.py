@@ -288,6 +288,9 @@ def test_an_adapter_is_planned_with_its_own_parameters() -> None:
     assert found.states.gradients == 4 * 32 * layer
     assert found.states.optimizer == 8 * 32 * layer
     assert found.states.weights == 2 * found.shape.parameters + 4 * 32 * layer
+    assert (found.model_on_disk, found.checkpoint_on_disk) == (4 * 32 * layer, 12 * 32 * layer)
+    merged = plan(run("init=pretrained", "data=ultrafeedback", "adapter=lora", "adapter.merge=true"))
+    assert merged.model_on_disk == 4 * merged.shape.parameters + merged.checkpoint_on_disk / 3
     assert (
         found.model_on_disk
         < 0.2 * GB

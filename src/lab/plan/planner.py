@@ -30,6 +30,7 @@ from lab.plan.memory import (
 )
 from sgdpo.config.compose import compose_run, method_of, to_run_config
 from sgdpo.config.identity import needs_start, start_config
+from sgdpo.config.precision import PRECISIONS
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.batching import rows_per_step, tokens_of
 from sgdpo.data.prepare import prepare
@@ -169,7 +170,13 @@ def plan(config: RunConfig) -> Plan:
     """Return the plan of a run and, if it needs one, of its SFT start; loads no weights."""
     model, shape, work = config_of(config.model), model_shape(config.model), workload(config)
     method = method_of(config)
-    trained, size = adapted(config) or shape.parameters, 2 if config.precision.lean else FLOAT
+    trained, size, moments = (
+        shape.parameters,
+        2 if config.precision.lean else FLOAT,
+        config.precision.facts.moments,
+    )
+    if (count := adapted(config)) is not None:  # in float32, and so is what it is merged into
+        trained, size, moments = count, FLOAT, PRECISIONS["float32"].moments
     live, pairs = config.reference == "live", work.steps * config.optimizer.batch_size
     passes = method.reference * (pairs if live else min(pairs, work.examples)) / work.examples
     forward = 2 * (work.tokens * shape.active + work.predicted * shape.head)
@@ -181,8 +188,8 @@ def plan(config: RunConfig) -> Plan:
         activations=activations_of(config, shape, work.row, False),
         activations_checkpointed=activations_of(config, shape, work.row, True),
         reference_cache=0 if live else int(FLOAT * work.predicted * passes),
-        model_on_disk=size * (shape.parameters if config.adapter.merge else trained),
-        checkpoint_on_disk=(size + config.precision.facts.moments + 4 * config.engine.sharded) * trained,
+        model_on_disk=size * (trained + config.adapter.merge * shape.parameters),
+        checkpoint_on_disk=(size + moments + 4 * config.engine.sharded) * trained,
         train_hours=gpu_hours(config, train_flops(config, shape, work)),
         reference_hours=gpu_hours(config, forward * passes),
         words=path_words(model, config.data.max_length),

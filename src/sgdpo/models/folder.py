@@ -43,10 +43,7 @@ def folder_errors(model: ModelConfig, folder: Path) -> list[str]:
     if errors:
         return errors
     config = read_json(folder / "config.json", kind=dict)
-    if how := config.get("quantization_config"):
-        errors.append(
-            _quantised(folder, how.get("quant_method", "some way") if isinstance(how, dict) else how)
-        )
+    errors += quantised_errors(folder, config.get("quantization_config"))
     if config.get("auto_map") and not model.trust_remote_code:
         errors.append(f"model.path={folder} comes with Python code of its own; {_with_code(config)}")
     return errors
@@ -102,8 +99,15 @@ def _is_mask(shape: list[int]) -> bool:
     return len(shape) == 4 and shape[:2] == [1, 1] and shape[2] == shape[3]
 
 
-def _quantised(folder: Path, how: str) -> str:
+def quantised_errors(place: str | Path, how: Any) -> list[str]:
+    """Refuse weights that a config.json says are quantised. how: its quantization_config."""
+    if not how:
+        return []
+    return [_quantised(place, how.get("quant_method", "some way") if isinstance(how, dict) else how)]
+
+
+def _quantised(place: str | Path, how: str) -> str:
     return (
-        f"model.path={folder} holds quantised weights ({how}), which cannot be trained as they are; take the model in"
+        f"model.path={place} holds quantised weights ({how}), which cannot be trained as they are; take the model in"
         " bfloat16 or float32 (adapter=qlora quantises it as it loads)"
     )

@@ -40,7 +40,7 @@ from sgdpo.models.architectures import (
     describing_errors,
     supports_sdpa,
 )
-from sgdpo.models.folder import MERGE_IT, folder_errors
+from sgdpo.models.folder import MERGE_IT, folder_errors, quantised_errors
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
@@ -286,7 +286,10 @@ def _reading_errors(model: ModelConfig) -> list[str]:
 
 def config_errors(config: PreTrainedConfig, adapter: AdapterConfig | None = None) -> list[str]:
     """List what a model's config alone says against training it, with an adapter if there is one."""
-    return architecture_errors(config) or (adapter_errors(adapter, config) if adapter is not None else [])
+    how = getattr(config, "quantization_config", None)
+    if errors := quantised_errors(config.name_or_path, how) or architecture_errors(config):
+        return errors
+    return adapter_errors(adapter, config) if adapter is not None else []
 
 
 def content_hashes(

@@ -126,6 +126,11 @@ def _adapter_errors(config: RunConfig) -> Iterator[str]:
             f"adapter.rank={adapter.rank} and adapter={adapter.name} contradict each other; adapter=lora has a rank"
             " (adapter.rank=16), adapter=none has none"
         )
+    elif adapter.rank is None and adapter != (plain := AdapterConfig()):
+        idle = ", ".join(
+            f"adapter.{key}" for key in vars(plain) if getattr(adapter, key) != getattr(plain, key)
+        )
+        yield f"adapter=none trains every weight, but {idle} is set; say adapter=lora, or leave it out"
     if adapter.rank is None:
         return
     if not adapter.targets:
