@@ -45,6 +45,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.gpu:
         parser.set_defaults(**ON_A_GPU)
         options = parser.parse_args(arguments)
+    ways = [f"--{way}" for way in ("peers", "scaling", "profile") if getattr(options, way)]
+    if len(ways) > 1:
+        parser.error(f"{' and '.join(ways)}: each is a measurement of its own, give one of them")
+    if options.scaling and options.data is not None:
+        parser.error("--scaling makes pairs of the lengths that it plots; leave --data out")
     options.words = [word for word in arguments if word not in ("--peers", "--gpu")]
     options.target = "bench-gpu" if options.gpu else "bench-peers" if options.peers else "bench"
     return options

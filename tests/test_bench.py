@@ -17,6 +17,7 @@ from lab.bench.rounds import Measurement, Variant, around, fixed_lengths, load, 
 from lab.bench.steps import Stepper, build_model, measure, random_model, useful_flops
 from lab.report.exhibit import publish
 from packed_rows import tiny_model
+from sgdpo.console import Failure
 from sgdpo.drawing.table import Table
 from sgdpo.places import CONF, ROOT
 from toy_pairs import PREFERENCE
@@ -233,6 +234,19 @@ def test_on_a_gpu_what_is_not_given_is_chosen():
     given = {"batch": 2, "steps": 1, "precisions": ["float32"]}
     assert {key: getattr(options, key) for key in ON_A_GPU} == ON_A_GPU | given
     assert parse([]).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--peers --profile", "--peers and --profile: each is a measurement of its own"),
+        ("--scaling --data pairs.jsonl", "leave --data out"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(words: str, said: str, capsys) -> None:
+    with pytest.raises(Failure, match="2"):
+        parse(words.split())
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
