@@ -13,7 +13,10 @@ from sgdpo.config.compose import compose_run, method_of, to_run_config
 from sgdpo.config.schema import RunConfig
 from sgdpo.runs.validate import run_errors
 
-SMALL = ["device=cpu", "tracking=off", "init=pretrained", "data.world.pairs=16", "data.world.test_pairs=0"]
+SMALL = [
+    "device=cpu", "tracking=off", "init=pretrained", "data.world.pairs=16", "data.world.test_pairs=0",
+    "optimizer.batch_size=16",
+]  # fmt: skip
 PAPER = ["model=llama31_8b_instruct", "data=ultrafeedback"]
 MIX = ["method=mix", "method.parts=[{method: dpo, weight: 1.0}, {method: nll, weight: 0.1}]"]
 # A mapping of the run, and a composition that has one there.
