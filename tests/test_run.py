@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from killed_run import EVERY_SPOIL, SPOILS, spoiled
 from lab.evaluation.evaluate import read_config
 from lab.sampling.settings import model_of
-from sgdpo.config.compose import compose_run, to_run_config
+from sgdpo.config.compose import compose_run, method_of, to_run_config
 from sgdpo.data.batching import StepSampler
 from sgdpo.data.prepare import prepare
 from sgdpo.models.load import load_tokenizer
 from sgdpo.runs.records import read_runs, view_run
 from sgdpo.runs.run import Run, execute
 from sgdpo.runs.summary import summarise
+from sgdpo.runs.train import Parts, check_fit, plan_steps
 from sgdpo.store import read_jsonl, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,6 +227,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: P
     other = run(tmp_path, "experiment=c", "seed=1")
     assert curve(first) == curve(again)
     assert curve(first) != curve(other)
+
+
+def test_rows_serve_all_steps_and_too_few_held_out_ones_are_named_before_the_reference(
+    tmp_path: Path,
+) -> None:
+    """Twelve steps are two epochs; the budget is the longest step of the first, and the second has a longer one."""
+    small = quick(tmp_path, "init=pretrained", "data.world.test_pairs=2", "optimizer.max_steps=12")
+    config = to_run_config(compose_run([*small, "optimizer.batch_size=8"]))
+    tokenizer = load_tokenizer(config.model)
+    prepared = prepare(config.data, "preference", tokenizer, tmp_path)
+    epoch = StepSampler(prepared.train.lengths, 8, 1, 1, config.seed, "shared_prefix")
+    config.trainer.max_tokens_per_row = int(max(epoch.tokens[row].sum() for row in epoch))
+    parts = Parts(Run.of(config), method_of(config), prepared, tokenizer, None, 1)
+    assert plan_steps(parts).rows == 2
+    with pytest.raises(ValueError, match="2 held-out rows cannot be dealt to 4 processes"):
+        check_fit(replace(parts, world=4))
 
 
 def test_a_failed_run_says_so_in_its_record_and_with_its_exit_code(tmp_path: Path) -> None:
