@@ -211,7 +211,7 @@ def _one_run(main: Callable[[Any], None]) -> Callable[[Any], None]:
 
         hydra = HydraConfig.get()
         sweeper = hydra.sweeper
-        single = hydra.mode != RunMode.MULTIRUN and "hydra.mode=RUN" not in hydra.overrides.hydra
+        single = hydra.mode != RunMode.MULTIRUN and "hydra.mode=RUN" not in sys.argv
         if single and any(sweeper.get(key) for key in ("params", "also", "search")):
             advice = "add -m, or `hydra: {mode: MULTIRUN}` to the YAML"
             fail([f"hydra.sweeper: there is a grid, but this is a single run: {advice}"])
