@@ -149,6 +149,7 @@ def test_a_clock_that_is_set_stops_no_launch(
     assert files.result.is_file()
 
 
+@pytest.mark.proof
 def test_an_abort_after_all_work_is_done_is_no_failure(tmp_path: Path) -> None:
     """gloo aborts at exit now and then; rank 0's result says that the work was done."""
     run, files = play("aborts_at_exit", tmp_path)

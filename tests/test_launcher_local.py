@@ -206,6 +206,7 @@ class TestCommand:
         assert code == 0, screen
         assert "2 of 2 cells done, 0 failed" in screen
 
+    @pytest.mark.proof
     def test_whoever_reads_the_first_line_only_gets_no_traceback(self, tmp_path):
         process = start_app(tmp_path, *PLAIN, "seed=1,2,3,4")
         assert "4 cells are valid" in process.stdout.readline()

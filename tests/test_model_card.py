@@ -124,6 +124,7 @@ def test_a_push_is_one_commit_of_weights_tokenizer_and_the_card_of_today(run: Pa
     assert not any("manifest" in name or "training_args" in name for name in files)
 
 
+@pytest.mark.proof
 def test_a_hub_out_of_reach_is_one_line(run: Path) -> None:
     done = command("push.py", str(run), "me/mine", "--yes", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN="hf_x")
     assert done.returncode == 1

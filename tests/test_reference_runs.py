@@ -50,7 +50,7 @@ def shared(outputs: Path, *overrides: str) -> dict:
     ("overrides", "computed"),
     [
         # 2 steps of 4, the next one, whose first row is loaded ahead
-        pytest.param(["trainer.max_tokens_per_row=96"], 12, id="accumulation"),
+        pytest.param(["trainer.max_tokens_per_row=96"], 12, id="accumulation", marks=pytest.mark.proof),
         # 5 rows ahead, of 1 row a step
         pytest.param(["trainer.workers=2"], 28, id="workers", marks=pytest.mark.proof),
         pytest.param(

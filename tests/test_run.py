@@ -222,6 +222,7 @@ def test_the_reference_cached_or_live_gives_one_curve(tmp_path: Path) -> None:
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 
 
+@pytest.mark.proof
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
     first, again = run(tmp_path, "experiment=a"), run(tmp_path, "experiment=b")
     other = run(tmp_path, "experiment=c", "seed=1")

@@ -173,7 +173,8 @@ def test_what_cannot_go_on_trains_again_on_the_users_word(place: Path, alone: Pa
     assert (rows(folder), weights(folder)) == (rows(alone), weights(alone))
 
 
-@pytest.mark.parametrize("word", proofs_but(("resume=never", "force=true"), "force=true"))
+@pytest.mark.proof
+@pytest.mark.parametrize("word", ["resume=never", "force=true"])
 def test_a_run_that_starts_again_and_is_killed_again_never_meets_its_old_checkpoints(
     place: Path, alone: Path, word: str
 ) -> None:
@@ -322,13 +323,10 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("every", "words"),
-    [
-        (4, "the disk was full while .*checkpoint-4"),
-        pytest.param(1000, "the disk was full while .*checkpoint-40", marks=pytest.mark.proof),
-    ],
+    [(4, "the disk was full while .*checkpoint-4"), (1000, "the disk was full while .*checkpoint-40")],
 )
 def test_weights_that_do_not_fit_on_the_disk_end_in_a_record_that_says_so(
     place: Path, every: int, words: str
