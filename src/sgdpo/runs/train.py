@@ -194,12 +194,13 @@ def check_fit(parts: Parts) -> list[str]:
 
     Raise ValueError if the data does not fit the model, or its held-out rows the processes.
     """
-    sets = [each for each in (parts.prepared.train, parts.prepared.test) if each is not None]
-    if len(sets[-1]) < parts.world:
+    train, test = parts.prepared.train, parts.prepared.test
+    if test is not None and len(test) < parts.world:
         raise ValueError(
-            f"{len(sets[-1])} held-out rows cannot be dealt to {parts.world} processes; bring more (data.test,"
+            f"{len(test)} held-out rows cannot be dealt to {parts.world} processes; bring more (data.test,"
             " data.test_limit), leave them out, or set engine.num_processes"
         )
+    sets = [train] if test is None else [train, test]
     longest = max(int((s.lengths[:, 0] + s.lengths[:, 1:].max(1)).max()) for s in sets)
     config = load_config(parts.config.model, parts.start)
     if errors := fit_errors(config, len(parts.tokenizer), longest):
