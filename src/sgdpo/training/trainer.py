@@ -24,6 +24,7 @@ from transformers import PrinterCallback, Trainer
 from sgdpo.config.schema import RunConfig
 from sgdpo.data.packing import model_inputs, pair_of
 from sgdpo.method import Method
+from sgdpo.models.allocator import Holes
 from sgdpo.pairs import DrawKey, Pair, PairLoss
 from sgdpo.store import beat, what_is_wrong
 from sgdpo.training import checkpoints
@@ -80,7 +81,7 @@ class PairTrainer(Trainer):
         self._eval_loader: DataLoader | None = None
         # With another model for a reference the first ratios are not 1.
         self._step0_check = config.trainer.step0_check and config.reference_weights is None
-        self._sums, self._step = MetricSums(), StepNotes()
+        self._sums, self._step, self._holes = MetricSums(), StepNotes(), Holes()
         self.skipped_steps = 0
         self._clock = time.perf_counter()
         self._worked = torch.zeros(2, dtype=torch.float64)
@@ -231,6 +232,7 @@ class PairTrainer(Trainer):
                 {name: (total, int(count)) for name, (total, count) in zip(names, found, strict=True)}
             )
         self._step.clear()
+        self._holes.after_step()
 
     def _reduce(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums) if self.args.world_size > 1 else sums
