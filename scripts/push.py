@@ -20,13 +20,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--licence", help="of the model, as the hub names it (apache-2.0); it is left open without"
     )
+    parser.add_argument(
+        "--card", type=Path, help="a card of yours (model/README.md, edited); one is made without"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent, and the card")
     options = parser.parse_args(arguments)
     set_up_process()
     from lab.push import plan_upload, push, require_token
 
-    upload = plan_upload(options.run, options.repo, private=not options.public, licence=options.licence)
+    if options.card and options.licence:
+        parser.error("--licence is for the card that is made here; a card of yours names its own")
+    private, licence = not options.public, options.licence
+    upload = plan_upload(options.run, options.repo, private=private, licence=licence, card=options.card)
     if options.dry_run:
         print(f"{upload.card}\n{upload}\nnothing was sent")
         return

@@ -49,9 +49,11 @@ def test_memory_is_given_back_when_a_step_holds_more_than_steps_need_and_not_at_
         held[0] = 60
 
     holes = Holes(lambda: held[0], give_back)
+    held[0] = 100
     for _ in range(40):
         holes.after_step()
         held[0] = 100 if held[0] < 100 else held[0] + 10
+    assert given.pop(0) == 100, "before the first step"
     assert len(given) == 10
     assert set(given) == {130}, f"more than {OUTGROWN} times 100"
 
@@ -62,7 +64,7 @@ def test_steps_that_come_to_need_more_are_not_interrupted_for_it() -> None:
     holes = Holes(lambda: next(needs), lambda: given.append(1))
     for _ in range(21):
         holes.after_step()
-    assert given == [1]
+    assert given == [1, 1], "before the first step and after it"
 
 
 def test_a_trainer_looks_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +72,19 @@ def test_a_trainer_looks_after_every_step(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Holes, "after_step", lambda self: looked.append(1))
     tiny_trainer(tiny_config("method=dpo"), tmp_path, steps=3).train()
     assert len(looked) == 3
+
+
+def test_runs_of_one_process_do_not_add_up_their_holes() -> None:
+    """A worker trains cell after cell: each needs 100, and leaves holes of 20 that are below the bound."""
+    held = [100]
+
+    def give_back() -> None:
+        held[0] = 60
+
+    for _ in range(20):
+        holes = Holes(lambda: held[0], give_back)
+        held[0] = 100
+        holes.after_step()
+        held[0] += 20
+        holes.after_step()
+    assert held[0] <= 100 * OUTGROWN

@@ -177,12 +177,19 @@ def test_a_missing_model_is_an_error() -> None:
         cli.measure(parse(["--model", "nowhere"]))
 
 
-def test_a_failing_measurement_says_why(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ("echo out of memory >&2; exit 1", r"\nout of memory"),
+        ("echo 50% of the steps >&2; kill -KILL $$", r" its process was killed by SIGKILL \(out of memory"),
+    ],
+)
+def test_a_failing_measurement_says_why(tmp_path, monkeypatch, ends: str, said: str) -> None:
     interpreter = tmp_path / "python"
-    interpreter.write_text("#!/bin/sh\necho out of memory >&2; exit 1\n")
+    interpreter.write_text(f"#!/bin/sh\n{ends}\n")
     interpreter.chmod(0o755)
     monkeypatch.setattr(rounds.sys, "executable", str(interpreter))
-    with pytest.raises(ValueError, match=r"measuring 'shared prefix, .*' failed:\nout of memory"):
+    with pytest.raises(ValueError, match=f"measuring 'shared prefix, .*' failed:{said}"):
         rounds.run_rounds([Variant("m")], fixed_lengths(4, 3, 2, 100, seed=0), 1)
 
 

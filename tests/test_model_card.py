@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,6 +12,7 @@ from threading import Thread
 import pytest
 from huggingface_hub import ModelCard
 
+from lab.push import plan_upload
 from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.runs.records import view_run
 from sgdpo.runs.run import Run, execute
@@ -102,6 +104,7 @@ def test_a_push_says_what_it_would_send_and_sends_nothing_unasked(run: Path, hub
         True,
         True,
     )
+    assert "README.md (made of the record now; --card FILE sends yours)" in dry.stdout
     without = command("push.py", str(run), "me/mine", "--yes", HF_ENDPOINT=hub)
     assert (without.returncode, "there is no token for the hub" in without.stderr) == (2, True), (
         without.stderr
@@ -109,6 +112,18 @@ def test_a_push_says_what_it_would_send_and_sends_nothing_unasked(run: Path, hub
     unasked = command("push.py", str(run), "me/mine", HF_ENDPOINT=hub, HF_TOKEN="hf_x")
     assert (unasked.returncode, "say --yes" in unasked.stderr) == (2, True), unasked.stderr
     assert Hub.heard == []
+
+
+def test_a_card_that_its_user_wrote_is_sent_as_it_is(run: Path, tmp_path: Path) -> None:
+    """One that is made now would go over the edits unasked."""
+    card = tmp_path / "card.md"
+    card.write_text("# Mine, edited\n")
+    upload = partial(plan_upload, run, "me/mine", private=True, licence=None)
+    assert upload(card=card).card == card.read_text()
+    assert f"README.md (yours, {card})" in str(upload(card=card))
+    for unreadable in (tmp_path / "none.md", tmp_path):
+        with pytest.raises(ValueError, match="--card .* cannot be read"):
+            upload(card=unreadable)
 
 
 def test_a_push_is_one_commit_of_weights_tokenizer_and_the_card_of_today(run: Path, hub: str) -> None:

@@ -283,6 +283,7 @@ def test_wrong_options_are_named_together():
         ("league", {"benchmark": "verifiable"}, "BENCHMARK=verifiable: league is judged by"),
         ("study1", {"models": ("tiny_qwen2",)}, "MODELS=tiny_qwen2: study1 has models of its own"),
         ("study1", {"seeds": 2}, "SEEDS=2: study1 takes 5 or more"),
+        ("table2", {"seeds": 3}, "SEEDS=3: nothing is trained for table2"),
         ("constraints", {"scale": "smollm2"}, "SCALE=smollm2: constraints has models and data of its own"),
         (
             "table3",

@@ -195,6 +195,7 @@ def test_the_values_of_a_key_are_of_its_kind_and_the_ends_are_tried() -> None:
 
 def test_the_trainer_and_the_search_take_the_same_values_of_a_metric_for_better() -> None:
     known = [*OmegaConf.load(CONF / "metrics.yaml"), "samples/end_rate", "train/loss", "eval/rewards/chosen"]
+    assert not higher_is_better(TrainerConfig(best="samples/repetition")), "the loop is the best run"
     for metric in known:
         assert higher_is_better(TrainerConfig(best=metric)) != lower_is_better(metric), metric
 

@@ -142,7 +142,9 @@ def _ignored(exhibit: Exhibit, options: Options) -> Iterator[str]:
         yield f"ARGS={' '.join(idle)}: nothing that is done for {exhibit.name} takes it; leave it out"
     if options.suffix and exhibit.models == "own":
         yield f"SCALE={options.scale}: {exhibit.name} has models and data of its own; leave it out"
-    if 1 < options.seeds < exhibit.seeds:
+    if options.seeds > 1 and not exhibit.sweep:
+        yield f"SEEDS={options.seeds}: nothing is trained for {exhibit.name}; leave it out"
+    elif 1 < options.seeds < exhibit.seeds:
         yield f"SEEDS={options.seeds}: {exhibit.name} takes {exhibit.seeds} or more (ARGS=seed=42,43 takes fewer)"
     if options.models and exhibit.models == "own":
         yield f"MODELS={','.join(options.models)}: {exhibit.name} has models of its own (ARGS=model=... takes others)"

@@ -20,23 +20,27 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Upload:
-    """Hold what goes to the hub: a repository's name, the files, and the card as it is made now."""
+    """Hold what goes to the hub: a repository's name, the files, the card's text and where it comes from."""
 
     repo: str
     private: bool
     files: list[Path]
     card: str
+    written_in: str
 
     def __str__(self) -> str:
         size = sum(file.stat().st_size for file in self.files) / 2**20
-        names = ", ".join([*(file.name for file in self.files), CARD])
+        names = ", ".join([*(file.name for file in self.files), f"{CARD} ({self.written_in})"])
         return f"{self.repo} ({'private' if self.private else 'public'}): {names}; {size:.1f} MiB"
 
 
-def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) -> Upload:
+def plan_upload(
+    folder: Path, repo: str, *, private: bool, licence: str | None, card: Path | None = None
+) -> Upload:
     """Return what a push would send.
 
-    Raise ValueError if the run is not finished, or its weights are not whole or of no use without this machine.
+    card: the user's own; None makes one of the record. Raise ValueError if the run is not finished, its weights are not
+    whole or of no use without this machine, or the card cannot be read.
     """
     if not HUB_ID.fullmatch(repo):
         raise ValueError(f"{repo!r} is no name of a repository on the hub; it looks like YOU/NAME")
@@ -49,7 +53,13 @@ def plan_upload(folder: Path, repo: str, *, private: bool, licence: str | None) 
         )
     # Not adapter/, which lies beside whole weights for whoever has their base.
     files = [p for p in sorted(source.iterdir()) if p.is_file() and p.name not in (CARD, MANIFEST)]
-    return Upload(repo, private, files, model_card(run, licence))
+    if card is None:
+        made = "made of the record now; --card FILE sends yours"
+        return Upload(repo, private, files, model_card(run, licence), made)
+    try:
+        return Upload(repo, private, files, card.read_text("utf-8"), f"yours, {card}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--card {card} cannot be read: {error}") from error
 
 
 def merge_adapter(folder: Path, target: Path, trusted: bool = False) -> None:

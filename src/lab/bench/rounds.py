@@ -17,7 +17,7 @@ import numpy as np
 from sgdpo.console import ENVIRONMENT
 from sgdpo.data.example import Example
 from sgdpo.drawing.table import Table
-from sgdpo.processes import run
+from sgdpo.processes import how_it_ended, run
 from sgdpo.store import read_json, write_json
 
 # Medians and spreads (of the logarithm) of prompt and completion lengths, tokens, fitted to UltraFeedback's
@@ -184,6 +184,8 @@ def run_apart(
         spec, answer = Path(folder) / "spec.json", Path(folder) / "answer.json"
         write_json(spec, asdict(variant))
         done = run([*command, str(spec), str(pairs), str(answer)], env=env)
+        if done.returncode < 0:  # it had no last word: what it wrote ends in a progress bar
+            raise ValueError(f"{failed}: {how_it_ended(done.returncode)}")
         if done.returncode != 0:
             raise ValueError(f"{failed}:\n{done.stderr[-2000:]}")
         return dict(read_json(answer))

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from sgdpo.config.compose import written
+from sgdpo.config.metrics import known_metrics, metric_facts
+from sgdpo.config.metrics import lower_is_better as logged_lower
 from sgdpo.places import CONF
 from sgdpo.runs.records import RunView
 
@@ -86,7 +88,7 @@ def metric_title(metric: str) -> str:
 
 def metrics_in_order() -> list[str]:
     """List the metrics that matter, in the order that results show them (conf/metrics.yaml)."""
-    return list(_read("metrics"))
+    return list(known_metrics())
 
 
 def score_title(evaluation: str) -> str:
@@ -95,7 +97,8 @@ def score_title(evaluation: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    return _metric(metric).get("better", "lower" if metric.endswith("loss") else "higher") == "lower"
+    """Tell which way a metric is better: a run's own, or a field of an evaluation as its benchmark says."""
+    return _metric(metric).get("better") == "lower" if ":" in metric else logged_lower(metric)
 
 
 def headline(evaluation: str) -> str:
@@ -111,7 +114,7 @@ def about(evaluation: str) -> str:
 def _metric(metric: str) -> Mapping[str, Any]:
     evaluation, _, field = metric.partition(":")
     if not field:
-        return _read("metrics").get(metric, _read("metrics").get(f"eval/{metric.partition('/')[2]}", {}))
+        return metric_facts(metric)
     maps = {"title": "metrics", "better": "better"}
     said = {key: (_benchmark(evaluation).get(name) or {}).get(field) for key, name in maps.items()}
     return {key: value for key, value in said.items() if value}

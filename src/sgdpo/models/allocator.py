@@ -51,6 +51,7 @@ class Holes:
     ) -> None:
         self._held, self._give_back = held, give_back
         self._needed, self._fresh = 0, True
+        give_back()  # what an earlier run in this process left is not what this one needs
 
     def after_step(self) -> None:
         """Look at what is held; the first step, and each after giving back, shows what a step needs."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from sgdpo.config.metrics import lower_is_better
 from sgdpo.config.schema import RunConfig, TrainerConfig
 from sgdpo.decimals import ceil_product
 
@@ -42,7 +43,7 @@ def phase_key(phase: str, key: str) -> str:
 def higher_is_better(trainer: TrainerConfig) -> bool:
     """Tell whether the larger value of `trainer.best` is the better one."""
     if trainer.better == "auto":
-        return not (trainer.best or "").endswith("loss")
+        return not lower_is_better(trainer.best or "")
     return trainer.better == "higher"
 
 
