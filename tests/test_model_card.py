@@ -122,7 +122,7 @@ def test_a_card_that_its_user_wrote_is_sent_as_it_is(run: Path, tmp_path: Path) 
     assert upload(card=card).card == card.read_text()
     assert f"README.md (yours, {card})" in str(upload(card=card))
     for unreadable in (tmp_path / "none.md", tmp_path):
-        with pytest.raises(ValueError, match="--card .* cannot be read"):
+        with pytest.raises(ValueError, match=r"--card .* cannot be read"):
             upload(card=unreadable)
 
 

@@ -113,8 +113,8 @@ def test_zero3_states_agree_with_deepspeeds_estimator_within_15_percent(model: s
 def test_states_by_hand() -> None:
     """P parameters, float32: one process holds 4 P of weights, 4 P of gradients and 8 P of moments. DDP adds 4 P
     of buckets. ZeRO-2 over 4 cuts gradients to P and moments with a master copy (12 P) to 3 P; ZeRO-3 cuts the
-    weights to P; FSDP2 keeps no master copy; with offload nothing of them stays on the GPU, and 4 x 5 P are in the
-    machine's memory."""
+    weights to P; FSDP2 keeps no master copy; with offload nothing of them stays on the GPU, and 4 x 5 P, FSDP2's
+    4 x 4 P, are in the machine's memory."""
     shape = model_shape(run("model=llama31_8b").model)
     count = shape.parameters
 
@@ -128,8 +128,11 @@ def test_states_by_hand() -> None:
     assert (zero2.weights, zero2.gradients, zero2.optimizer) == (4 * count, count, 3 * count)
     assert (zero3.weights, zero3.gradients, zero3.optimizer) == (count, count, 3 * count)
     assert (fsdp.weights, fsdp.gradients, fsdp.optimizer) == (count, count, 2 * count)
-    assert (offload.weights, offload.gradients, offload.optimizer) == (0, 0, 0)
-    assert offload.cpu == 4 * 5 * count
+    away = states("fsdp", "+engine.fsdp.cpu_offload=true")
+    for offloaded in (offload, away):
+        assert (offloaded.weights, offloaded.gradients, offloaded.optimizer) == (0, 0, 0)
+    assert (offload.cpu, away.cpu) == (4 * 5 * count, 4 * 4 * count)
+    assert (away.buffers, fsdp.cpu) == (fsdp.buffers, 0)
 
 
 def test_the_papers_run_fits_four_gpus_and_is_planned_without_data_or_weights() -> None:

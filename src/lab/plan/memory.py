@@ -6,7 +6,7 @@ engine, as the trainer keeps them; `bf16` halves what matrix products save for t
 peaks in tests/test_planner.py. All sizes in bytes; N tokens of a packed row, L predicted tokens of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -188,7 +188,9 @@ def model_states(
         # Whole at a time: the head, a layer and the next one; and the gradients of one of them, as made and as sent.
         layer = shape.body // shape.layers
         buffers = FLOAT * (shape.head + 2 * layer + 2 * min(max(layer, shape.head), trained))
-        return States(whole // world, FLOAT * trained // world, moments * trained // world, buffers)
+        shares = States(whole // world, FLOAT * trained // world, moments * trained // world, buffers)
+        away = bool(engine.fsdp.get("cpu_offload"))
+        return _offloaded(shares, engine.num_processes, weights=away, optimizer=away)
     if not engine.deepspeed:
         # DDP reduces gradients in buckets beside them.
         return States(whole, gradient * trained, moments * trained, gradient * trained if world > 1 else 0)
@@ -204,22 +206,23 @@ def model_states(
     # Gathered layers: the largest one at least, and as many as may be alive at once.
     gathered = FLOAT * max(shape.largest, min(count, int(zero.get("stage3_max_live_parameters", 1e9))))
     gathered = min(gathered, whole)
+    shares = States(whole // world, gradients, optimizer, buffers + gathered)
     return _offloaded(
-        zero, States(whole // world, gradients, optimizer, buffers + gathered), engine.num_processes
-    )
+        shares, engine.num_processes,
+        weights=_elsewhere(zero, "offload_param"), optimizer=_elsewhere(zero, "offload_optimizer"),
+    )  # fmt: skip
 
 
-def _offloaded(zero: dict[str, Any], states: States, processes: int) -> States:
-    """Move to the machine's memory what the settings offload; gradients go with the optimizer."""
-    weights, gradients, optimizer = states.weights, states.gradients, states.optimizer
+def _offloaded(states: States, processes: int, *, weights: bool, optimizer: bool) -> States:
+    """Move to the machine's memory what is offloaded; gradients go with the optimizer."""
     cpu = 0
-    if _elsewhere(zero, "offload_optimizer"):
-        cpu += optimizer + gradients
-        optimizer = gradients = 0
-    if _elsewhere(zero, "offload_param"):
-        cpu += weights
-        weights = 0
-    return States(weights, gradients, optimizer, states.buffers, cpu * processes)
+    if optimizer:
+        cpu += states.optimizer + states.gradients
+        states = replace(states, optimizer=0, gradients=0)
+    if weights:
+        cpu += states.weights
+        states = replace(states, weights=0)
+    return replace(states, cpu=cpu * processes)
 
 
 def _elsewhere(zero: dict[str, Any], key: str) -> bool:
