@@ -18,14 +18,27 @@ from PIL import Image
 from wandb.sdk.lib import wbauth
 
 import killed_run as train
+from lab.answers.prompts import Sample
+from lab.benchmarks.benchmark import Subject
+from lab.benchmarks.constraints import Constraints
+from lab.evaluation.evaluate import judge_samples, sample_rows
+from lab.judging.judges import Checker
 from marks import proofs_but
 from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import without_environment
 from sgdpo.runs.records import Record, RunView, read_runs, view_run
 from sgdpo.runs.run import execute
-from sgdpo.runs.tracking import GRACE, NoTracker, browse_hint, choose_mode, open_tracker, wandb_row
-from sgdpo.store import read_jsonl
+from sgdpo.runs.tracking import (
+    GRACE,
+    NoTracker,
+    add_evaluation,
+    browse_hint,
+    choose_mode,
+    open_tracker,
+    wandb_row,
+)
+from sgdpo.store import read_json, read_jsonl
 
 SETTINGS = {
     "method": {"name": "dpo"},
@@ -140,6 +153,43 @@ def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
     assert again.fields["tracker"]["id"] == first
     assert history(again) == mirrored(rows(range(1, 7)))
     assert [entry["item"].get("samples.nrows") for entry in entries(again, "history")][1] == 1
+
+
+ODD = [
+    {"met": True, "of": [1, "a"], "said": None},
+    {"met": 0.5, "of": {"a": None}},
+    {"met": "half", "of": "no"},
+]
+
+
+def judged_rows() -> list[dict]:
+    """The rows of a real benchmark whose instructions have constraints of their own, answered alike."""
+    benchmark = Constraints(subject=Subject("run"), limit=12)
+    prompts = benchmark.prompts()
+    samples = [Sample(prompt.prompt_id, "One - two.", 4, truncated=False) for prompt in prompts]
+    judged = [benchmark.row(each, "checker") for each in judge_samples(benchmark, samples, Checker())]
+    return sample_rows(prompts, samples, judged)
+
+
+@pytest.mark.parametrize("samples", [judged_rows(), ODD], ids=["constraints", "odd"])
+def test_an_evaluation_joins_the_run_whatever_its_rows_hold(tmp_path, caplog, samples: list[dict]):
+    """W&B refuses a column of several kinds, and the evaluation went on without it."""
+    record = open_record(tmp_path / "default" / "run")
+    tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
+    log(record, tracker, rows(range(1, 3)))
+    tracker.finish({})
+    record.finish()
+    shutil.rmtree(offline_file(record).parent)
+    add_evaluation(record.folder, TrackingConfig(), "mine-checker", {"score_mean": 0.25}, samples)
+    assert "W&B stopped" not in caplog.text
+    (found,) = [entry["item"] for entry in entries(record, "history")]
+    assert found["evaluation/mine-checker/samples.nrows"] == len(samples)
+    table = read_json(offline_file(record).parent / "files" / found["evaluation/mine-checker/samples.path"])
+    shown = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
+    for row, own in zip(shown, samples, strict=True):
+        for name, value in row.items():
+            said = own.get(name)
+            assert value in (said, str(said), json.dumps(said, ensure_ascii=False)), name
 
 
 def test_a_run_that_starts_again_from_nothing_replaces_its_offline_file(tmp_path):

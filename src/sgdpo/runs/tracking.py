@@ -16,6 +16,7 @@ W&B has already stays there as a run of its own: its server would drop the new s
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -160,11 +161,18 @@ def wandb_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return rows as W&B's table, a column for each of their keys."""
+    """Return rows as W&B's table, a column for each of their keys, of one kind each: W&B refuses any other."""
     import wandb
 
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+    columns = {name: _of_one_kind([row.get(name) for row in rows]) for row in rows for name in row}
+    return wandb.Table(columns=list(columns), data=list(map(list, zip(*columns.values(), strict=True))))
+
+
+def _of_one_kind(values: Sequence[Any]) -> list[Any]:
+    """Return a column's values: what holds other values as JSON, and values of several kinds as text."""
+    plain = [json.dumps(v, ensure_ascii=False) if isinstance(v, list | tuple | dict) else v for v in values]
+    kinds = {bool if isinstance(v, bool) else float if isinstance(v, int | float) else type(v) for v in plain}
+    return plain if len(kinds - {type(None)}) < 2 else [None if v is None else str(v) for v in plain]
 
 
 def open_tracker(
