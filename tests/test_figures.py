@@ -193,6 +193,12 @@ def test_a_run_is_drawn_with_rewards_or_its_loss_or_nothing(tmp_path):
     for number, rows in enumerate((dpo.metrics(), sft.metrics(), [])):
         draw_reward_curves(rows, tmp_path / f"{number}.png", "a run")
         assert is_drawn(tmp_path / f"{number}.png")
+    for rows, rings in (
+        (dpo.metrics(), "ring: held-out pairs"),
+        (sft.metrics(), "ring: held-out demonstrations"),
+    ):
+        draw_reward_curves(rows, tmp_path / "run.svg", "a run")
+        assert rings in (tmp_path / "run.svg").read_text()
     save(method_curves({"DPO": dpo.metrics(), "again": dpo.metrics()}), tmp_path / "two.png")
     assert is_drawn(tmp_path / "two.png")
 

@@ -45,7 +45,7 @@ REWARDS = Panel(
 )
 MARGINS = Panel("Margin", "nats", (("rewards/margins", "margin", MARGIN),), zero=0.0)
 ACCURACIES = Panel("Accuracy", "share of pairs", (("rewards/accuracies", "accuracy", ACCURACY),), zero=0.5)
-LEGEND = "thin: each step   thick: moving mean   ring: held-out pairs"
+LEGEND = "thin: each step   thick: moving mean   ring: held-out {}"
 LOSS = Panel("Loss", "nats a token", (("loss", "loss", INK),))
 
 
@@ -62,7 +62,7 @@ def draw_reward_curves(metrics: Rows, path: Path, title: str) -> None:
         axes_P = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
         for axes, panel in zip(axes_P, panels, strict=True):
             label_end(axes, _draw_panel(axes, panel, metrics))
-        captioned(figure, title, LEGEND)
+        captioned(figure, title, LEGEND.format("pairs" if has_rewards else "demonstrations"))
         save(figure, path)
 
 
@@ -76,7 +76,7 @@ def method_curves(metrics: Mapping[str, Rows]) -> Figure:
         for axes, ends in zip(axes_M, ends_M, strict=True):
             label_end(axes, ends)  # only now is the shared axis as long as it will be
             axes.label_outer()
-        figure.supxlabel(LEGEND, fontsize=8.5, color=QUIET, x=0.01, ha="left")
+        figure.supxlabel(LEGEND.format("pairs"), fontsize=8.5, color=QUIET, x=0.01, ha="left")
     return figure
 
 
