@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,101 +13,27 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
-from wandb.sdk.lib import wbauth
 
 import killed_run as train
-from lab.answers.prompts import Sample
-from lab.benchmarks.benchmark import Subject
-from lab.benchmarks.constraints import Constraints
-from lab.evaluation.evaluate import judge_samples, sample_rows
-from lab.judging.judges import Checker
 from marks import proofs_but
-from sgdpo.config.identity import Identity
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import without_environment
-from sgdpo.runs.records import Record, RunView, read_runs, view_run
+from sgdpo.runs.records import RunView, read_runs, view_run
 from sgdpo.runs.run import execute
 from sgdpo.runs.tracking import (
     GRACE,
     NoTracker,
-    add_evaluation,
     browse_hint,
     choose_mode,
     open_tracker,
-    wandb_row,
 )
-from sgdpo.store import read_json, read_jsonl
-
-SETTINGS = {
-    "method": {"name": "dpo"},
-    "model": {"name": "tiny_llama"},
-    "data": {"name": "verifiable"},
-    "seed": 1,
-}
-CONFIG = {"optimizer": {"lr": 1e-5, "name": "tiny"}, "ratio": {"chosen": 0.6, "rejected": 0.9}}
+from sgdpo.store import read_jsonl
+from wandb_files import CONFIG, entries, history, log, mirrored, offline_file, open_record, rows, without_key
 
 
 @pytest.fixture(autouse=True)
-def no_key(monkeypatch, tmp_path):
-    """No key, no mode, no home of the person who runs the tests, and no key that W&B kept for the process."""
-    wbauth.unauthenticate_session(update_settings=True)
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-
-
-def open_record(folder: Path, checkpoint: dict | None = None) -> Record:
-    identity = Identity(folder.name, SETTINGS, {}, *["a"] * 4)
-    return Record.open(folder, identity, phase="preference", checkpoint=checkpoint)
-
-
-def rows(steps: range) -> list[dict]:
-    found = []
-    for step in steps:
-        keys = {"loss": 0.7 / step, "rewards/chosen": -0.01 * step, "learning_rate": 1e-5}
-        found.append({"step": step, "epoch": step / 8, "split": "train", **keys})
-        if step % 2 == 0:
-            found.append({"step": step, "epoch": step / 8, "split": "eval", "loss": 0.8 / step})
-    return found
-
-
-def log(record: Record, tracker, new: list[dict]) -> None:
-    for row in new:
-        record.log(row)
-        tracker.log(row)
-
-
-def offline_file(record: Record | RunView) -> Path:
-    (path,) = (record.folder / "wandb").glob("offline-run-*/run-*.wandb")
-    return path
-
-
-def entries(record: Record | RunView, kind: str) -> list[dict]:
-    """Read the run's one offline file with W&B's own reader; return the entries of one kind."""
-    command = [
-        str(Path(sys.executable).parent / "wandb"),
-        "leet",
-        "inspect",
-        "--json",
-        str(offline_file(record)),
-    ]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [entry[kind] for entry in map(json.loads, lines) if entry["type"] == kind]
-
-
-def history(record: Record | RunView) -> dict[int, dict]:
-    """Return {step: values} without W&B's own fields and the picture."""
-    items = [entry["item"] for entry in entries(record, "history")]
-    own = ("_", "reward_curves", "samples.")
-    return {item["_step"]: {k: v for k, v in item.items() if not k.startswith(own)} for item in items}
-
-
-def mirrored(new: list[dict]) -> dict[int, dict]:
-    steps: dict[int, dict] = {}
-    for row in new:
-        steps.setdefault(row["step"], {}).update(wandb_row(row))
-    return steps
+def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_key(monkeypatch, tmp_path)
 
 
 def test_the_offline_file_read_back_equals_the_metrics(tmp_path):
@@ -153,43 +77,6 @@ def test_a_resumed_offline_run_is_one_whole_run_under_its_old_id(tmp_path):
     assert again.fields["tracker"]["id"] == first
     assert history(again) == mirrored(rows(range(1, 7)))
     assert [entry["item"].get("samples.nrows") for entry in entries(again, "history")][1] == 1
-
-
-ODD = [
-    {"met": True, "of": [1, "a"], "said": None},
-    {"met": 0.5, "of": {"a": None}},
-    {"met": "half", "of": "no"},
-]
-
-
-def judged_rows() -> list[dict]:
-    """The rows of a real benchmark whose instructions have constraints of their own, answered alike."""
-    benchmark = Constraints(subject=Subject("run"), limit=12)
-    prompts = benchmark.prompts()
-    samples = [Sample(prompt.prompt_id, "One - two.", 4, truncated=False) for prompt in prompts]
-    judged = [benchmark.row(each, "checker") for each in judge_samples(benchmark, samples, Checker())]
-    return sample_rows(prompts, samples, judged)
-
-
-@pytest.mark.parametrize("samples", [judged_rows(), ODD], ids=["constraints", "odd"])
-def test_an_evaluation_joins_the_run_whatever_its_rows_hold(tmp_path, caplog, samples: list[dict]):
-    """W&B refuses a column of several kinds, and the evaluation went on without it."""
-    record = open_record(tmp_path / "default" / "run")
-    tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
-    log(record, tracker, rows(range(1, 3)))
-    tracker.finish({})
-    record.finish()
-    shutil.rmtree(offline_file(record).parent)
-    add_evaluation(record.folder, TrackingConfig(), "mine-checker", {"score_mean": 0.25}, samples)
-    assert "W&B stopped" not in caplog.text
-    (found,) = [entry["item"] for entry in entries(record, "history")]
-    assert found["evaluation/mine-checker/samples.nrows"] == len(samples)
-    table = read_json(offline_file(record).parent / "files" / found["evaluation/mine-checker/samples.path"])
-    shown = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
-    for row, own in zip(shown, samples, strict=True):
-        for name, value in row.items():
-            said = own.get(name)
-            assert value in (said, str(said), json.dumps(said, ensure_ascii=False)), name
 
 
 def test_a_run_that_starts_again_from_nothing_replaces_its_offline_file(tmp_path):
