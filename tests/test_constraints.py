@@ -371,5 +371,6 @@ def test_make_constraints_goes_from_nothing_to_its_tables(tmp_path) -> None:
     assert all(shown[arm] is not None for arm in ("start", "SFT", "DPO"))
     page = Table.read(tmp_path / "o" / "constraints-samples" / "constraints-samples.json")
     assert {row[1].text for row in page.rows} == {"Start", "SFT", "DPO"}
+    assert page.rows[0][1].text == "Start", "what the others are held against comes first"
     assert reproduce(options) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "o").rglob("metrics.jsonl")} == trained

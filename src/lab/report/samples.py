@@ -20,11 +20,12 @@ def samples(
     benchmarks: tuple[str, ...],
     prompts: Annotated[int, Range("[1, 10000]")] = 12,
 ) -> Table:
-    """Show some prompts with the answer of each method's first seed; evenly spread, none chosen by its answers."""
+    """Show some prompts with the answer of each method's first seed, the start's first; none chosen by its answers."""
     evaluation = choose_evaluation(runs, benchmarks)
     answers: dict[str, dict[str, dict]] = {}
     finished = [run for run in runs if run.status == "finished" and evaluation in (run["eval"] or {})]
-    for run in sorted(finished, key=lambda run: (run["phase"] != "sft", run["seed"])):
+    order = sorted(finished, key=lambda run: (run["steps"] != 0, run["phase"] != "sft", run["seed"]))
+    for run in order:
         rows = read_jsonl(run.folder / "eval" / evaluation / "samples.jsonl")
         answers.setdefault(method_title(run["method"], [run]), {row["prompt_id"]: row for row in rows})
     first = next(iter(answers.values()))
