@@ -317,7 +317,7 @@ def test_make_finds_the_results_of_changed_settings_and_shows_them_in_every_tabl
     assert runs_to_judge(exhibit, options) == []
     for other in ((), asked[:1], (*asked, "generator.dtype=bfloat16")):
         assert runs_to_judge(exhibit, replace(options, arguments=other)) == [str(run)]
-    command, _ = make_commands(exhibit, options)
+    command, *_ = make_commands(exhibit, options)
     assert call_python(command) == 0
     arms = Table.read(Path(options.folder(exhibit)) / "constraints-arms.json")
     (shown,) = [row for row in arms.rows if row[1].text == "SGDPO"]
@@ -343,7 +343,7 @@ def test_make_constraints_samples_before_it_sweeps_and_stops_where_nothing_was_s
     capsys.readouterr()
     assert reproduce(replace(options, dry_run=True), lambda command: 1) == 0, "nothing is run"
     said = capsys.readouterr().out
-    scripts = [*(command[0] for command in commands[:4]), "scripts/evaluate.py", *["scripts/exhibit.py"] * 2]
+    scripts = [*(command[0] for command in commands[:4]), "scripts/evaluate.py", *["scripts/exhibit.py"] * 3]
     assert re.findall(r"then: python (\S+)", said) == scripts
     assert "experiment=tuning-constraints" in said
     assert "each method's best optimizer.lr on fresh seeds" in said

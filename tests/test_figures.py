@@ -12,7 +12,16 @@ from PIL import Image
 from lab.evaluation.variance import keep, spread
 from lab.report.cells import Repeats, group
 from lab.report.claim import check_claim, claim_table
-from lab.report.figures import balance, figure1, figure2, figure3, learning_rates, ratio_grid, six_ratios
+from lab.report.figures import (
+    balance,
+    figure1,
+    figure2,
+    figure3,
+    learning_rates,
+    ratio_grid,
+    reward_curves,
+    six_ratios,
+)
 from lab.report.panels import band
 from report_fixtures import grid_runs, table3_runs, write_run
 from sgdpo.drawing.curves import draw_reward_curves, method_curves, series
@@ -52,6 +61,17 @@ def test_figure2_has_six_panels_and_says_why_one_is_empty(tmp_path):
     assert text.count("rejected") == 4, "labels stand beside the four curves that exist"
     assert is_drawn(png)
     assert other[0].name == "figure2-tiny_qwen2.png"
+
+
+def test_the_same_curves_of_other_methods_are_an_exhibit_of_their_own(tmp_path):
+    """Its file has the exhibit's name, or one would lie over the other among what is published."""
+    table3_runs(tmp_path)
+    first, other = reward_curves(read_runs(tmp_path, "table3"), methods=("nca", "dpo"), title="Mine: rewards")
+    assert (first.name, other.name) == ("", "-tiny_qwen2")
+    save(first.figure, tmp_path / "two.svg")
+    text = words(tmp_path / "two.svg")
+    assert "Mine: rewards of 2 methods" in text
+    assert ("SGDPO" in text, text.index("NCA") < text.index("DPO")) == (False, True)
 
 
 def test_figure3_shows_the_diagonal_and_dpo(tmp_path):

@@ -97,15 +97,23 @@ def _judged(values: Mapping[str, Any]) -> str:
 
 def figure2(runs: Sequence[RunView], *, methods: tuple[str, ...] = ()) -> list[Picture]:
     """Figure 2: the training rewards of the methods, the paper's first. methods: these instead."""
+    return _rewards("figure2", runs, methods, "Figure 2: training rewards")
 
+
+def reward_curves(runs: Sequence[RunView], *, methods: tuple[str, ...], title: str) -> list[Picture]:
+    """Draw the training rewards of these methods. title: how it begins."""
+    return _rewards("", runs, methods, title)
+
+
+def _rewards(name: str, runs: Sequence[RunView], methods: Sequence[str], title: str) -> list[Picture]:
     def draw(own: list[RunView], model: str) -> tuple[str, Figure]:
         cells = group(own, lambda run: run["method"])
         shown = methods or methods_in_order(own, load_paper().figure2)
         panels = [(method_title(method, own), cells.get(method)) for method in shown]
-        title = f"Figure 2: training rewards of {len(panels)} methods, {model}"
-        return title, reward_panels(panels, title, figure_facts(own))
+        whole = f"{title} of {len(panels)} methods, {model}"
+        return whole, reward_panels(panels, whole, figure_facts(own))
 
-    return _each_model("figure2", runs, draw)
+    return _each_model(name, runs, draw)
 
 
 def figure3(runs: Sequence[RunView], *, baseline: str = "dpo") -> list[Picture | Table]:
