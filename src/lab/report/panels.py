@@ -39,13 +39,16 @@ def band(repeats: Repeats, key: str) -> Band | None:
 
 
 def reward_panels(panels: Sequence[tuple[str, Repeats | None]], title: str, facts: str) -> Figure:
-    """Draw chosen and rejected training rewards, a panel each in rows of three; a missing one says why."""
-    rows = -(-len(panels) // 3)
-    figure = Figure(figsize=(11.5, 3.1 * rows + 0.9), layout="constrained")
-    axes_P = figure.subplots(rows, 3, sharex=True, sharey=True, squeeze=False).ravel()
+    """Draw chosen and rejected training rewards, a panel each in rows of two or three; a missing one says why."""
+    wide = 2 if len(panels) == 4 else 3
+    rows = -(-len(panels) // wide)
+    figure = Figure(figsize=(3.6 * wide + 0.7, 3.1 * rows + 0.9), layout="constrained")
+    axes_P = figure.subplots(rows, wide, sharex=True, sharey=True, squeeze=False).ravel()
     ends = [_rewards(axes, name, repeats) for axes, (name, repeats) in zip(axes_P, panels, strict=False)]
     for axes in axes_P[len(panels) :]:
         axes.set_axis_off()
+    for axes in axes_P[max(0, len(panels) - wide) : len(panels)]:
+        axes.tick_params(labelbottom=True)  # the last of its column, with or without a full last row
     for axes, points in zip(axes_P, ends, strict=False):
         label_end(axes, points, gap=0.09)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
