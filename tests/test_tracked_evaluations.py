@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,12 @@ def judged_rows() -> list[dict]:
     return sample_rows(prompts, samples, judged)
 
 
-@pytest.mark.parametrize("samples", [judged_rows(), ODD], ids=["constraints", "odd"])
-def test_an_evaluation_joins_the_run_whatever_its_rows_hold(tmp_path, caplog, samples: list[dict]):
+@pytest.mark.parametrize("held", [judged_rows, lambda: ODD], ids=["constraints", "odd"])
+def test_an_evaluation_joins_the_run_whatever_its_rows_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, held: Callable[[], list[dict]]
+) -> None:
     """W&B refuses a column of several kinds, and the evaluation went on without it."""
+    samples = held()
     record = open_record(tmp_path / "default" / "run")
     tracker = open_tracker(TrackingConfig(mode="offline"), record, CONFIG)
     log(record, tracker, rows(range(1, 3)))

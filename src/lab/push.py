@@ -26,11 +26,11 @@ class Upload:
     private: bool
     files: list[Path]
     card: str
-    written_in: str
+    card_from: str
 
     def __str__(self) -> str:
         size = sum(file.stat().st_size for file in self.files) / 2**20
-        names = ", ".join([*(file.name for file in self.files), f"{CARD} ({self.written_in})"])
+        names = ", ".join([*(file.name for file in self.files), f"{CARD} ({self.card_from})"])
         return f"{self.repo} ({'private' if self.private else 'public'}): {names}; {size:.1f} MiB"
 
 

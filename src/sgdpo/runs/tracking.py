@@ -164,7 +164,8 @@ def wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Return rows as W&B's table, a column for each of their keys, of one kind each: W&B refuses any other."""
     import wandb
 
-    columns = {name: _of_one_kind([row.get(name) for row in rows]) for row in rows for name in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: _of_one_kind([row.get(name) for row in rows]) for name in names}
     return wandb.Table(columns=list(columns), data=list(map(list, zip(*columns.values(), strict=True))))
 
 

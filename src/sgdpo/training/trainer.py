@@ -223,7 +223,7 @@ class PairTrainer(Trainer):
         return good.name if good else "none"
 
     def end_step(self) -> None:
-        """Let the method's state see what it asked for of the whole global batch, once a step that was not skipped."""
+        """Let the method's state see what it asked for of the global batch, once a step not skipped; look at memory."""
         # One NaN would stay in a running mean, and every later step be skipped for it.
         if self.method_state is not None and not self._step.skipped:
             names, sums = self._step.sums(self.args.device)
