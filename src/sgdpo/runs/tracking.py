@@ -16,7 +16,6 @@ W&B has already stays there as a run of its own: its server would drop the new s
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -36,6 +35,7 @@ import psutil
 from sgdpo.config.schema import TrackingConfig
 from sgdpo.processes import kill_tree
 from sgdpo.runs.records import LOG, METRICS, SAMPLES, Record, RunView, view_run
+from sgdpo.store import line
 from sgdpo.values import fits
 
 log = logging.getLogger("sgdpo")
@@ -171,7 +171,7 @@ def wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _of_one_kind(values: Sequence[Any]) -> list[Any]:
     """Return a column's values: what holds other values as JSON, and values of several kinds as text."""
-    plain = [json.dumps(v, ensure_ascii=False) if isinstance(v, list | tuple | dict) else v for v in values]
+    plain = [line(v).rstrip() if isinstance(v, list | tuple | dict) else v for v in values]
     kinds = {bool if isinstance(v, bool) else float if isinstance(v, int | float) else type(v) for v in plain}
     return plain if len(kinds - {type(None)}) < 2 else [None if v is None else str(v) for v in plain]
 

@@ -74,8 +74,8 @@ def read_json(path: Path, *, default: Any = _MUST_EXIST, kind: type = object, ad
     return value
 
 
-def line(row: Mapping[str, Any]) -> str:
-    """Return a row as one line of ASCII JSON, so that no character of a text can end the line."""
+def line(row: Any) -> str:
+    """Return a row, or any value, as one line of ASCII JSON, so that no character of a text can end the line."""
     return json.dumps(finite(row)) + "\n"
 
 
