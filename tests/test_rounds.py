@@ -19,7 +19,9 @@ from lab.report.exhibit import find_exhibit
 from lab.report.rounds import rounds
 from lab.sampling.rounds import Chain
 from report_fixtures import write_run
+from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.runs.records import read_runs, view_run
+from sgdpo.runs.untrained import untrained
 from sgdpo.runs.validate import config_errors, run_errors
 from sgdpo.store import read_json, write_json
 
@@ -57,6 +59,22 @@ def test_a_start_has_the_seed_that_was_given_and_none_is_made_before_all_are_sou
     main([*given, "seed=7"])
     main([*given, "--seeds", "8,9"])
     assert [run["seed"] for run in read_runs(tmp_path / "o")] == [7, 8, 9]
+
+
+def test_runs_that_only_train_otherwise_stand_on_one_start(start, tmp_path) -> None:
+    """The chains of two methods at rates of their own once made two starts, which a table refuses as one cell."""
+    given = [*words(start, tmp_path)[2:], "init=pretrained"]
+    given = [word for word in given if not word.startswith(("sample.", "evaluate."))]
+    ways = (
+        ["method=sgdpo", "optimizer.lr=8e-5"],
+        ["method=dpo", "optimizer.lr=2e-5", "optimizer.max_steps=3"],
+        ["method=dpo", "adapter=lora", "label=wide"],
+        ["method=simpo", "trainer.layout=separate", "trainer.best=eval/loss"],
+        ["method=dpo", "engine=ddp"],
+    )
+    made = {untrained(to_run_config(compose_run([*given, *way]))) for way in ways}
+    assert len(made) == 1
+    assert untrained(to_run_config(compose_run([*given, "method=dpo", "seed=7"]))) not in made
 
 
 def test_a_method_of_which_no_round_is_judged_yet_has_no_curve(tmp_path: Path) -> None:
@@ -191,7 +209,6 @@ def test_the_prompts_are_the_runs_data_whether_it_is_named_or_not(start, tmp_pat
 def test_a_reference_of_other_weights_is_checked_and_has_a_place_in_the_identity(
     start, tmp_path, monkeypatch
 ) -> None:
-    from sgdpo.config.compose import compose_run, to_run_config
     from sgdpo.runs.run import Run
 
     given = [

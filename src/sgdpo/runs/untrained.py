@@ -6,7 +6,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sgdpo.config.schema import RatioConfig, RunConfig
+from sgdpo.config.schema import (
+    AdapterConfig,
+    EngineConfig,
+    OptimizerConfig,
+    RatioConfig,
+    RunConfig,
+    TrainerConfig,
+)
 from sgdpo.runs.records import MODEL, RECORD, Record, view_run
 from sgdpo.runs.run import Run
 from sgdpo.store import held
@@ -28,7 +35,7 @@ def untrained(config: RunConfig) -> Path:
             f"model={config.model.name} is random before it is trained: there is nothing to evaluate"
         )
     method = {**config.start, "name": "start", "title": "Start"}
-    run = Run.of(replace(config, method=method, ratio=RatioConfig(), pilot={}, init="pretrained", label=""))
+    run = Run.of(_without_training(replace(config, method=method)))
     with held(Path(config.cache) / "locks" / f"start-{run.identity.run_hash[:16]}", "this run"):
         if (run.folder / RECORD).is_file() and view_run(run.folder).status == "finished":
             log.info("%s is there already", run.folder)
@@ -41,3 +48,19 @@ def untrained(config: RunConfig) -> Path:
         record.note(steps=0)
         record.finish()
     return run.folder
+
+
+def _without_training(config: RunConfig) -> RunConfig:
+    """Leave out what only a training reads: runs that differ in nothing else stand on one start, evaluated once."""
+    return replace(
+        config,
+        ratio=RatioConfig(),
+        pilot={},
+        optimizer=OptimizerConfig(name="none"),
+        trainer=TrainerConfig(asked_by=config.trainer.asked_by),
+        adapter=AdapterConfig(),
+        engine=EngineConfig(),
+        init="pretrained",
+        reference_weights=None,
+        label="",
+    )
