@@ -19,6 +19,7 @@ from lab.evaluation.comparison import compare_runs
 from lab.evaluation.evaluate import evaluate, read_config
 from lab.evaluation.settings import compose_evaluation, runs_first
 from sgdpo.places import CONF
+from sgdpo.runs.records import read_runs
 from sgdpo.source import load_dotted
 from sgdpo.store import read_jsonl, write_jsonl
 
@@ -71,6 +72,24 @@ def test_what_does_not_fit_is_said_by_name(runs, own, tmp_path, change, message)
     words = [f"--config-dir={tmp_path}", extra, "benchmark=politeness"]
     with pytest.raises(ValueError, match=message):
         evaluate(compose_evaluation([*runs_first([str(runs[0])]), *words]))
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_ones_own_is_asked_while_a_run_trains(tmp_path):
+    """Its YAML is known to the command alone: the run keeps what it sets, for the processes that train."""
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "mine.yaml").write_text("defaults: [verifiable]\nname: mine\n")
+    words = [
+        "method=dpo", "init=pretrained", "optimizer.max_steps=1", "trainer.benchmark=mine", "trainer.samples=2",
+        "trainer.best=samples/score", "trainer.sample_tokens=4", "optimizer.batch_size=8", "engine=ddp",
+        "engine.num_processes=2", f"outputs='{tmp_path / 'o'}'", "tracking=off", "device=cpu",
+    ]  # fmt: skip
+    command = [sys.executable, str(CONF.parent / "src" / "train.py"), *words, f"--config-dir={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (run,) = read_runs(tmp_path / "o")
+    assert run["best"]["metric"] == "samples/score"
+    assert [row["score"] for row in read_jsonl(run.folder / "samples.jsonl")]
 
 
 def test_results_of_another_identity_stand_beside_each_other(runs, monkeypatch):

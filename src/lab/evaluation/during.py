@@ -10,7 +10,6 @@ from typing import Any
 
 from lab.answers.prompts import Prompt, Sample, prompt_ids
 from lab.benchmarks.benchmark import BENCHMARK, Benchmark, Subject
-from sgdpo.config.compose import written
 from sgdpo.config.schema import RunConfig
 from sgdpo.contract import binding_errors, build
 
@@ -24,8 +23,8 @@ class During:
     def errors(self) -> list[str]:
         """List why the benchmark cannot be asked while the run trains; nothing heavy loads."""
         name = self.run.trainer.benchmark
-        if not self._settings:
-            return [f"trainer.benchmark={name}: there is no conf/benchmark/{name}.yaml"]
+        if not self.run.trainer.asks:
+            return [f"trainer.benchmark={name}: there is no conf/benchmark/{name}.yaml (nor in --config-dir)"]
         if errors := binding_errors(BENCHMARK, self._settings, self.run.extra):
             return errors
         if not (self._benchmark.decides and self._benchmark.answered):
@@ -47,8 +46,7 @@ class During:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        settings = written("benchmark", str(self.run.trainer.benchmark))
-        return settings and {**settings, "limit": self.run.trainer.samples}
+        return {**(self.run.trainer.asks or {}), "limit": self.run.trainer.samples}
 
     @cached_property
     def _benchmark(self) -> Benchmark:

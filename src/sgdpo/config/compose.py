@@ -68,12 +68,16 @@ def config_folders() -> list[Path]:
 
 
 @cache
-def written(group: str, name: str) -> dict[str, Any]:
-    """Return an option of conf/ over those that it builds on, without the groups that it selects; {} for none."""
-    file = CONF / group / f"{name}.yaml"
-    own: Any = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+def written(group: str, name: str, folders: tuple[Path, ...] = (CONF,)) -> dict[str, Any]:
+    """Return a group's option over those that it builds on, without the groups that it selects; {} for none.
+
+    folders: of `config_folders`; the first that has the option gives it.
+    """
+    files = [folder / group / f"{name}.yaml" for folder in folders]
+    own: Any = next((OmegaConf.load(file) for file in files if file.is_file()), OmegaConf.create())
     bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    whole: Any = OmegaConf.to_container(OmegaConf.merge(*(written(group, base) for base in bases), own))
+    below = (written(group, base, folders) for base in bases)
+    whole: Any = OmegaConf.to_container(OmegaConf.merge(*below, own))
     return whole
 
 
@@ -296,5 +300,8 @@ def to_run_config(config: DictConfig) -> RunConfig:
     phase = OmegaConf.select(config, "method.phase")
     if phase not in PHASES:  # the optimizer's keys point to it
         raise ValueError(f"method.phase must be {' or '.join(PHASES)}, not {phase!r}")
-    typed = to_typed(config, RunConfig)
-    return replace(typed, method=with_parts(typed.method, config_folders()))
+    typed, folders = to_typed(config, RunConfig), config_folders()
+    trainer = typed.trainer
+    if trainer.benchmark is not None and trainer.asks is None:
+        trainer = replace(trainer, asks=written("benchmark", trainer.benchmark, tuple(folders)))
+    return replace(typed, method=with_parts(typed.method, folders), trainer=trainer)

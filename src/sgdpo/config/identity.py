@@ -25,6 +25,7 @@ NOT_IN_GROUP = {
         "samples",
         "sample_tokens",
         "benchmark",
+        "asks",
         "asked_by",
         "best",
         "better",
@@ -45,7 +46,7 @@ LAYOUT = (
 NOT_WEIGHTS = ("engine", "trainer", "reference")
 NOT_WEIGHTS_CONTENT = "data.test"
 # What decides which weights a run ends with, if it does not end with the last ones; answers, if they are asked.
-CHOICE, ANSWERS = ("best", "better", "patience", "eval_steps"), ("samples", "sample_tokens", "benchmark")
+CHOICE, ANSWERS = ("best", "better", "patience", "eval_steps"), ("samples", "sample_tokens", "asks")
 
 
 @dataclass(frozen=True)

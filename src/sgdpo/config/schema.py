@@ -181,6 +181,7 @@ class TrainerConfig:
     samples: Annotated[int, Range("[0, 10000]")] = 8
     sample_tokens: Annotated[int, Range("[1, 1000000]")] = 64
     benchmark: Annotated[str, NAME] | None = None
+    asks: dict[str, Any] | None = None
     asked_by: str = "???"
     best: str | None = None
     better: Annotated[str, OneOf("auto", "higher", "lower")] = "auto"
