@@ -61,6 +61,8 @@ def test_two_jobs_find_what_one_finds_in_the_order_asked_and_evaluate_the_start_
     assert tables[1] == tables[2]
     assert results[1] == results[2]
     assert "runs: 100%" in errors
+    (line,) = (line for line in errors.split("\n") if "sft has no SFT start" in line)
+    assert "runs:" not in line.rpartition("\r")[2], "a worker's line runs into the bar"
 
 
 @pytest.mark.slow

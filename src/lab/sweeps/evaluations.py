@@ -10,12 +10,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -37,6 +39,7 @@ def evaluate_all(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     if errors := evaluation_errors(config):
         raise ValueError("\n".join(errors))
     shares, workers = slots(config.n_jobs, 1, config.device != "cpu")[: len(config.runs)], []
+    said: list[Thread] = []
     with TemporaryDirectory() as done, ThreadPoolExecutor(len(shares)) as threads:
         idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
         try:
@@ -44,8 +47,11 @@ def evaluate_all(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
                 # In a session of its own: Ctrl-C reaches this process, which then kills the workers.
                 workers.append(start_python(
                     __name__, done, env={**os.environ, **share, "TQDM_DISABLE": "1"},
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    start_new_session=True,
                 ))  # fmt: skip
+                said.append(Thread(target=_pass_on, args=(workers[-1].stderr,), daemon=True))
+                said[-1].start()
                 # One run of them, for the form: all of them were checked here.
                 _tell(workers[-1], asdict(replace(config, runs=config.runs[:1])))
                 idle.put(workers[-1])
@@ -58,6 +64,14 @@ def evaluate_all(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
             for worker in workers:
                 kill_tree(worker.pid)
                 worker.wait()
+            for thread in said:  # what a worker said last is why it died
+                thread.join(timeout=5)
+
+
+def _pass_on(lines: Iterable[str]) -> None:
+    """Write a worker's lines where they do not run into the bar."""
+    for line in lines:
+        tqdm.write(line.rstrip("\n"), file=sys.stderr)
 
 
 def _ask(idle: "SimpleQueue[subprocess.Popen[str]]", run: str) -> dict[str, Any]:
