@@ -30,7 +30,8 @@ from sgdpo.config.compose import compose_run, to_run_config
 from sgdpo.config.schema import AdapterConfig, ModelConfig, RunConfig
 from sgdpo.data.packing import RowCollator, model_inputs
 from sgdpo.data.prepare import prepare
-from sgdpo.models.adapters import adapter_errors, fit_adapter, is_adapter
+from sgdpo.models.adapters import adapter_errors, fit_adapter
+from sgdpo.models.folder import is_adapter
 from sgdpo.models.load import base_of, load_config, load_model, load_tokenizer, model_errors
 from sgdpo.models.logprobs import teach_logprobs
 from sgdpo.runs.run import Run, execute

@@ -159,6 +159,7 @@ def _prepare_world(cache: Path) -> str:
     return f"{prepared.fingerprint} {prepared.train.ids.tolist()} {sorted(written(cache))}"
 
 
+@pytest.mark.proof
 def test_another_process_with_another_hash_seed_gives_the_same_tokens_and_keys(tmp_path):
     tests = Path(__file__).resolve().parent
     program = "import sys, pathlib, test_data_cache as t; print(t._prepare_world(pathlib.Path(sys.argv[1])))"

@@ -111,6 +111,7 @@ class TestProcesses:
         share = max(1, len(psutil.Process().cpu_affinity()) // 2)
         assert set(re.findall(r"with (\d+) threads", output)) == {str(share)}
 
+    @pytest.mark.proof
     def test_ctrl_c_stops_at_once_and_leaves_no_process(self, tmp_path):
         process, pids = self.hanging(tmp_path, 0)
         status = experiment_status(tmp_path / "outputs", "x")
@@ -130,6 +131,7 @@ class TestProcesses:
             read_jsonl(run.folder / "metrics.jsonl", torn_end=True) for run in runs_by_seed(tmp_path).values()
         )
 
+    @pytest.mark.proof
     def test_after_sigkill_the_same_command_continues(self, tmp_path):
         process, pids = self.hanging(tmp_path)
         process.kill()

@@ -294,6 +294,7 @@ def test_two_processes_that_want_the_same_table_compute_it_once(tmp_path, caplog
     assert tokens == sum(int(size.sum()) for size in examples.lengths)
 
 
+@pytest.mark.proof
 def test_who_waits_for_a_pass_that_is_killed_takes_it_over(tmp_path) -> None:
     first = slow_pass(tmp_path)
     while not stretches(tmp_path):

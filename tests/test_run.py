@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from killed_run import EVERY_SPOIL, SPOILS, spoiled
+from killed_run import SPOILS, spoiled
 from lab.evaluation.evaluate import read_config
 from lab.sampling.settings import model_of
 from sgdpo.config.compose import compose_run, method_of, to_run_config
@@ -176,8 +176,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("started")).parents[2]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spoil", EVERY_SPOIL)
+@pytest.mark.proof
+@pytest.mark.parametrize("spoil", SPOILS)
 def test_a_start_with_any_file_damaged_is_never_used(
     started: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: str
 ) -> None:

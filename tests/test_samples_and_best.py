@@ -184,6 +184,7 @@ def test_the_models_card_says_what_the_record_says(alone: Path) -> None:
     assert abs(int(seconds) - view_run(alone)["seconds"]) < 1.5
 
 
+@pytest.mark.proof
 def test_a_killed_run_ends_with_the_same_answers_and_the_same_best(alone: Path, tmp_path: Path) -> None:
     """Killed after the step-10 checkpoint, with answers of later steps on the disk: none is there twice."""
     command = [

@@ -8,8 +8,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from lab.evaluation.settings import read_config
 from sgdpo.config.schema import ModelConfig
 from sgdpo.hub import HUB_ID, first_line
-from sgdpo.models.adapters import BASE, is_adapter
-from sgdpo.models.load import load_model, load_tokenizer
+from sgdpo.models.folder import BASE, is_adapter
 from sgdpo.runs.card import model_card
 from sgdpo.runs.contents import why_not_trusted
 from sgdpo.runs.records import MODEL, RunView, view_run
@@ -67,6 +66,8 @@ def merge_adapter(folder: Path, target: Path, trusted: bool = False) -> None:
 
     trusted: Python code that the model brings may run.
     """
+    from sgdpo.models.load import load_model, load_tokenizer  # torch and all that
+
     run, source = _finished(folder), folder / MODEL
     if not is_adapter(source):
         raise ValueError(f"{source} holds a whole model already: there is nothing to merge")

@@ -15,6 +15,7 @@ from lab.serving.endpoint import ask_each
 from lab.serving.reply import Reply
 from lab.serving.served import Local, Remote, Served
 from sgdpo.config.schema import ModelConfig
+from sgdpo.models.folder import is_adapter
 from sgdpo.store import hash_json, hash_tokenizer
 from sgdpo.values import Range
 
@@ -127,8 +128,6 @@ class VllmGenerator(OwnModel):
         ]
 
     def of(self, model: ModelConfig, device: str) -> Generator:
-        from sgdpo.models.adapters import is_adapter
-
         if is_adapter(Path(model.path or "")):
             raise ValueError(
                 f"{model.path} holds an adapter, and vLLM is given whole models: merge it with scripts/merge.py, or"

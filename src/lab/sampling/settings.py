@@ -25,6 +25,7 @@ from sgdpo.config.compose import (
 from sgdpo.config.schema import DataConfig, ModelConfig
 from sgdpo.contract import binding_errors
 from sgdpo.data.sources import data_errors
+from sgdpo.models.folder import is_adapter
 from sgdpo.places import CONF
 from sgdpo.runs.contents import own_model, why_no_model, why_not_trusted
 from sgdpo.runs.records import RECORD
@@ -101,7 +102,6 @@ def _model_errors(config: SampleConfig) -> list[str]:
 
 def answering_errors(model: ModelConfig) -> list[str]:
     """List what is wrong with a model that is to answer: a run's adapter, which finds its base, serves too."""
-    from sgdpo.models.adapters import is_adapter
     from sgdpo.models.load import model_errors
 
     return [] if is_adapter(Path(model.path or "")) else model_errors(model)

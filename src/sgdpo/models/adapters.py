@@ -19,9 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from sgdpo.config.schema import AdapterConfig
 from sgdpo.hub import first_line
 from sgdpo.models.architectures import skeleton
+from sgdpo.models.folder import BASE
 from sgdpo.store import write_json
 
-ADAPTER, BASE, ALL = "adapter_config.json", "adapter_base.json", "all-linear"
+ALL = "all-linear"
 SHOWN = 12
 
 
@@ -112,11 +113,6 @@ class WithoutAdapter:
 
 
 # ---- on the disk ------------------------------------------------------------------------------------------------
-
-
-def is_adapter(folder: Path) -> bool:
-    """Say whether a folder holds an adapter and no model."""
-    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
 def write_base(folder: Path, base: Path | str, revision: str | None, weights: str) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sgdpo.config.schema import ModelConfig
-from sgdpo.models.adapters import is_adapter
 from sgdpo.store import DamagedError, read_json
 
 MERGE_IT = (
     "merge the two, PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder) with peft, and"
     " give that folder (for a run of ours scripts/merge.py RUN FOLDER does it)"
 )
+# What peft writes of an adapter, and what we write beside it: what it was trained on.
+ADAPTER, BASE = "adapter_config.json", "adapter_base.json"
 AGAIN = "copy or download it again"
 INDEX = "model.safetensors.index.json"
 # Types of tensors in a safetensors file that are weights as they are, or buffers; others are quantised weights.
@@ -23,6 +24,11 @@ JSON = (
     "config.json", "generation_config.json", "*.index.json", "tokenizer*.json", "special_tokens_map.json",
     "added_tokens.json", "vocab*.json", "chat_template.json",
 )  # fmt: skip
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter and no model."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
 def folder_errors(model: ModelConfig, folder: Path) -> list[str]:

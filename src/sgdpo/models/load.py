@@ -33,14 +33,14 @@ from transformers.utils.logging import disable_progress_bar
 from sgdpo.config.schema import AdapterConfig, ModelConfig
 from sgdpo.data.template import default_template
 from sgdpo.hub import HUB_ID, from_hub
-from sgdpo.models.adapters import ADAPTER, BASE, adapter_errors, is_adapter, merged
+from sgdpo.models.adapters import adapter_errors, merged
 from sgdpo.models.architectures import (
     architecture_errors,
     described,
     describing_errors,
     supports_sdpa,
 )
-from sgdpo.models.folder import MERGE_IT, folder_errors, quantised_errors
+from sgdpo.models.folder import ADAPTER, BASE, MERGE_IT, folder_errors, is_adapter, quantised_errors
 from sgdpo.models.tiny import tiny_config, tiny_tokenizer
 from sgdpo.store import hash_buffers, hash_folder, hash_json, read_json
 
