@@ -231,6 +231,9 @@ def test_one_seed_is_said_to_speak_of_two_models_and_its_error_to_be_over_prompt
     assert "One seed speaks of two models, not of the methods that trained them." in findings.facts
     assert any(fact.endswith("; 1 seed).") for fact in findings.facts)
     assert "± is one standard error over prompts (one seed)." in arms.facts
+    logged = {**SAID, "measures": {"reward": "eval/rewards/margins"}, "tested": ["reward"]}
+    _, bare = study(read_runs(tmp_path, "study"), **logged)
+    assert bare.facts[0] == "One seed, and no run logs the spread over its pairs: no ±."
 
 
 def test_what_is_the_same_for_all_arms_has_no_rank_correlation(tmp_path: Path) -> None:

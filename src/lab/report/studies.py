@@ -106,7 +106,7 @@ def study(
     works: list[Table | Picture] = [
         findings_table(findings, bounds, [*below, *_how(bounds, findings), *facts(runs)]),
         *([_matched_table(pairs)] if matched else []),
-        _arms_table(cells, arms, measures, seeds_of(runs), [error_fact(runs), *facts(runs)]),
+        _arms_table(cells, arms, measures, runs),
     ]
     if figure and (rows := _drawn(cells, findings, arms, measures, tested, bounds, figure)):
         axis = _axis(arms, each, tested, figure)
@@ -322,16 +322,19 @@ def _arms_table(
     cells: Cells,
     arms: Mapping[str, Any],
     measures: Mapping[str, str],
-    seeds: Sequence[int],
-    below: Sequence[str],
+    runs: Sequence[RunView],
 ) -> Table:
+    seeds = seeds_of(runs)
     rows: list[list[Entry | str]] = [
         [title(condition), arm,
          *(number_entry(own.get(arm), reader(m), 3, seeds, m.partition(":")[0]) for m in measures.values())]
         for condition, own in cells.items()
         for arm in arms
     ]  # fmt: skip
-    return Table("-arms", "The arms", ["Condition", "arm", *measures], rows, 2, below)
+    # A mean that a run logs over its held-out pairs has no error of its own: several seeds give it one.
+    bare = len(seeds) == 1 and all("/" in metric for metric in measures.values())
+    below = "One seed, and no run logs the spread over its pairs: no ±." if bare else error_fact(runs)
+    return Table("-arms", "The arms", ["Condition", "arm", *measures], rows, 2, [below, *facts(runs)])
 
 
 def _matched_table(pairs: Mapping[Condition, Sequence[Match]]) -> Table:
