@@ -268,13 +268,14 @@ def published_name(path: Path, suffix: str) -> str:
 
 
 def _head(suffix: str, mixture: str, kept: Sequence[str]) -> str:
+    """Head the page; one without a suffix holds what runs on a laptop, tiny models and SmolLM2."""
     memory = psutil.virtual_memory().total / 2**30
     runs = "What was gathered now is" if kept else "All runs are"
     runs += f" of several commits: {mixture}." if mixture else " of one commit, below each table."
     if kept:
         runs += f" Published before, with their commits below them: {', '.join(kept)}."
     return (
-        f"# Results: {suffix.removeprefix('-') or 'tiny'} scale\n\n"
+        f"# Results{suffix and f': {suffix[1:]} scale'}\n\n"
         f"Gathered by `make publish` at commit {commit_text(git_state())} on a machine with {psutil.cpu_count()} CPU "
         f"cores and {memory:.0f} GiB of memory. {runs} Numbers come from records only.\n"
     )
