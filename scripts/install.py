@@ -23,8 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_PACKAGES = ("nvidia-", "cuda-")
 PATIENCE = 5  # seconds
-# Python compiles what it imports when it first does, a quarter of all that is installed; pip would compile all of it.
-INSTALL = ("install", "--no-compile", "--quiet")
 
 
 def main() -> None:
@@ -42,10 +40,10 @@ def main() -> None:
     assert found, "requirements.txt pins torch"
     install_torch(found[1], given.torch)
     if given.no_lock:
-        pip(*INSTALL, "-r", str(ROOT / "requirements.txt"))
+        pip("install", "--quiet", "-r", str(ROOT / "requirements.txt"))
     else:
-        pip(*INSTALL, "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock"))
-    pip(*INSTALL, "--no-deps", "--editable", str(ROOT))
+        pip("install", "--quiet", "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock"))
+    pip("install", "--quiet", "--no-deps", "--editable", str(ROOT))
 
 
 def install_torch(version: str, wanted: str) -> None:
@@ -66,9 +64,9 @@ def install_torch(version: str, wanted: str) -> None:
             print(f"{CPU_INDEX} does not answer: taking the build that the configured index has", flush=True)
     # Both builds have one version, of which pip says that it is there.
     torch = [*index, *(["--force-reinstall"] if there else []), f"torch=={version}"]
-    report = json.loads(pip(*INSTALL, "--dry-run", "--report", "-", *torch))
+    report = json.loads(pip("install", "--dry-run", "--quiet", "--report", "-", *torch))
     print(describe(report["install"], "a GPU was found" if gpu else "no GPU was found"), flush=True)
-    pip(*INSTALL, *torch)
+    pip("install", "--quiet", *torch)
 
 
 def build_there(version: str) -> str | None:

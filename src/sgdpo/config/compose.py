@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -23,6 +23,7 @@ from sgdpo.config.schema import DataConfig, RunConfig
 from sgdpo.method import PHASES, Method, bind_method
 from sgdpo.mixtures import with_parts
 from sgdpo.places import CONF
+from sgdpo.values import NAME, value_error
 
 T = TypeVar("T")
 TAKE_A_VALUE = (
@@ -302,6 +303,8 @@ def to_run_config(config: DictConfig) -> RunConfig:
         raise ValueError(f"method.phase must be {' or '.join(PHASES)}, not {phase!r}")
     typed, folders = to_typed(config, RunConfig), config_folders()
     trainer = typed.trainer
-    if trainer.benchmark is not None and trainer.asks is None:
-        trainer = replace(trainer, asks=written("benchmark", trainer.benchmark, tuple(folders)))
+    # Another text is no file's name, and is refused as one.
+    named = trainer.benchmark is not None and not value_error(trainer.benchmark, Annotated[str, NAME])
+    if named and trainer.asks is None:
+        trainer = replace(trainer, asks=written("benchmark", str(trainer.benchmark), tuple(folders)))
     return replace(typed, method=with_parts(typed.method, folders), trainer=trainer)
