@@ -41,18 +41,18 @@ def test_a_search_finds_the_best_and_more_trials_go_on_from_there(
     tmp_path: Path,
 ) -> None:
     space = (*SEARCH, "seed=interval(0,1000)", "n_jobs=2")
-    code, screen = run_app(tmp_path, *space, number(2))
+    code, screen = run_app(tmp_path, *space, number(3))
     assert code == 0, screen
     first = trials_in(tmp_path)
-    assert [trial.state for trial in first] == [TrialState.COMPLETE] * 2
+    assert [trial.state for trial in first] == [TrialState.COMPLETE] * 3
     assert {trial.params["seed"] for trial in first} == {
         run["seed"] for run in read_runs(tmp_path / "outputs", "x")
     }
     assert f"best: eval/rewards/margins {max(t.value for t in first):.4g} of sgdpo-" in screen
     assert "held-out margin" in screen
-    code, screen = run_app(tmp_path, *space, number(3))
+    code, screen = run_app(tmp_path, *space, number(4))
     values = [trial.params["seed"] for trial in trials_in(tmp_path)]
-    assert (code, values[:2], len(set(values))) == (0, [t.params["seed"] for t in first], 3), (
+    assert (code, values[:3], len(set(values))) == (0, [t.params["seed"] for t in first], 4), (
         "it draws on, not again"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -23,7 +23,6 @@ from sgdpo.config.schema import DataConfig, RunConfig
 from sgdpo.method import PHASES, Method, bind_method
 from sgdpo.mixtures import with_parts
 from sgdpo.places import CONF
-from sgdpo.values import NAME, value_error
 
 T = TypeVar("T")
 TAKE_A_VALUE = (
@@ -74,8 +73,9 @@ def written(group: str, name: str, folders: tuple[Path, ...] = (CONF,)) -> dict[
 
     folders: of `config_folders`; the first that has the option gives it.
     """
-    files = [folder / group / f"{name}.yaml" for folder in folders]
-    own: Any = next((OmegaConf.load(file) for file in files if file.is_file()), OmegaConf.create())
+    # By what is there: not every text is a path, and none leads out of the group.
+    files = (path for folder in folders for path in (folder / group).glob("*.yaml") if path.stem == name)
+    own: Any = next(map(OmegaConf.load, files), OmegaConf.create())
     bases = [base for base in own.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
     below = (written(group, base, folders) for base in bases)
     whole: Any = OmegaConf.to_container(OmegaConf.merge(*below, own))
@@ -303,8 +303,6 @@ def to_run_config(config: DictConfig) -> RunConfig:
         raise ValueError(f"method.phase must be {' or '.join(PHASES)}, not {phase!r}")
     typed, folders = to_typed(config, RunConfig), config_folders()
     trainer = typed.trainer
-    # Another text is no file's name, and is refused as one.
-    named = trainer.benchmark is not None and not value_error(trainer.benchmark, Annotated[str, NAME])
-    if named and trainer.asks is None:
-        trainer = replace(trainer, asks=written("benchmark", str(trainer.benchmark), tuple(folders)))
+    if trainer.benchmark is not None and trainer.asks is None:
+        trainer = replace(trainer, asks=written("benchmark", trainer.benchmark, tuple(folders)))
     return replace(typed, method=with_parts(typed.method, folders), trainer=trainer)
